@@ -1,0 +1,54 @@
+"""Fixtures shared by all tests: tiny LLaMA models that are built in milliseconds."""
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+def tiny_llama_config(**changes):
+    """A LLaMA config of about 100 000 parameters with grouped-query attention and odd sizes."""
+    from transformers import LlamaConfig
+
+    settings = {
+        "vocab_size": 199,
+        "hidden_size": 48,
+        "intermediate_size": 104,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return LlamaConfig(**(settings | changes))
+
+
+@pytest.fixture(params=[False, True], ids=["untied", "tied"])
+def tiny_llama(request):
+    """An fp32 tiny LLaMA on the CPU in eval mode, once with untied and once with tied embeddings."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(tiny_llama_config(tie_word_embeddings=request.param)).eval()
+
+
+def pytest_collection_modifyitems(items):
+    """Skip ``gpu`` tests where there is no CUDA device; torch is imported only if such a test was collected."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device; run `make test-gpu` on a machine with a GPU"))

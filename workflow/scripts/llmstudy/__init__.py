@@ -1,0 +1,1 @@
+"""The measuring library of the precision study: importable and testable without Snakemake."""

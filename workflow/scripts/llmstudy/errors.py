@@ -1,0 +1,12 @@
+"""Errors that a user can act on."""
+
+
+class StudyError(Exception):
+    """One line that names the key or file, the value, and what is allowed or what to do.
+
+    Raised for bad input; a rule's script prints the line without a traceback.
+    """
+
+
+class Unsupported(Exception):
+    """What was asked for cannot run here (device, kernel, model); becomes a record with status ``unsupported``."""
