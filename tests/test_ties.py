@@ -1,0 +1,189 @@
+"""The sentences that tie background chapters to the tables: right row, right numbers, no crash on a partial study."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from llmstudy.errors import StudyError
+from llmstudy.ties import MISSING, TIES, sentence
+
+SEVEN_B = {"study": "h200", "model": "llama-7b", "weights": "synthetic", "device": "NVIDIA H200"}
+SMALL_GPU = {"study": "h200", "model": "smol", "weights": "real", "device": "NVIDIA H200"}
+SMALL_CPU = {"study": "default", "model": "smol", "weights": "real", "device": "cpu"}
+
+
+def cell(place, precision="bf16", runtime="eager", attention="sdpa-flash", status="ok", **values):
+    kind = {"precision": precision, "runtime": runtime, "attention": attention}
+    return place | kind | {"status": status, "reason": "" if status == "ok" else "why"} | values
+
+
+def latency(place, tpot, repeat=0, batch=1, prompt=512, new=128, **values):
+    defaults = {"ttft_ms": 20.0, "mbu": 0.5, "bandwidth_gb_s": 4280.0}
+    workload = {"batch": batch, "prompt_tokens": prompt, "new_tokens": new, "repeat": repeat, "tpot_ms": tpot}
+    return cell(place, **(defaults | workload | values))
+
+
+def quality(place, precision, **values):
+    defaults = {"corpus": "wiki", "protocol": "w1024-s512", "tokens": 20479, "nll": 3.0, "ppl": 20.99}
+    return cell(place, precision, **(defaults | values))
+
+
+@pytest.fixture
+def tables():
+    """A GPU study of a synthetic 7B shape and a real small model, and a CPU study; medians are 20.0, 4.0, 104.0 …"""
+    speed = [
+        *(latency(SEVEN_B, tpot, repeat) for repeat, tpot in enumerate((19.0, 20.0, 24.0))),
+        latency(SEVEN_B, 30.0, attention="eager", ttft_ms=28.0),
+        latency(SEVEN_B, 25.0, batch=8),
+        latency(SEVEN_B, 4.0, runtime="graph", mbu=0.8),
+        latency(SEVEN_B, 2.0, runtime="graph", precision="int8-fused", mbu=0.75),
+        latency(SEVEN_B, 104.0, precision="llm-int8", mbu=0.015),
+        latency(SEVEN_B, 62.0, precision="llm-int8-t0", mbu=np.nan),
+        latency(SMALL_GPU, 9.0),
+        latency(SMALL_CPU, 500.0, mbu=np.nan),
+        latency(SEVEN_B, np.nan, precision="nf4", status="oom"),
+    ]
+    stored = [
+        cell(SEVEN_B, batch=1, prompt_tokens=512, new_tokens=128, weights_gib=12.5, kv_cache_gib=0.3125),
+        cell(SEVEN_B, "int8-fused", batch=1, prompt_tokens=512, new_tokens=128, weights_gib=6.5, kv_cache_gib=0.3125),
+        cell(SEVEN_B | {"model": "llama-70b"}, status="oom"),
+        cell(SEVEN_B | {"model": "llama-70b"}, "nf4", weights_gib=35.0),
+    ]
+    for row, peak in zip(stored, (13.0, 7.0)):
+        row["peak_prefill_gib"] = peak
+    stored.append(stored[0] | {"attention": "sdpa-math", "peak_prefill_gib": 17.5})
+    scored = [
+        quality(SMALL_CPU, "fp32", kl_nats=0.0, top1_agreement=1.0, ppl_ratio=1.0),
+        quality(
+            SMALL_CPU,
+            "llm-int8",
+            kl_nats=0.0183,
+            top1_agreement=0.921,
+            ppl_ratio=1.0185,
+            ppl_ratio_low=1.017,
+            ppl_ratio_high=1.02,
+        ),
+        quality(SMALL_CPU, "nf4", kl_nats=0.278, top1_agreement=0.715, ppl_ratio=1.281),
+        quality(SEVEN_B, "int8-fused", kl_nats=0.0001, top1_agreement=1.0, ppl_ratio=0.9),
+    ]
+    written = [
+        cell(SMALL_CPU, precision, prompt=prompt, text=text, reference_text="abc", first_divergence_token=first)
+        for precision, prompt, text, first in (
+            ("bf16", "p", "abc", np.nan),
+            ("bf16", "q", "abc", np.nan),
+            ("nf4", "p", "xyz", 3),
+            ("nf4", "q", "xy", 7),
+        )
+    ]
+    extras = {
+        "profile": [
+            cell(SEVEN_B, "llm-int8", launches_per_token=5000, syncs_per_token=224, device_busy_share=0.2),
+            cell(SEVEN_B, launches_per_token=1200, syncs_per_token=1, device_busy_share=0.3),
+        ],
+        "outliers": [
+            cell(SMALL_CPU, "llm-int8", layer=0, linear="q_proj", threshold=6.0, column_share=0.01),
+            cell(SMALL_CPU, "llm-int8", layer=7, linear="down_proj", threshold=6.0, column_share=0.03),
+            cell(SMALL_CPU, "llm-int8", layer=7, linear="down_proj", threshold=2.0, column_share=0.5),
+        ],
+        "attention": [
+            cell(SEVEN_B, attention=kernel, prompt_tokens=length, time_ms=time, tflops=100.0)
+            for kernel, length, time in (
+                ("sdpa-math", 4096, 13.2),
+                ("sdpa-flash", 4096, 0.51),
+                ("sdpa-flash", 16384, 6.4),
+            )
+        ],
+        "sensitivity": [
+            cell(SMALL_CPU, "int8-fused", layer=3, linear="down_proj", delta_nll=0.002),
+            cell(SMALL_CPU, "int8-fused", layer=4, linear="o_proj", delta_nll=0.001),
+        ],
+    }
+    listed = {"latency": speed, "memory": stored, "quality": scored, "samples": written, **extras}
+    return {name: pd.DataFrame(rows) for name, rows in listed.items()}
+
+
+@pytest.mark.parametrize("name", TIES)
+def test_every_sentence_is_whole_and_says_where_it_comes_from(name, tables):
+    text = sentence(name, tables)
+    assert text != MISSING
+    assert text.endswith(".") and "nan" not in text
+    assert "](results/" in text
+    assert "llama-" not in text or "synthetic weights" in text
+
+
+@pytest.mark.parametrize("name", TIES)
+def test_every_name_says_what_its_sentence_must_say(name):
+    assert TIES[name].__doc__.splitlines()[0].endswith(".")
+
+
+@pytest.mark.parametrize("name", TIES)
+def test_missing_tables_columns_and_rows_give_the_stock_sentence(name, tables):
+    assert sentence(name, {}) == MISSING
+    assert sentence(name, {key: table.iloc[:0] for key, table in tables.items()}) == MISSING
+    assert (
+        sentence(name, {key: table.drop(columns="status") for key, table in tables.items() if key != "latency"})
+        == MISSING
+    )
+
+
+@pytest.mark.parametrize("name", TIES)
+def test_a_study_in_which_everything_failed_still_renders(name, tables):
+    failed = {key: table.assign(status="error") for key, table in tables.items()}
+    text = sentence(name, failed)
+    assert text == MISSING or name == "failed_cells"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("weights_memory", ["12.5 GiB", "0.312 GiB", "batch 1, 512 + 128 tokens"]),
+        ("kv_cache", ["512 KiB"]),
+        ("does_not_fit", ["`llama-70b`", "`bf16` ends as `oom`", "`nf4`", "35 GiB"]),
+        ("int8_memory", ["12.5 GiB", "6.5 GiB", "52%"]),
+        ("score_matrix_memory", ["5 GiB above the weights with `sdpa-math`", "0.5 GiB with `sdpa-flash`"]),
+        ("prefill_against_decode", ["0.0391 ms", "decode 4 ms", "102 times"]),
+        ("decode_bandwidth", ["4 ms", "80%", "4,280 GB/s", "`graph`"]),
+        ("batching", ["from batch 1 to 8", "20 ms to 25 ms", "8 times the tokens"]),
+        ("bitsandbytes_slow", ["104 ms", "MBU 1.5%", "20 ms", "5.2 times"]),
+        ("threshold_zero", ["104 ms", "62 ms", "1.68 times"]),
+        ("int8_fused_fast", ["4 ms", "2 ms", "2 times"]),
+        ("launches", ["`llm-int8` in `eager` 5,000 launches and 224 synchronisations, device busy 20%"]),
+        ("attention_ttft", ["28 ms with `eager`", "20 ms with `sdpa-flash`"]),
+        ("attention_time", ["for 4096 tokens", "`sdpa-flash` 0.51 ms (100 TFLOP/s), `sdpa-math` 13.2 ms"]),
+        ("spread", ["25.0%"]),
+        ("failed_cells", ["1 ended as `oom`"]),
+        ("reference_perplexity", ["20,479 tokens", "20.99", "`fp32`"]),
+        ("greedy_divergence", ["`bf16` equals it in 2 of 2;", "`nf4` equals it in 0 of 2, the others part at token 5"]),
+        ("top1_agreement", ["`fp32` 100.0%, `llm-int8` 92.1%, `nf4` 71.5%"]),
+        ("rulers", ["`fp32` 0, `llm-int8` 0.0183, `nf4` 0.278"]),
+        ("int8_quality", ["`llm-int8` 1.0185 [1.0170, 1.0200]"]),
+        ("nf4_quality", ["`llm-int8` 1.0185 [1.0170, 1.0200], `nf4` 1.2810"]),
+        ("outliers", ["2.00%", "3.00%", "layer 7", "`down_proj`"]),
+        ("sensitivity", ["`down_proj` of layer 3", "0.002 nats"]),
+    ],
+)
+def test_numbers(name, expected, tables):
+    text = sentence(name, tables)
+    for part in expected:
+        assert part in text
+
+
+def test_every_sentence_has_its_numbers_tested():
+    tested = {case[0] for case in test_numbers.pytestmark[0].args[1]}
+    assert tested == set(TIES)
+
+
+def test_quality_never_speaks_of_synthetic_weights(tables):
+    tables["quality"] = tables["quality"].assign(weights="synthetic")
+    assert sentence("int8_quality", tables) == MISSING
+
+
+def test_gpu_comes_before_cpu_though_the_cpu_is_slower(tables):
+    assert "NVIDIA H200" in sentence("prefill_against_decode", tables)
+    only_cpu = tables["latency"][tables["latency"]["device"] == "cpu"]
+    assert "on cpu" in sentence("prefill_against_decode", {"latency": only_cpu})
+
+
+def test_unknown_name_is_a_one_line_error():
+    with pytest.raises(StudyError, match="'typo'.*decode_bandwidth") as caught:
+        sentence("typo", {})
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,54 @@
+"""Sentences that tie the background chapters to what the study measured.
+
+A chapter calls ``tie('decode_bandwidth')``; the sentence carries numbers, their study, model and device, and a link to
+the table. ``TIES`` maps each name to its function, whose docstring says what the sentence must say. Where several cells
+could serve, accelerators come before CPUs, small batches before large, and the model with the slowest unquantised step
+(the largest) before others. Of several attention kernels the fastest speaks for its precision and runtime.
+
+Besides the promised tables four may be there, each with the identity columns and ``status``: ``profile``
+(launches_per_token, syncs_per_token, device_busy_share), ``outliers`` (layer, linear, threshold, column_share),
+``attention`` (prompt_tokens, time_ms, tflops) and ``sensitivity`` (layer, linear, delta_nll).
+"""
+
+from llmstudy.errors import StudyError
+from llmstudy.ties import memory, quality, speed
+from llmstudy.ties.rows import Tables
+
+MISSING = "This study's records hold no such measurement yet."
+
+TIES = {
+    function.__name__: function
+    for function in (
+        memory.weights_memory,
+        memory.kv_cache,
+        memory.does_not_fit,
+        memory.int8_memory,
+        memory.score_matrix_memory,
+        speed.prefill_against_decode,
+        speed.decode_bandwidth,
+        speed.batching,
+        speed.bitsandbytes_slow,
+        speed.threshold_zero,
+        speed.int8_fused_fast,
+        speed.launches,
+        speed.attention_ttft,
+        speed.attention_time,
+        speed.spread,
+        speed.failed_cells,
+        quality.reference_perplexity,
+        quality.greedy_divergence,
+        quality.top1_agreement,
+        quality.rulers,
+        quality.int8_quality,
+        quality.nf4_quality,
+        quality.outliers,
+        quality.sensitivity,
+    )
+}
+
+
+def sentence(name: str, tables: Tables) -> str:
+    """The sentence called ``name``, or ``MISSING`` where the tables cannot support it. Raises StudyError if unknown."""
+    if name not in TIES:
+        raise StudyError(f"tie {name!r}: unknown sentence; allowed: {', '.join(TIES)}")
+    return TIES[name](tables) or MISSING

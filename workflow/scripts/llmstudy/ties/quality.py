@@ -1,0 +1,121 @@
+"""Sentences from quality.csv, samples.csv and the optional outliers and sensitivity tables: real weights only."""
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from llmstudy.ties.rows import PLACE, Tables, good_rows, leading, link, number, place
+
+_INT8 = ("int8-fused", "int8-fused-outlier", "int8-w8a8", "llm-int8", "llm-int8-t0")
+_FOUR_BIT = ("llm-int8", "nf4", "nf4-dq", "fp4")
+
+
+def reference_perplexity(tables: Tables) -> str | None:
+    """NLL and PPL of the least lossy precision over the longest evaluation, with its protocol."""
+    frame = _real(good_rows(tables, "quality", "corpus", "protocol", "tokens", "nll", "ppl"))
+    for precision in ("fp32", "bf16", "fp16"):
+        row = leading(frame[frame["precision"] == precision], "-tokens")
+        if row is not None:
+            return (
+                f"Measured ({place(row)}): over {number(row.tokens)} tokens of `{row.corpus}` (`{row.protocol}`), "
+                f"`{precision}` scores {number(row.nll)} nats per token, a perplexity of {row.ppl:.2f} "
+                f"({link(row, 'quality')})."
+            )
+    return None
+
+
+def greedy_divergence(tables: Tables) -> str | None:
+    """Per precision: how many greedy continuations equal the reference's, and where the others part from it."""
+    frame = _real(good_rows(tables, "samples", "prompt", "text", "reference_text"))
+    prompts = frame.groupby(PLACE)["prompt"].transform("nunique")
+    best = leading(frame.assign(prompts=prompts), "-prompts")
+    if best is None:
+        return None
+    frame = frame[(frame[PLACE] == best[PLACE]).all(axis=1)].drop_duplicates(["precision", "prompt"])
+    parts = []
+    for precision, rows in frame.groupby("precision", sort=True):
+        parted = rows[rows["text"] != rows["reference_text"]]
+        where = pd.to_numeric(parted.get("first_divergence_token", pd.Series(dtype=float))).dropna()
+        median = f", the others part at token {where.median():.0f} (median)" if len(where) else ""
+        parts.append(f"`{precision}` equals it in {len(rows) - len(parted)} of {len(rows)}{median}")
+    return (
+        f"Measured ({place(best)}), greedy continuations held against the reference's: {'; '.join(parts)} "
+        f"({link(best, 'samples')})."
+    )
+
+
+def top1_agreement(tables: Tables) -> str | None:
+    """Share of positions where the most probable token is the reference's, per precision, best first."""
+    return _listed(tables, "-top1_agreement", lambda row: f"{row.top1_agreement:.1%}", "top-1 agreement with")
+
+
+def rulers(tables: Tables) -> str | None:
+    """KL divergence from the reference for every precision, from the noise floor to the deliberately bad end."""
+    return _listed(tables, "kl_nats", lambda row: number(row.kl_nats), "mean KL divergence in nats from")
+
+
+def int8_quality(tables: Tables) -> str | None:
+    """PPL ratio with interval of weight-only int8 and LLM.int8()."""
+    return _listed(tables, "ppl_ratio", _ratio, "PPL over that of", _INT8)
+
+
+def nf4_quality(tables: Tables) -> str | None:
+    """PPL ratio of the 4-bit precisions beside LLM.int8()'s."""
+    return _listed(tables, "ppl_ratio", _ratio, "PPL over that of", _FOUR_BIT)
+
+
+def outliers(tables: Tables) -> str | None:
+    """Share of activation columns over the paper's threshold: the mean over linears and the linear with the most."""
+    frame = _real(good_rows(tables, "outliers", "layer", "linear", "threshold", "column_share"))
+    frame = frame[frame["threshold"] == 6.0]
+    worst = leading(frame, "-column_share")
+    if worst is None:
+        return None
+    mean = frame[(frame[PLACE] == worst[PLACE]).all(axis=1)]["column_share"].mean()
+    return (
+        f"Measured ({place(worst)}): at threshold 6 {mean:.2%} of a linear's input columns are outliers on average, "
+        f"most of them ({worst.column_share:.2%}) in layer {worst.layer}, `{worst.linear}` ({link(worst, 'outliers')})."
+    )
+
+
+def sensitivity(tables: Tables) -> str | None:
+    """The linear whose quantisation alone raises NLL most."""
+    frame = _real(good_rows(tables, "sensitivity", "layer", "linear", "delta_nll"))
+    worst = leading(frame, "-delta_nll")
+    if worst is None:
+        return None
+    return (
+        f"Measured ({place(worst)}): of all linears quantised one at a time to `{worst.precision}`, `{worst.linear}` "
+        f"of layer {worst.layer} costs most, {number(worst.delta_nll)} nats per token ({link(worst, 'sensitivity')})."
+    )
+
+
+def _real(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame["weights"] == "real"]
+
+
+def _ratio(row) -> str:
+    low, high = getattr(row, "ppl_ratio_low", None), getattr(row, "ppl_ratio_high", None)
+    return f"{row.ppl_ratio:.4f}" + (f" [{low:.4f}, {high:.4f}]" if pd.notna(low) and pd.notna(high) else "")
+
+
+def _listed(
+    tables: Tables, order: str, word: Callable, title: str, precisions: tuple[str, ...] | None = None
+) -> str | None:
+    """One value per precision in the evaluation that compares most precisions, then the one with most tokens."""
+    column = order.removeprefix("-")
+    frame = _real(good_rows(tables, "quality", "corpus", "protocol", "tokens", column))
+    if precisions is not None:
+        frame = frame[frame["precision"].isin(precisions)]
+    keys = [*PLACE, "corpus", "protocol"]
+    compared = frame.groupby(keys)["precision"].transform("nunique")
+    best = leading(frame.assign(compared=compared), "-compared", "-tokens")
+    if best is None:
+        return None
+    rows = frame[(frame[keys] == best[keys]).all(axis=1)].drop_duplicates("precision")
+    rows = rows.sort_values(column, ascending=column == order)
+    parts = ", ".join(f"`{row.precision}` {word(row)}" for row in rows.itertuples())
+    return (
+        f"Measured ({place(best)}, `{best.corpus}`, `{best.protocol}`, {number(best.tokens)} tokens), {title} the "
+        f"reference: {parts} ({link(best, 'quality')})."
+    )

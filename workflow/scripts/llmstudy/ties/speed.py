@@ -1,0 +1,172 @@
+"""Sentences from latency.csv and the optional profile and attention tables."""
+
+import pandas as pd
+
+from llmstudy.ties.rows import (
+    PLACE,
+    UNQUANTISED,
+    WORKLOAD,
+    Tables,
+    attention_pair,
+    fastest_attention,
+    good_rows,
+    leading,
+    link,
+    medians,
+    number,
+    of_kind,
+    paired,
+    place,
+    processes,
+    workload,
+)
+
+
+def prefill_against_decode(tables: Tables) -> str | None:
+    """TTFT per prompt token against TPOT of the same unquantised run, and their ratio."""
+    frame = medians(tables, "latency", "ttft_ms", "tpot_ms")
+    row = leading(of_kind(frame, UNQUANTISED), "batch", "-tpot_ms", "-prompt_tokens")
+    if row is None:
+        return None
+    prefill, decode = row.ttft_ms / (row.batch * row.prompt_tokens), row.tpot_ms / row.batch
+    return (
+        f"Measured ({place(row)}, `{row.precision}`, `{row.runtime}` runtime, {workload(row)}, "
+        f"{processes(row.repeats)}): prefill spends {number(prefill)} ms on each prompt token, decode {number(decode)} "
+        f"ms on each new one, {number(decode / prefill)} times as much ({link(row, 'latency')})."
+    )
+
+
+def decode_bandwidth(tables: Tables) -> str | None:
+    """TPOT, MBU and copy bandwidth of the best-launched unquantised decode."""
+    frame = fastest_attention(medians(tables, "latency", "tpot_ms", "mbu", "bandwidth_gb_s"), "tpot_ms")
+    row = leading(of_kind(frame, UNQUANTISED), "batch", "-tpot_ms", "prompt_tokens")
+    if row is None:
+        return None
+    return (
+        f"Measured ({place(row)}, {workload(row)}, {processes(row.repeats)}): a `{row.precision}` token takes "
+        f"{number(row.tpot_ms)} ms in the `{row.runtime}` runtime, an MBU of {row.mbu:.0%} of the "
+        f"{number(row.bandwidth_gb_s)} GB/s that the same job copies at ({link(row, 'latency')})."
+    )
+
+
+def batching(tables: Tables) -> str | None:
+    """How much longer a step gets from the smallest to the largest batch of one unquantised precision."""
+    frame = fastest_attention(medians(tables, "latency", "tpot_ms"), "tpot_ms").sort_values("batch")
+    keys = [*PLACE, "prompt_tokens", "new_tokens", "precision", "runtime", "accelerator"]
+    large = frame.drop_duplicates(keys, keep="last")[[*keys, "batch", "tpot_ms"]]
+    both = frame.drop_duplicates(keys).merge(large, on=keys, suffixes=("", "_large"))
+    row = leading(of_kind(both[both["batch_large"] > both["batch"]], UNQUANTISED), "-tpot_ms", "prompt_tokens")
+    if row is None:
+        return None
+    return (
+        f"Measured ({place(row)}, `{row.precision}`, `{row.runtime}` runtime, {int(row.prompt_tokens)} prompt tokens): "
+        f"from batch {int(row.batch)} to {int(row.batch_large)} a step goes from {number(row.tpot_ms)} ms to "
+        f"{number(row.tpot_ms_large)} ms and yields {number(row.batch_large / row.batch)} times the tokens "
+        f"({link(row, 'latency')})."
+    )
+
+
+def bitsandbytes_slow(tables: Tables) -> str | None:
+    """TPOT and MBU of LLM.int8() against the unquantised precision, both launched eagerly."""
+    return _tpot_pair(tables, [("llm-int8", "eager"), ("llm-int8-t0", "eager")], _unquantised("eager"))
+
+
+def threshold_zero(tables: Tables) -> str | None:
+    """TPOT of LLM.int8() with the outlier path against the same without it."""
+    return _tpot_pair(tables, [("llm-int8", "eager")], [("llm-int8-t0", "eager")])
+
+
+def int8_fused_fast(tables: Tables) -> str | None:
+    """TPOT and MBU of unquantised weights against the fused int8 kernel, both under the same runtime."""
+    graph = _tpot_pair(tables, _unquantised("graph"), [("int8-fused", "graph")])
+    return graph or _tpot_pair(tables, _unquantised("eager"), [("int8-fused", "eager")])
+
+
+def launches(tables: Tables) -> str | None:
+    """Kernel launches and host synchronisations per token, and the device's busy share, per precision and runtime."""
+    frame = good_rows(tables, "profile", "launches_per_token", "syncs_per_token", "device_busy_share")
+    best = leading(frame, "-launches_per_token")
+    if best is None:
+        return None
+    rows = frame[(frame[PLACE] == best[PLACE]).all(axis=1)].sort_values("launches_per_token", ascending=False)
+    parts = [
+        f"`{row.precision}` in `{row.runtime}` {number(row.launches_per_token)} launches and "
+        f"{number(row.syncs_per_token)} synchronisations, device busy {row.device_busy_share:.0%}"
+        for row in rows.drop_duplicates(["precision", "runtime"]).itertuples()
+    ]
+    return f"Profiled per token ({place(best)}): {'; '.join(parts)} ({link(best, 'profile')})."
+
+
+def attention_ttft(tables: Tables) -> str | None:
+    """TTFT at the longest prompt: an attention that stores the scores against the fastest one."""
+    row = attention_pair(medians(tables, "latency", "ttft_ms"), "ttft_ms")
+    if row is None:
+        return None
+    return (
+        f"Measured ({place(row)}, `{row.precision}`, {workload(row)}, {processes(row.repeats)}): the first token takes "
+        f"{number(row.ttft_ms)} ms with `{row.attention}` attention and {number(row.ttft_ms_other)} ms with "
+        f"`{row.attention_other}` ({link(row, 'latency')})."
+    )
+
+
+def attention_time(tables: Tables) -> str | None:
+    """Time and TFLOP/s of each attention kernel alone at the longest context that two or more ran."""
+    frame = good_rows(tables, "attention", "prompt_tokens", "time_ms", "tflops")
+    keys = [*PLACE, "prompt_tokens"]
+    best = leading(frame[frame.groupby(keys)["attention"].transform("nunique") > 1], "-prompt_tokens")
+    if best is None:
+        return None
+    rows = frame[(frame[keys] == best[keys]).all(axis=1)].sort_values("time_ms").drop_duplicates("attention")
+    parts = [f"`{row.attention}` {number(row.time_ms)} ms ({number(row.tflops)} TFLOP/s)" for row in rows.itertuples()]
+    listed = ", ".join(parts)
+    return f"Measured ({place(best)}) for {int(best.prompt_tokens)} tokens: {listed} ({link(best, 'attention')})."
+
+
+def spread(tables: Tables) -> str | None:
+    """Range of TPOT over repeats as a share of the median: the typical cell and the worst."""
+    frame = good_rows(tables, "latency", *WORKLOAD, "tpot_ms").astype({"tpot_ms": float})
+    keys = [*PLACE, *WORKLOAD, "precision", "attention", "runtime"]
+    groups = frame.groupby(keys, dropna=False)["tpot_ms"]
+    ranges = ((groups.max() - groups.min()) / groups.median())[groups.size() > 1]
+    if ranges.empty:
+        return None
+    worst = pd.Series(dict(zip(keys, ranges.idxmax())))
+    return (
+        f"Measured over {len(ranges)} repeated cells: between processes TPOT ranges over {ranges.median():.1%} of its "
+        f"median in the typical cell and over {ranges.max():.1%} in the worst ({place(worst)}, `{worst.precision}`, "
+        f"{link(worst, 'latency')})."
+    )
+
+
+def failed_cells(tables: Tables) -> str | None:
+    """How many latency rows ended in each status other than ok."""
+    frame = tables.get("latency")
+    if frame is None or frame.empty:
+        return None
+    counts = frame["status"].value_counts().drop("ok", errors="ignore")
+    failed = ", ".join(f"{count} ended as `{status}`" for status, count in counts.items()) or "all are `ok`"
+    studies = ", ".join(link(pd.Series({"study": study}), "latency") for study in sorted(frame["study"].unique()))
+    return f"Of {len(frame)} latency rows, {failed} ({studies})."
+
+
+def _unquantised(runtime: str) -> list[tuple[str, str]]:
+    return [kind for kind in UNQUANTISED if kind[1] == runtime]
+
+
+def _tpot_pair(tables: Tables, slow: list[tuple[str, str]], quick: list[tuple[str, str]]) -> str | None:
+    frame = fastest_attention(medians(tables, "latency", "tpot_ms", optional=("mbu",)), "tpot_ms")
+    row = leading(paired(frame, [*PLACE, *WORKLOAD, "accelerator"], slow, quick), "batch", "-tpot_ms", "prompt_tokens")
+    if row is None:
+        return None
+    first, second = _tpot(row, ""), _tpot(row, "_other")
+    return (
+        f"Measured ({place(row)}, {workload(row)}, {processes(min(row.repeats, row.repeats_other))}): {first} against "
+        f"{second}, {number(row.tpot_ms / row.tpot_ms_other)} times as long ({link(row, 'latency')})."
+    )
+
+
+def _tpot(row: pd.Series, side: str) -> str:
+    mbu = row[f"mbu{side}"]
+    share = f", MBU {mbu:.1%}" if pd.notna(mbu) else ""
+    runtime, milliseconds = row[f"runtime{side}"], number(row[f"tpot_ms{side}"])
+    return f"`{row[f'precision{side}']}` {milliseconds} ms per token (`{runtime}` runtime{share})"
