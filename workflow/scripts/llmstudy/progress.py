@@ -1,0 +1,54 @@
+"""Progress of long steps: a bar on a terminal, a line now and then in a log."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+LOG_INTERVAL_S = 10.0
+
+
+class LogBar(tqdm):
+    """A ``tqdm`` that writes whole lines instead of redrawing one: carriage returns make a log unreadable.
+
+    It can stand wherever a library takes a ``tqdm`` class.
+    """
+
+    def __init__(self, *args, **settings):
+        log_settings = {
+            "mininterval": LOG_INTERVAL_S,
+            "miniters": 1,
+            "bar_format": "{desc}: {n_fmt}/{total_fmt} {unit} in {elapsed} ({rate_fmt})",
+        }
+        super().__init__(*args, **(settings | log_settings))
+
+    @staticmethod
+    def status_printer(file):
+        def print_line(status: str) -> None:
+            if status.strip():
+                file.write(status.strip() + "\n")
+                file.flush()
+
+        return print_line
+
+
+def progress(iterable: Iterable[Item], what: str, total: int | None = None, unit: str = "items") -> Iterator[Item]:
+    """Pass the items on while showing how many are done.
+
+    A script that has redirected ``sys.stderr`` into its log still shows its bar on the terminal it was started from, and
+    lines in the log as well.
+
+    Args:
+        iterable: the items.
+        what: the step in words, e.g. ``"quality wikipedia"``.
+        total: the number of items where ``iterable`` has no length.
+        unit: what an item is called.
+    """
+    if not sys.stderr.isatty():
+        iterable = LogBar(iterable, desc=what, total=total, unit=unit, file=sys.stderr)
+    if sys.__stderr__ is not None and sys.__stderr__.isatty():
+        iterable = tqdm(iterable, desc=what, total=total, unit=f" {unit}", file=sys.__stderr__)
+    yield from iterable

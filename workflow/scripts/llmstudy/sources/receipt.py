@@ -1,0 +1,59 @@
+"""SOURCE.json: what a folder holds, where it came from and the checksum of each file; written last, it proves a fetch."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llmstudy.errors import StudyError
+from llmstudy.files import sha256_of, write_json
+from llmstudy.progress import progress
+
+RECEIPT = "SOURCE.json"
+
+
+def begin(folder: Path) -> None:
+    """Make the folder and take away an older receipt: from here to ``finish`` the folder counts as incomplete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECEIPT).unlink(missing_ok=True)
+
+
+def finish(folder: Path, content: dict[str, Any], files_folder: Path, names: Iterable[str]) -> None:
+    """Write the receipt: ``content`` and, under ``files``, SHA-256 and bytes of each of ``names`` in ``files_folder``."""
+    names = sorted(names)
+    files = {
+        name: {"sha256": sha256_of(files_folder / name), "bytes": (files_folder / name).stat().st_size}
+        for name in progress(names, f"checksums {content['name']}", unit="files")
+    }
+    write_json(folder / RECEIPT, content | {"files": files})
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The receipt in ``folder``.
+
+    Raises:
+        StudyError: there is none (the fetch did not finish) or it is not JSON.
+    """
+    path = folder / RECEIPT
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StudyError(
+            f"{path}: missing, so {folder.name} was not fetched; fetch it where there is network"
+        ) from error
+    except ValueError as error:
+        raise StudyError(f"{path}: not JSON ({error}); delete it and fetch again") from error
+
+
+def check(files: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Compare the files in ``folder`` with the receipt by name and size (checksums were compared when fetching).
+
+    Raises:
+        StudyError: a file is missing or has another size.
+    """
+    for name, expected in files.items():
+        path = folder / name
+        if not path.exists():
+            raise StudyError(f"{path}: missing, though SOURCE.json lists it; fetch again where there is network")
+        if (size := path.stat().st_size) != expected["bytes"]:
+            raise StudyError(f"{path}: has {size} bytes, SOURCE.json says {expected['bytes']}; fetch it again")
