@@ -38,8 +38,8 @@ class LogBar(tqdm):
 def progress(iterable: Iterable[Item], what: str, total: int | None = None, unit: str = "items") -> Iterator[Item]:
     """Pass the items on while showing how many are done.
 
-    A script that has redirected ``sys.stderr`` into its log still shows its bar on the terminal it was started from, and
-    lines in the log as well.
+    A script that has redirected ``sys.stderr`` into its log has lines in the log and still its bar on the terminal it
+    was started from.
 
     Args:
         iterable: the items.

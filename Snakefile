@@ -1,0 +1,35 @@
+"""Which precision should I run this LLaMA-family model in, on this hardware, and what do I lose?
+
+Measures speed, memory and quality of a model in several precisions and renders REPORT.md.
+
+    snakemake --cores 1                                  the default study, config/config.yaml
+    snakemake --cores 1 --configfile config/<study>.yaml another study
+    snakemake --profile slurm                            on a SLURM cluster, after editing slurm/config.yaml
+    snakemake -n                                         what would be done
+
+Steps: fetch weights and text → measure latency, memory, quality and samples, one process each → aggregate into CSV
+tables → plot → judge → render. See README.md, and config/README.md for every key.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/weights.smk"
+include: "workflow/rules/measure.smk"
+include: "workflow/rules/aggregate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        "REPORT.md",

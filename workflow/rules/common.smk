@@ -1,0 +1,173 @@
+"""
+What all rules share: the completed config, the list of records, and the functions that rules name. No rules here.
+
+The work is done by pure functions in workflow/scripts/llmstudy/plan.py; these only connect them to wildcards.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
+
+from llmstudy import dependencies, plan
+from llmstudy import config as study_config
+from llmstudy.errors import StudyError
+from snakemake.exceptions import WorkflowError
+
+try:
+    config = study_config.complete(config)
+except StudyError as error:
+    raise WorkflowError(str(error))
+
+STUDY = config["study"]
+RESULTS = f"results/{STUDY}"
+
+
+wildcard_constraints:
+    study=STUDY,
+    model="[A-Za-z0-9_-]+",
+    corpus="[A-Za-z0-9_-]+",
+    precision="[A-Za-z0-9-]+",
+    attention="[A-Za-z0-9_-]+",
+    runtime="[a-z]+",
+    repeat="[0-9]+",
+    table="[a-z]+",
+
+
+def measurement(kind, wildcards):
+    """The measurement that a record's wildcards name."""
+    return plan.Measurement(
+        kind,
+        wildcards.model,
+        wildcards.precision,
+        wildcards.attention,
+        wildcards.runtime,
+        int(wildcards.repeat),
+    )
+
+
+def records(kind):
+    """The paths of all records of a kind."""
+    return [one.path(STUDY) for one in plan.measurements(config, kind)]
+
+
+def reference(wildcards):
+    """The measurement that keeps a model's reference log-probabilities."""
+    return plan.Measurement("reference", wildcards.model, config["reference"], plan.quality_attention(config), "eager")
+
+
+def measuring_threads(wildcards):
+    """A measurement has the machine to itself: it takes every core that this run of Snakemake may use."""
+    return config["threads"] or workflow.resource_settings.cores or 4
+
+
+def attempt_number(wildcards, attempt):
+    """Which submission of the job this is."""
+    return attempt
+
+
+def measuring_minutes(wildcards, attempt):
+    """Wall time of a measuring job."""
+    return plan.runtime_minutes(config, attempt)
+
+
+def model_config(wildcards):
+    """The config's entry of a model."""
+    return plan.model_entry(config, wildcards.model)
+
+
+def corpus_config(wildcards):
+    """The config's entry of a corpus."""
+    return next(corpus for corpus in config["corpora"] if corpus["name"] == wildcards.corpus)
+
+
+def prompt_corpus(wildcards):
+    """The text that prompts are taken from."""
+    return f"resources/corpora/{config['corpora'][0]['name']}/text.jsonl"
+
+
+def quality_texts(wildcards):
+    """The texts that quality is measured on."""
+    return [f"resources/corpora/{name}/text.jsonl" for name in plan.quality_corpora(config)]
+
+
+def reference_files(wildcards):
+    """What the reference leaves for the other precisions of a model."""
+    folder = plan.reference_folder(config, wildcards.model)
+    names = plan.quality_corpora(config)
+    return [f"{folder}/{name}{suffix}" for name in names for suffix in (".logprobs.f16", ".top5.npy")]
+
+
+def latency_job(wildcards):
+    """What a latency job is told."""
+    return plan.job(config, measurement("latency", wildcards))
+
+
+def memory_job(wildcards):
+    """What a memory job is told."""
+    return plan.job(config, measurement("memory", wildcards))
+
+
+def quality_job(wildcards):
+    """What a quality job is told."""
+    return plan.job(config, measurement("quality", wildcards))
+
+
+def samples_job(wildcards):
+    """What a samples job is told."""
+    return plan.job(config, measurement("samples", wildcards))
+
+
+def reference_job(wildcards):
+    """What the job that keeps the reference's log-probabilities is told."""
+    return plan.job(config, reference(wildcards))
+
+
+def latency_library(wildcards):
+    """The library files that a latency job runs through."""
+    return plan.library_files(measurement("latency", wildcards))
+
+
+def memory_library(wildcards):
+    """The library files that a memory job runs through."""
+    return plan.library_files(measurement("memory", wildcards))
+
+
+def quality_library(wildcards):
+    """The library files that a quality job runs through."""
+    return plan.library_files(measurement("quality", wildcards))
+
+
+def samples_library(wildcards):
+    """The library files that a samples job runs through."""
+    return plan.library_files(measurement("samples", wildcards))
+
+
+def reference_library(wildcards):
+    """The library files that the reference job runs through."""
+    return plan.library_files(reference(wildcards))
+
+
+def measuring_memory(wildcards, attempt):
+    """Host memory of a measuring job, MB; kinds need about the same."""
+    return plan.memory_mb(config, measurement("latency", wildcards), attempt)
+
+
+def measuring_gpus(wildcards):
+    """GPUs of a measuring job."""
+    return plan.gpus(config, measurement("latency", wildcards))
+
+
+def reference_memory(wildcards, attempt):
+    """Host memory of the job that keeps the reference, MB."""
+    return plan.memory_mb(config, reference(wildcards), attempt)
+
+
+def reference_gpus(wildcards):
+    """GPUs of the job that keeps the reference."""
+    return plan.gpus(config, reference(wildcards))
+
+
+def latency_order(wildcards):
+    """Random but repeatable start order."""
+    return plan.start_order(config, measurement("latency", wildcards))

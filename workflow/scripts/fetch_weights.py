@@ -1,0 +1,8 @@
+"""Fetch a model's weights and tokenizer, verified, as safetensors."""
+
+from pathlib import Path
+
+from llmstudy import sources, steps
+
+with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
+    sources.fetch_weights(snakemake.params.model, Path(snakemake.output[0]).parent, Path("resources/downloads"))  # noqa: F821

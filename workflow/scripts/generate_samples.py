@@ -1,0 +1,5 @@
+"""Generate greedy continuations of the study's prompts in one precision."""
+
+from llmstudy import steps
+
+steps.measure(snakemake)  # noqa: F821 - Snakemake provides it

@@ -1,0 +1,133 @@
+"""The child process that a measurement runs in, seen from its parent.
+
+The parent imports no torch, takes no core while the child measures, and lives on when the child is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+LIBRARY = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a child: status and reason as in a record, what it reported, seconds it lived."""
+
+    status: str
+    reason: str
+    result: dict = field(default_factory=dict)
+    wall_s: float = 0.0
+
+
+def run_child(job: dict, log: Path, artifacts: Path) -> Outcome:
+    """Measure ``job`` in a process of its own and say what became of it.
+
+    The child appends to ``log`` and reports through a file that it replaces atomically after each finished piece, so
+    that a killed child loses only the piece it was at. ``artifacts`` is a folder for larger files. Time limit: ``job["limits"]["seconds"]``.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="llmstudy-") as folder:
+        job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
+        job_file.write_text(json.dumps(job))
+        command = [sys.executable, "-m", "llmstudy.worker", str(job_file), str(result_file), str(artifacts)]
+        start = time.monotonic()
+        kills_before = _kernel_oom_kills()
+        with log.open("a") as stream, _terminate_as_exception():
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env=_environment(),
+                start_new_session=True,
+            )
+            try:
+                finished = _sleep_until_exit(process, job["limits"]["seconds"])
+            finally:
+                _kill_group(process)
+        wall_s = time.monotonic() - start
+        result = json.loads(result_file.read_text()) if result_file.exists() else {}
+    killed_for_memory = _kernel_oom_kills() > kills_before
+    status, reason = _judge(process.returncode, finished, killed_for_memory, result, job["limits"]["seconds"])
+    return Outcome(status, reason, result, round(wall_s, 3))
+
+
+def _environment() -> dict[str, str]:
+    """The child's environment: the library on its path and the hub switched off (compute nodes have no network)."""
+    path = os.pathsep.join(filter(None, [str(LIBRARY), os.environ.get("PYTHONPATH")]))
+    return os.environ | {
+        "PYTHONPATH": path,
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def _sleep_until_exit(process: subprocess.Popen, seconds: float) -> bool:
+    """Whether the process ended within ``seconds``; sleeps in the kernel, because polling takes time from a core."""
+    if not hasattr(os, "pidfd_open"):  # not Linux
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+    handle = os.pidfd_open(process.pid)
+    try:
+        ready, _, _ = select.select([handle], [], [], seconds)
+    finally:
+        os.close(handle)
+    return bool(ready)
+
+
+def _kill_group(process: subprocess.Popen) -> None:
+    """End the child and whatever it started; its process group is its own."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+class _terminate_as_exception:
+    """SIGTERM (a cancelled cluster job) raises SystemExit in the parent, so that the child never outlives it."""
+
+    def __enter__(self):
+        def stop(number, frame):
+            raise SystemExit(128 + number)
+
+        self.previous = signal.signal(signal.SIGTERM, stop)
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGTERM, self.previous)
+
+
+def _kernel_oom_kills() -> int:
+    """How many processes the kernel has killed for memory since boot; 0 where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
+def _judge(returncode: int, finished: bool, killed_for_memory: bool, result: dict, seconds: float) -> tuple[str, str]:
+    if not finished:
+        return "timeout", f"stopped after its limit of {seconds:.0f} s"
+    if returncode == 0 and "status" in result:
+        return result["status"], result["reason"]
+    if returncode == -signal.SIGKILL and killed_for_memory:
+        return "oom", "the kernel killed the measuring process because memory ran out"
+    if returncode < 0:
+        return "error", f"killed by signal {-returncode} ({signal.Signals(-returncode).name})"
+    return "error", f"the measuring process left without a result, exit code {returncode}; see its log"

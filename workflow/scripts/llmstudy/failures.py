@@ -1,0 +1,35 @@
+"""From an exception to the status and the reason of a record."""
+
+from __future__ import annotations
+
+import traceback
+
+from llmstudy.errors import StudyError, Unsupported
+
+# CPU allocators raise a plain RuntimeError; these are the words they use.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the device or on the host."""
+    if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorOutOfMemoryError"):
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in _OUT_OF_MEMORY)
+
+
+def classify(error: BaseException) -> tuple[str, str]:
+    """(status, reason in one line) of an exception."""
+    message = " ".join(str(error).split())[:400]
+    if is_out_of_memory(error):
+        return "oom", message or "out of memory"
+    if isinstance(error, Unsupported):
+        return "unsupported", message
+    if isinstance(error, StudyError):
+        return "error", message
+    return "error", f"{type(error).__name__}: {message}"
+
+
+def traceback_tail(error: BaseException, lines: int = 15) -> list[str]:
+    """The last lines of the traceback."""
+    text = "".join(traceback.format_exception(error))
+    return text.rstrip().splitlines()[-lines:]

@@ -1,0 +1,47 @@
+"""Real text as token ids: prompts for latency and memory, token streams for quality."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmstudy.errors import StudyError
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmstudy.measure.session import Session
+
+
+def prompt_batch(session: Session, batch: int, prompt_tokens: int) -> torch.Tensor:
+    """int64 [batch, prompt_tokens] on the device: every row begins with another document of the job's first corpus.
+
+    A row whose document is too short goes on with the documents after it. Raises StudyError if the corpus has fewer
+    documents than the batch has rows.
+    """
+    import torch
+
+    name = next(iter(session.job["corpora"]))
+    documents = session.corpus_documents(name)
+    if len(documents) < batch:
+        raise StudyError(f"corpus {name!r}: {len(documents)} documents for batch {batch}; every row needs its own")
+    rows = []
+    for row in range(batch):
+        ids: list[int] = []
+        for offset in range(len(documents)):
+            # Tokenising a few characters more than needed is enough and keeps long documents cheap.
+            text = documents[(row + offset) % len(documents)][: 12 * prompt_tokens]
+            ids += encode(session, text)
+            if len(ids) >= prompt_tokens:
+                break
+        else:
+            raise StudyError(f"corpus {name!r}: only {len(ids)} tokens for a prompt of {prompt_tokens}")
+        rows.append(ids[:prompt_tokens])
+    return torch.tensor(rows, device=session.device)
+
+
+def encode(session: Session, text: str) -> list[int]:
+    """Token ids without special tokens; synthetic models have no tokenizer: the text's UTF-8 bytes stand in."""
+    tokenizer = session.weights.tokenizer()
+    if tokenizer is None:
+        return list(text.encode("utf-8"))
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,0 +1,104 @@
+"""Quality: per-token NLL under every protocol, and the distance to the reference's distribution under the first.
+
+Per-token values go into ``arrays.npz`` so that every convention can be derived and every difference paired later;
+keys are ``<corpus>/<protocol>/<quantity>``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from llmstudy.failures import classify
+from llmstudy.measure.reference import logprobs_file, renormalise, top5_file
+from llmstudy.measure.scoring import score, true_token
+from llmstudy.measure.session import Session, log
+from llmstudy.measure.stream import TokenStream, protocol_name, token_stream
+
+
+def measure(session: Session) -> dict:
+    """``{"protocols": [{"corpus", "protocol", "status", "tokens", "words", "utf8_bytes", "nll", …}]}``."""
+    model, _ = session.load_model()
+    arrays: dict[str, np.ndarray] = {}
+    samples: dict = {"protocols": []}
+    for corpus in session.settings["corpora"]:
+        stream = token_stream(session, corpus)
+        for number, protocol in enumerate(session.settings["protocols"]):
+            name = protocol_name(protocol, session.settings["bos"])
+            reference = Reference.open(session, corpus) if number == 0 else None
+            entry = {"corpus": corpus, "protocol": name, "words": stream.words, "utf8_bytes": stream.utf8_bytes}
+            try:
+                found = measure_protocol(session, model, stream, protocol, reference)
+                entry |= {"status": "ok", "reason": "", "tokens": len(found["nll"])}
+                entry |= {f"mean_{key}": float(np.mean(values)) for key, values in found.items()}
+                found["document"] = stream.document[1:]
+                arrays |= {f"{corpus}/{name}/{key}": values for key, values in found.items()}
+            except Exception as error:  # a window that does not fit must not cost the other protocols
+                status, reason = classify(error)
+                entry |= {"status": status, "reason": reason}
+            log(f"{corpus} {name}: {entry['status']} {entry['reason']}")
+            samples["protocols"].append(entry)
+            np.savez_compressed(session.artifacts / "arrays.npz", **arrays)
+            session.save(samples)
+            session.free()
+    return samples
+
+
+def measure_protocol(
+    session: Session, model, stream: TokenStream, protocol: dict, reference: Reference | None
+) -> dict[str, np.ndarray]:
+    """float32 arrays: ``nll`` [tokens], and against a reference ``kl``, ``p_difference``, ``top1``, ``top5``."""
+    nll = np.empty(len(stream.ids) - 1, dtype=np.float32)
+    compared: dict[str, list[np.ndarray]] = {}
+    for positions, log_probabilities, targets in score(session, model, stream, protocol, session.settings["bos"]):
+        nll[positions] = -true_token(log_probabilities, targets).cpu().numpy()
+        if reference and positions.start < reference.tokens:
+            for key, values in reference.compare(positions.start, log_probabilities, targets).items():
+                compared.setdefault(key, []).append(values)
+    return {"nll": nll} | {key: np.concatenate(values) for key, values in compared.items()}
+
+
+class Reference:
+    """The reference's stored log-probabilities of one corpus, read row by row in stream order."""
+
+    def __init__(self, folder: Path, corpus: str, vocabulary: int, device: str):
+        self.file = logprobs_file(folder, corpus).open("rb")
+        self.top5 = np.load(top5_file(folder, corpus))
+        self.tokens = len(self.top5)
+        self.vocabulary = vocabulary
+        self.device = device
+
+    @classmethod
+    def open(cls, session: Session, corpus: str) -> Reference | None:
+        """The reference of this job, or None (with a line in the log) if it left nothing to compare with."""
+        folder = Path(session.job["reference_folder"])
+        top5 = top5_file(folder, corpus)
+        if not top5.exists() or not top5.stat().st_size:
+            log(f"{folder}: the reference left no log-probabilities; KL divergence and agreement stay empty")
+            return None
+        return cls(folder, corpus, session.weights.config().vocab_size, session.device)
+
+    def compare(self, start: int, candidate, targets) -> dict[str, np.ndarray]:
+        """Rows ``start`` … against the candidate's log-probabilities fp32 [rows, vocabulary].
+
+        kl            Σ p (ln p − ln q), nats, p the reference and q the candidate
+        p_difference  q − p of the token that came
+        top1          1 where the most probable token is the same
+        top5          share of the reference's five most probable tokens among the candidate's five
+        """
+        import torch
+
+        rows = min(len(candidate), self.tokens - start)
+        candidate, targets = candidate[:rows], targets[:rows]
+        raw = self.file.read(rows * self.vocabulary * 2)
+        rounded = torch.frombuffer(bytearray(raw), dtype=torch.float16).view(rows, self.vocabulary)
+        reference = renormalise(rounded.to(self.device))
+        probabilities = reference.exp()
+        kl = (probabilities * (reference - candidate)).sum(-1)
+        difference = true_token(candidate, targets).exp() - true_token(probabilities, targets)
+        best = candidate.topk(5).indices
+        top5 = torch.from_numpy(self.top5[start : start + rows]).to(self.device)
+        overlap = (best[:, :, None] == top5[:, None, :]).any(2).float().mean(1)
+        found = {"kl": kl, "p_difference": difference, "top1": (best[:, 0] == top5[:, 0]).float(), "top5": overlap}
+        return {key: values.cpu().numpy() for key, values in found.items()}

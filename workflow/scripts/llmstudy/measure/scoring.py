@@ -1,0 +1,54 @@
+"""Log-probabilities of a model over the windows of a token stream, in fp32 whatever the model computes in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from llmstudy.measure.stream import TokenStream, windows
+from llmstudy.progress import progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmstudy.measure.session import Session
+
+# Rows of [rows, vocabulary] fp32 log-probabilities that exist at a time: bounds memory to some 100 MB.
+ROWS = 256
+
+
+def score(
+    session: Session, model, stream: TokenStream, protocol: dict, bos: bool
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """Yield (positions, log_probabilities fp32 [rows, vocabulary], targets int64 [rows]) in stream order.
+
+    ``positions`` counts scored tokens from 0: token 1 of the stream is position 0. With ``bos`` every window begins
+    with the beginning-of-text token and one real token less of context.
+    """
+    import torch
+
+    ids = torch.from_numpy(stream.ids).to(session.device)
+    start = torch.tensor([session.weights.config().bos_token_id], device=session.device) if bos else None
+    width = protocol["window"] - bos
+    plan = list(windows(len(ids), width, min(protocol["stride"], width)))
+    for window in progress(plan, what="windows scored", total=len(plan), unit="window"):
+        inputs = ids[window.begin : window.end]
+        if bos:
+            inputs = torch.cat([start, inputs])
+        # Not inference_mode around a yield: grad mode is per thread and would leak into the caller.
+        with torch.no_grad(), session.attention_forced():
+            logits = model(inputs[None], use_cache=False, logits_to_keep=window.scored).logits[0]
+        first = window.end - window.scored
+        for low in range(0, window.scored, ROWS):
+            high = min(low + ROWS, window.scored)
+            log_probabilities = torch.log_softmax(logits[low:high].float(), dim=-1)
+            yield (
+                slice(first + low, first + high),
+                log_probabilities,
+                ids[first + low + 1 : first + high + 1],
+            )
+
+
+def true_token(log_probabilities: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Log-probability of the token that came, [rows]."""
+    return log_probabilities.gather(1, targets[:, None])[:, 0]

@@ -1,0 +1,104 @@
+"""What a record must say about where it was measured: code, versions, hardware. No hostnames, users or tokens."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "triton", "flash-attn", "safetensors", "numpy")
+# What decides the order of precisions on a CPU: without bf16 instructions bf16 prefill is slower than fp32.
+CPU_CAPABILITIES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
+
+
+def of_repository() -> dict:
+    """The commit that measured, and whether the tree had changes; empty outside a git checkout."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        # safe.directory: a container or a cluster often mounts the checkout under another user.
+        command = ["git", "-c", "safe.directory=*", "-C", str(folder), *arguments]
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return run.stdout.strip() if run.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if not commit:
+        return {}
+    return {"git_commit": commit, "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+
+
+def of_process(device: str) -> dict:
+    """Versions, CPU, threads and, on CUDA, the GPU of this process. Imports torch."""
+    import torch
+
+    found = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "packages": installed(PACKAGES),
+        "cpu": cpu_model(),
+        "cpu_capabilities": cpu_capabilities(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "host_memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        found["gpu"] = {
+            "name": properties.name,
+            "count": torch.cuda.device_count(),
+            "memory_gib": round(properties.total_memory / 2**30, 1),
+            "multiprocessors": properties.multi_processor_count,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+            "driver": _driver_version(),
+        }
+    return found
+
+
+def installed(packages: tuple[str, ...]) -> dict[str, str]:
+    """The versions of those of the packages that are installed."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel gives it."""
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_capabilities() -> list[str]:
+    """Those instruction-set extensions that matter here and that this processor has."""
+    for line in _cpuinfo():
+        if line.startswith(("flags", "Features")):
+            flags = set(line.split(":", 1)[1].split())
+            return [name for name in CPU_CAPABILITIES if name in flags]
+    return []
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _driver_version() -> str | None:
+    from llmstudy.measure import gpu
+
+    with gpu.handle() as nvml:
+        return nvml.driver if nvml else None

@@ -1,0 +1,53 @@
+"""What the workflow's scripts share: from Snakemake's object to a call of this library."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmstudy import records
+from llmstudy.errors import StudyError
+
+# What the two nested Snakemakes and the parent take of a SLURM job's memory, MB.
+PARENT_MB = 400
+# What is kept of a SLURM job's time to write the record, seconds.
+WRITING_S = 60
+
+
+@contextmanager
+def step(log: str) -> Iterator[None]:
+    """Send output to the rule's log; a mistake of the user ends the step with its one line, without a traceback."""
+    terminal = sys.stderr
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    with Path(log).open("a", buffering=1) as stream:
+        sys.stdout = sys.stderr = stream
+        try:
+            yield
+        except StudyError as error:
+            print(f"error: {error}", file=stream)
+            print(f"error: {error}", file=terminal)
+            sys.exit(1)
+        finally:
+            sys.stdout, sys.stderr = sys.__stdout__, terminal
+
+
+def measure(snakemake) -> None:
+    """Run the measuring job of a rule: ``params.job``, ``output.record`` and any other named output as an artifact."""
+    job = dict(snakemake.params.job)
+    job["limits"] = granted(job["limits"], snakemake.resources)
+    artifacts = {Path(path).name: Path(path) for path in snakemake.output if path != snakemake.output.record}
+    with step(snakemake.log[0]):
+        records.measure(
+            job, Path(snakemake.output.record), Path(snakemake.log[0]), artifacts, snakemake.resources.get("attempt", 1)
+        )
+
+
+def granted(limits: dict, resources) -> dict:
+    """The job's limits, tightened to what SLURM granted, so that the child ends before SLURM ends the whole job."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return limits
+    seconds = min(limits["seconds"], resources.get("runtime", 1e9) * 60 - WRITING_S)
+    return limits | {"seconds": seconds, "host_memory_mb": resources.get("mem_mb", 0) - PARENT_MB}

@@ -1,0 +1,75 @@
+"""The child process of a measuring job: ``python -m llmstudy.worker JOB.json RESULT.json ARTIFACTS``.
+
+It reports by replacing RESULT.json after every finished piece; status and reason stand in it only at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+
+from llmstudy.failures import classify, traceback_tail
+
+
+def main(job_file: str, result_file: str, artifacts: str) -> None:
+    """Measure the job and leave its result; exits with 0 whenever a result with a status was written."""
+    job = json.loads(Path(job_file).read_text())
+    result: dict = {"device": job["device"]}
+    target = Path(result_file)
+    prefer_me_when_memory_runs_out()
+    try:
+        from llmstudy.measure import measure
+        from llmstudy.measure.session import Session, resolve_device
+
+        result["device"] = resolve_device(job["device"])
+        limit_host_memory(job["limits"].get("host_memory_mb"), result["device"])
+
+        def save(samples: dict) -> None:
+            result["samples"] = samples
+            replace_json(target, result)
+
+        session = Session(job=job, device=result["device"], artifacts=Path(artifacts), save=save)
+        result["provenance"] = session.provenance
+        save(measure(session))
+        result |= {"status": "ok", "reason": ""}
+    except BaseException as error:  # noqa: BLE001 - whatever happens becomes a record
+        status, reason = classify(error)
+        print("\n".join(traceback_tail(error, 60)), file=sys.stderr)
+        result |= {"status": status, "reason": reason, "traceback": traceback_tail(error)}
+    replace_json(target, result)
+
+
+def replace_json(path: Path, value: dict) -> None:
+    """Replace the file in one step: the parent may read it after this process was killed at any moment."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value))
+    partial.replace(path)
+
+
+def limit_host_memory(megabytes: int | None, device: str) -> None:
+    """Let allocations fail at the job's own limit, before a cluster kills the whole job and with it the record.
+
+    Only on the CPU: a CUDA context reserves far more address space than it uses.
+    """
+    if megabytes and device == "cpu":
+        size = megabytes * 1024 * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def prefer_me_when_memory_runs_out() -> None:
+    """Ask the kernel to kill this process before its parent, which writes the record."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    except OSError:
+        print("could not set oom_score_adj; the parent may be killed with this process", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    # A line per finished step is of use while the job runs: do not let the log lag behind.
+    sys.stdout.reconfigure(line_buffering=True)
+    main(*sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(0)  # CUDA's and OpenMP's exit handlers can hang or crash after the result is safe

@@ -1,0 +1,5 @@
+"""Time TTFT, TPOT and end-to-end latency of one configuration."""
+
+from llmstudy import steps
+
+steps.measure(snakemake)  # noqa: F821 - Snakemake provides it
