@@ -1,0 +1,70 @@
+"""Vector-wise absmax int8 quantisation of a linear's weight, and the product as plain PyTorch.
+
+One scale per output channel, as the weight half of LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339, section 2.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+LEVELS = 127  # symmetric: -128 stays unused, so that -w quantises to -q
+SLICE_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """``weight ≈ q * scale[:, None]``, plus columns that were left in 16 bit.
+
+    q                int8 [out, in]; zero in the outlier columns
+    scale            float32 [out], every value exact in bfloat16
+    outlier_columns  int64 [c], ascending; None without outliers
+    outlier_weight   [out, c] in the dtype of the weight; None without outliers
+    """
+
+    q: torch.Tensor
+    scale: torch.Tensor
+    outlier_columns: torch.Tensor | None = None
+    outlier_weight: torch.Tensor | None = None
+
+
+def quantize(weight: torch.Tensor, outlier_columns: torch.Tensor | None = None) -> QuantizedWeight:
+    """Quantise a floating-point weight [out, in]; ``outlier_columns`` int64 [c] keep the weight's own dtype.
+
+    The scale is rounded to bfloat16 *before* the weight is divided by it. That moves it by at most 2⁻⁹, so the largest
+    quotient is 127.25 and |weight - q * scale| <= scale / 2 still holds everywhere, while every backend (some take the
+    scale in the activations' dtype) multiplies by the same number.
+    """
+    kept = None
+    if outlier_columns is not None and outlier_columns.numel():
+        outlier_columns = outlier_columns.to(weight.device)
+        kept = weight[:, outlier_columns].contiguous()
+        weight = weight.index_fill(1, outlier_columns, 0)
+    low, high = weight.aminmax(dim=1)  # no copy of the weight, unlike abs()
+    scale = torch.maximum(-low, high).float().div(LEVELS).to(torch.bfloat16).float()
+    divisor = torch.where(scale > 0, scale, 1.0)
+    # In slices of rows: the float32 copy of a whole 70B-sized weight would be larger than the 16-bit layer itself.
+    q = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    for first in range(0, weight.shape[0], SLICE_ROWS):
+        part = slice(first, first + SLICE_ROWS)
+        q[part] = weight[part].float().div_(divisor[part, None]).round_().clamp_(-LEVELS, LEVELS).to(torch.int8)
+    return QuantizedWeight(q, scale, outlier_columns if kept is not None else None, kept)
+
+
+def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
+    """The weight [out, in] that the quantised product stands for, outlier columns put back."""
+    full = weight.q * weight.scale.to(dtype)[:, None]  # int8 × float promotes: one kernel, no copy in between
+    if weight.outlier_columns is not None:
+        full[:, weight.outlier_columns] = weight.outlier_weight.to(dtype)
+    return full
+
+
+def reference_linear(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``x`` [..., in] times the quantised weight, accumulated in float32; returns [..., out] in ``x``'s dtype."""
+    out = torch.matmul(x.float(), weight.q.float().t()) * weight.scale
+    if weight.outlier_columns is not None:
+        out += torch.matmul(x[..., weight.outlier_columns].float(), weight.outlier_weight.float().t())
+    if bias is not None:
+        out += bias.float()
+    return out.to(x.dtype)

@@ -1,0 +1,56 @@
+"""The graph runtime: a static KV cache and a token step without launch overhead.
+
+On CUDA prefill and decode step are captured graphs of our own kernels; on the CPU the same arrangement of weights runs
+as a plain loop. Greedy, end-of-text disabled.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from llmstudy.runtimes.base import PrepareInfo, Timeline
+from llmstudy.runtimes.graph_engine.cpu import CpuEngine
+from llmstudy.runtimes.graph_engine.weights import extract
+
+
+class GraphRuntime:
+    """One workload on one ``LlamaForCausalLM``; see ``runtimes.base.Runtime``.
+
+    ``prepare`` raises Unsupported where the model's architecture or its linears cannot take part.
+    """
+
+    def __init__(self, model, batch: int, prompt_tokens: int, new_tokens: int):
+        self.model = model
+        self.shape = (batch, prompt_tokens, new_tokens)
+        self.engine = None
+
+    def prepare(self) -> PrepareInfo:
+        begin = time.perf_counter()
+        weights = extract(self.model)
+        if weights.device.type == "cuda":
+            from llmstudy.runtimes.graph_engine.cuda import CudaEngine
+
+            self.engine = CudaEngine(weights, *self.shape)
+            self.engine.capture()
+        else:
+            self.engine = CpuEngine(weights, *self.shape)
+        return PrepareInfo(compile_s=time.perf_counter() - begin)
+
+    def generate(self, input_ids: torch.Tensor) -> Timeline:
+        """input_ids int64 [batch, prompt_tokens] on the model's device."""
+        if tuple(input_ids.shape) != self.shape[:2]:
+            raise ValueError(f"input_ids {tuple(input_ids.shape)}: this runtime was prepared for {self.shape[:2]}")
+        with torch.inference_mode():
+            return self.engine.generate(input_ids)
+
+    @property
+    def logits_of_last_step(self) -> torch.Tensor:
+        """[batch, vocabulary] from which the last token was taken."""
+        return self.engine.logits
+
+    def close(self) -> None:
+        self.engine = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,182 @@
+"""Triton kernels of a decode step that are not linears: RMSNorm, attention over the static cache, greedy sampling.
+
+Each waits for its predecessor before it touches anything that a kernel writes (programmatic dependent launch, see
+``precisions/int8/triton_kernels.py``); since all do, a kernel that passed its wait knows every earlier one complete.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra import cuda as tl_cuda
+
+
+@triton.jit
+def rms_norm_kernel(x_ptr, norm_ptr, out_ptr, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """One row a program; rounds to the output's dtype before the weight, as the library does."""
+    if PDL:
+        tl_cuda.gdc_launch_dependents()
+        tl_cuda.gdc_wait()
+    row = tl.program_id(0).to(tl.int64) * WIDTH
+    i = tl.arange(0, BLOCK)
+    mask = i < WIDTH
+    x = tl.load(x_ptr + row + i, mask=mask, other=0).to(tl.float32)
+    x *= tl.rsqrt(tl.sum(x * x, axis=0) / WIDTH + eps)
+    weight = tl.load(norm_ptr + i, mask=mask, other=0)
+    tl.store(out_ptr + row + i, x.to(weight.dtype) * weight, mask=mask)
+
+
+@triton.jit
+def attention_kernel(
+    qkv_ptr,
+    keys_ptr,
+    values_ptr,
+    cos_ptr,
+    sin_ptr,
+    position_ptr,
+    partial_ptr,
+    stats_ptr,
+    arrivals_ptr,
+    out_ptr,
+    length,
+    scale_log2,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
+    GROUP_BLOCK: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+    TOKEN_BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """RoPE, cache write and attention of one new token; grid (batch * KV_HEADS, SPLITS).
+
+    A program handles the query heads that share a key head over its share of the valid context (flash decoding). The
+    first split also takes the new token itself, from registers, and writes it to the cache. The last split to arrive
+    merges all partial results, so that no second kernel is needed.
+    """
+    if PDL:
+        tl_cuda.gdc_launch_dependents()
+        tl_cuda.gdc_wait()
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    sequence = tl.program_id(0) // KV_HEADS
+    kv_head = tl.program_id(0) % KV_HEADS
+    split = tl.program_id(1)
+    dtype: tl.constexpr = qkv_ptr.dtype.element_ty
+    position = tl.load(position_ptr + sequence)
+
+    d = tl.arange(0, DIM_BLOCK)
+    d_mask = d < HEAD_DIM
+    partner = tl.where(d < HEAD_DIM // 2, d + HEAD_DIM // 2, d - HEAD_DIM // 2)
+    sign = tl.where(d < HEAD_DIM // 2, -1.0, 1.0)
+    cos = tl.load(cos_ptr + position * HEAD_DIM + d, mask=d_mask, other=0).to(tl.float32)
+    sin = tl.load(sin_ptr + position * HEAD_DIM + d, mask=d_mask, other=0).to(tl.float32) * sign
+    g = tl.arange(0, GROUP_BLOCK)
+    q_mask = (g < GROUP)[:, None] & d_mask[None, :]
+    row = qkv_ptr + sequence * ((HEADS + 2 * KV_HEADS) * HEAD_DIM)
+    q_head = row + (kv_head * GROUP + g)[:, None] * HEAD_DIM
+    q = tl.load(q_head + d[None, :], mask=q_mask, other=0).to(tl.float32) * cos[None, :]
+    q += tl.load(q_head + partner[None, :], mask=q_mask, other=0).to(tl.float32) * sin[None, :]
+    q = q.to(dtype)
+    k_head = row + (HEADS + kv_head) * HEAD_DIM
+    k_new = tl.load(k_head + d, mask=d_mask, other=0).to(tl.float32) * cos
+    k_new += tl.load(k_head + partner, mask=d_mask, other=0).to(tl.float32) * sin
+    k_new = k_new.to(dtype)
+    v_new = tl.load(k_head + KV_HEADS * HEAD_DIM + d, mask=d_mask, other=0)
+
+    cache = tl.program_id(0).to(tl.int64) * length * HEAD_DIM
+    first = split == 0
+    tl.store(keys_ptr + cache + position * HEAD_DIM + d, k_new, mask=d_mask & first)
+    tl.store(values_ptr + cache + position * HEAD_DIM + d, v_new, mask=d_mask & first)
+    own = tl.sum(q.to(tl.float32) * k_new.to(tl.float32)[None, :], axis=1) * scale_log2
+    peak = tl.where(first, own, float("-inf"))
+    total = tl.where(first, 1.0, 0.0) + tl.zeros([GROUP_BLOCK], tl.float32)
+    acc = tl.where(first, 1.0, 0.0) * v_new.to(tl.float32)[None, :] + tl.zeros([GROUP_BLOCK, DIM_BLOCK], tl.float32)
+
+    share = tl.cdiv(tl.cdiv(position, TOKEN_BLOCK), SPLITS) * TOKEN_BLOCK
+    stop = tl.minimum(split * share + share, position)
+    for begin in tl.range(split * share, stop, TOKEN_BLOCK, num_stages=2):
+        t = begin + tl.arange(0, TOKEN_BLOCK)
+        t_mask = t < stop
+        k = tl.load(
+            keys_ptr + cache + t[None, :] * HEAD_DIM + d[:, None], mask=t_mask[None, :] & d_mask[:, None], other=0
+        )
+        v = tl.load(
+            values_ptr + cache + t[:, None] * HEAD_DIM + d[None, :], mask=t_mask[:, None] & d_mask[None, :], other=0
+        )
+        scores = tl.dot(q, k, input_precision="ieee") * scale_log2
+        scores = tl.where(t_mask[None, :], scores, float("-inf"))
+        peak_next = tl.maximum(peak, tl.max(scores, axis=1))
+        p = tl.exp2(scores - peak_next[:, None])
+        decay = tl.exp2(peak - peak_next)
+        total = total * decay + tl.sum(p, axis=1)
+        acc = tl.dot(p.to(dtype), v, acc * decay[:, None], input_precision="ieee")
+        peak = peak_next
+
+    out_head = out_ptr + (sequence * HEADS + kv_head * GROUP) * HEAD_DIM
+    if SPLITS == 1:
+        tl.store(out_head + g[:, None] * HEAD_DIM + d[None, :], (acc / total[:, None]).to(dtype), mask=q_mask)
+    else:
+        # partial [programs, GROUP, SPLITS, DIM_BLOCK] and stats [programs, 2, GROUP, SPLITS], float32
+        slot = (tl.program_id(0) * GROUP + g) * SPLITS + split
+        stat = (tl.program_id(0) * 2 * GROUP + g) * SPLITS + split
+        tl.store(partial_ptr + slot[:, None] * DIM_BLOCK + d[None, :], acc, mask=(g < GROUP)[:, None])
+        tl.store(stats_ptr + stat, peak, mask=g < GROUP)
+        tl.store(stats_ptr + stat + GROUP * SPLITS, total, mask=g < GROUP)
+        # Every thread's stores must be there before the one thread that counts the arrival publishes them.
+        tl.debug_barrier()
+        arrived = tl.atomic_add(arrivals_ptr + tl.program_id(0), 1, sem="acq_rel", scope="gpu")
+        if arrived == SPLITS - 1:
+            tl.store(arrivals_ptr + tl.program_id(0), 0)
+            s = tl.arange(0, SPLITS)
+            for head in tl.static_range(GROUP):
+                stat_row = (tl.program_id(0) * 2 * GROUP + head) * SPLITS + s
+                # .cg: the other programs' results are in L2, never in this SM's L1
+                peaks = tl.load(stats_ptr + stat_row, cache_modifier=".cg")
+                totals = tl.load(stats_ptr + stat_row + GROUP * SPLITS, cache_modifier=".cg")
+                weight = tl.exp2(peaks - tl.max(peaks, axis=0))
+                rows = ((tl.program_id(0) * GROUP + head) * SPLITS + s)[:, None] * DIM_BLOCK + d[None, :]
+                parts = tl.load(partial_ptr + rows, cache_modifier=".cg")
+                merged = tl.sum(parts * weight[:, None], axis=0) / tl.sum(totals * weight, axis=0)
+                tl.store(out_head + head * HEAD_DIM + d, merged.to(dtype), mask=d_mask)
+
+
+@triton.jit
+def sample_kernel(
+    logits_ptr,
+    embedding_ptr,
+    position_ptr,
+    tokens_ptr,
+    x_ptr,
+    prompt_tokens,
+    new_tokens,
+    VOCABULARY: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HIDDEN_BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Greedy: the first largest logit of a row becomes the next token; one row a program.
+
+    Writes it to tokens [batch, new_tokens], its embedding to x, and moves the row's position on by one.
+    """
+    if PDL:
+        tl_cuda.gdc_launch_dependents()
+        tl_cuda.gdc_wait()
+    row = tl.program_id(0)
+    lanes = tl.arange(0, BLOCK)
+    best = tl.full([BLOCK], float("-inf"), tl.float32)
+    best_at = tl.zeros([BLOCK], tl.int32)
+    for start in tl.range(0, VOCABULARY, BLOCK, num_stages=3):
+        at = start + lanes
+        logit = tl.load(logits_ptr + row.to(tl.int64) * VOCABULARY + at, mask=at < VOCABULARY, other=float("-inf"))
+        better = logit.to(tl.float32) > best
+        best = tl.where(better, logit.to(tl.float32), best)
+        best_at = tl.where(better, at, best_at)
+    token = tl.min(tl.where(best == tl.max(best, axis=0), best_at, VOCABULARY - 1), axis=0)
+    position = tl.load(position_ptr + row)
+    tl.store(tokens_ptr + row * new_tokens + position - prompt_tokens + 1, token.to(tl.int64))
+    h = tl.arange(0, HIDDEN_BLOCK)
+    embedded = tl.load(embedding_ptr + token.to(tl.int64) * HIDDEN + h, mask=h < HIDDEN, other=0)
+    tl.store(x_ptr + row * HIDDEN + h, embedded, mask=h < HIDDEN)
+    tl.store(position_ptr + row, position + 1)

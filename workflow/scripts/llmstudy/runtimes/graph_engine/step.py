@@ -1,0 +1,172 @@
+"""One decode step as a chain of Triton launches over fixed buffers: five kernels a layer for one sequence."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+from torch import nn
+
+from llmstudy.precisions.int8.launch import INTERPRETED, LinearOperand, linear
+from llmstudy.precisions.int8.linear import Int8Linear
+from llmstudy.runtimes.graph_engine import kernels
+from llmstudy.runtimes.graph_engine.forward import StaticCache, rotary_table, swiglu
+from llmstudy.runtimes.graph_engine.weights import DenseLinear, LlamaWeights
+
+TOKEN_BLOCK = 64
+# Programs that an attention launch should have: two for each of a large GPU's 132 multiprocessors.
+ATTENTION_PROGRAMS = 264
+
+
+class DecodeStep:
+    """Buffers of one workload and the launches between them.
+
+    ``position`` int32 [batch] is where the next token goes, ``x`` [batch, hidden] its embedding, ``tokens`` int64
+    [batch, new_tokens] what was generated. ``run`` advances all three by one token and never touches the host, so that
+    one captured graph of it serves every step.
+    """
+
+    def __init__(self, weights: LlamaWeights, batch: int, prompt_tokens: int, new_tokens: int):
+        self.weights, self.batch = weights, batch
+        self.prompt_tokens, self.new_tokens = prompt_tokens, new_tokens
+        length = prompt_tokens + new_tokens
+        self.cache = StaticCache.allocate(weights, batch, length)
+        self.cos, self.sin = rotary_table(weights, length)
+        device, dtype = weights.device, weights.dtype
+        self.position = torch.zeros(batch, dtype=torch.int32, device=device)
+        self.tokens = torch.zeros(batch, new_tokens, dtype=torch.int64, device=device)
+        self.x = torch.zeros(batch, weights.hidden, dtype=dtype, device=device)
+        self.normed = torch.empty_like(self.x)
+        self.attended = torch.empty(batch, weights.heads * weights.head_dim, dtype=dtype, device=device)
+        self.logits = torch.zeros(batch, weights.vocabulary, dtype=dtype, device=device)
+
+        programs = batch * weights.kv_heads
+        group = weights.heads // weights.kv_heads
+        wanted = max(1, min(ATTENTION_PROGRAMS // programs, triton.cdiv(length, TOKEN_BLOCK), 32))
+        self.splits = triton.next_power_of_2(wanted + 1) // 2
+        self.group_block = max(16, triton.next_power_of_2(group))
+        self.dim_block = max(16, triton.next_power_of_2(weights.head_dim))
+        self.partial = torch.empty(
+            programs, group, self.splits, self.dim_block, dtype=torch.float32, device=device
+        )
+        self.stats = torch.empty(programs, 2, group, self.splits, dtype=torch.float32, device=device)
+        self.arrivals = torch.zeros(programs, dtype=torch.int32, device=device)
+        # A launch may overlap its predecessor only if that is one of our kernels, which all wait in turn.
+        self.pdl = weights.fused and not INTERPRETED
+
+    def run(self) -> None:
+        """Launch one step."""
+        weights = self.weights
+        for index, layer in enumerate(weights.layers):
+            qkv = self._project(self.x, layer.qkv, norm=layer.input_norm, first=index == 0)
+            self._attend(index, qkv)
+            self._project(self.attended, layer.output, residual=self.x)
+            inner = self._project(self.x, layer.gate_up, norm=layer.post_norm, gated=True)
+            self._project(inner, layer.down, residual=self.x)
+        self._project(self.x, weights.head, norm=weights.norm, out=self.logits)
+        self.sample(pdl=self.pdl)
+
+    def sample(self, pdl: bool = False) -> None:
+        """Next token from ``logits``; moves position, tokens and x on."""
+        weights = self.weights
+        kernels.sample_kernel[(self.batch,)](
+            self.logits,
+            weights.embedding,
+            self.position,
+            self.tokens,
+            self.x,
+            self.prompt_tokens,
+            self.new_tokens,
+            VOCABULARY=weights.vocabulary,
+            HIDDEN=weights.hidden,
+            BLOCK=4096,
+            HIDDEN_BLOCK=triton.next_power_of_2(weights.hidden),
+            PDL=pdl,
+            num_warps=8,
+            **_overlap(pdl),
+        )
+
+    def _project(
+        self,
+        x: torch.Tensor,
+        module: nn.Module,
+        norm: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+        gated: bool = False,
+        out: torch.Tensor | None = None,
+        first: bool = False,
+    ) -> torch.Tensor:
+        """norm → projection → swiglu or residual, fused as far as the projection allows; a residual is updated in place."""
+        # The first launch of a step follows whatever ran before: it must not overlap that.
+        pdl = self.pdl and not first
+        operand = operand_of(module)
+        if norm is not None and (self.batch > 1 or operand is None):
+            x = self._rms_norm(x, norm, pdl)
+            norm, pdl = None, self.pdl
+        if operand is not None:
+            out = residual if out is None else out
+            return linear(
+                x, operand, out=out, residual=residual, norm=norm, eps=self.weights.eps, gated=gated, pdl=pdl
+            )
+        y = module(x)
+        if gated:
+            y = swiglu(y)
+        if residual is not None:
+            return residual.add_(y)
+        return y if out is None else out.copy_(y)
+
+    def _rms_norm(self, x: torch.Tensor, norm: torch.Tensor, pdl: bool) -> torch.Tensor:
+        width = x.shape[1]
+        kernels.rms_norm_kernel[(self.batch,)](
+            x,
+            norm,
+            self.normed,
+            self.weights.eps,
+            WIDTH=width,
+            BLOCK=triton.next_power_of_2(width),
+            PDL=pdl,
+            num_warps=8,
+            **_overlap(pdl),
+        )
+        return self.normed
+
+    def _attend(self, index: int, qkv: torch.Tensor) -> None:
+        weights = self.weights
+        kernels.attention_kernel[(self.batch * weights.kv_heads, self.splits)](
+            qkv,
+            self.cache.keys[index],
+            self.cache.values[index],
+            self.cos,
+            self.sin,
+            self.position,
+            self.partial,
+            self.stats,
+            self.arrivals,
+            self.attended,
+            self.cache.length,
+            weights.softmax_scale * math.log2(math.e),
+            HEADS=weights.heads,
+            KV_HEADS=weights.kv_heads,
+            HEAD_DIM=weights.head_dim,
+            SPLITS=self.splits,
+            GROUP_BLOCK=self.group_block,
+            DIM_BLOCK=self.dim_block,
+            TOKEN_BLOCK=TOKEN_BLOCK,
+            PDL=self.pdl,
+            num_warps=4,
+            **_overlap(self.pdl),
+        )
+
+
+def operand_of(module: nn.Module) -> LinearOperand | None:
+    """What the kernels multiply by, or None for a projection that only its own library can compute."""
+    if isinstance(module, Int8Linear):
+        return module.operand
+    if isinstance(module, DenseLinear):
+        return LinearOperand(module.weight, None, module.bias)
+    return None
+
+
+def _overlap(pdl: bool) -> dict[str, bool]:
+    return {"launch_pdl": True} if pdl else {}
