@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Self
 
 CONFIDENCE = 0.95
+Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # 1.960
 
 
 def exponential(x: float) -> float:
@@ -34,11 +36,37 @@ class Estimate:
         value = exponential(self.value)
         return type(self)(value, exponential(self.low), exponential(self.high), value * self.se, self.p)
 
-    def negated(self) -> Self:
-        """The same estimate with its sign turned (on the log scale: the inverse ratio)."""
-        return type(self)(-self.value, -self.high, -self.low, self.se, self.p)
-
 
 def without_interval(value: float) -> Estimate:
     """An estimate whose sample supports no interval."""
     return Estimate(value, math.nan, math.nan, math.nan)
+
+
+def log_error(low: float, high: float, critical: float = Z) -> float:
+    """Standard error of the logarithm of a positive estimate, from its 95 % interval; NaN where there is none.
+
+    `critical`: half width of the interval in standard errors, 1.96 unless a t-interval is known to lie behind it (the
+    wider interval then gives a larger error: conservative).
+    """
+    return (math.log(high) - math.log(low)) / (2 * critical) if low > 0 else math.nan
+
+
+def p_of_one(ratio: float, low: float, high: float) -> float:
+    """p-value of a ratio against 1 from its 95 % interval, normal on the log scale.
+
+    NaN without an interval; 0 for an infinite ratio, which needs none.
+    """
+    if math.isinf(ratio):
+        return 0.0
+    if math.isnan(ratio) or math.isnan(low) or math.isnan(high):
+        return math.nan
+    return p_of_zero(math.log(ratio), log_error(low, high))
+
+
+def p_of_zero(difference: float, se: float) -> float:
+    """Two-sided normal p-value of a difference with standard error `se`; without any spread 1 or 0."""
+    if math.isnan(se):
+        return math.nan
+    if se == 0:
+        return 1.0 if difference == 0 else 0.0
+    return 2 * NormalDist().cdf(-abs(difference) / se)

@@ -13,6 +13,8 @@ import numpy as np
 from llmstudy.statistics.estimate import Estimate, without_interval
 from llmstudy.statistics.student import critical_value, two_sided_p
 
+_ROUNDING = 1e-12  # a smaller spread of logarithms is no spread: identical values, from a clock too coarse to differ
+
 
 def process_interval(samples: Sequence[float]) -> Estimate:
     """Geometric mean over processes with its 95 % t-interval; NaN ends with a single process.
@@ -27,7 +29,7 @@ def process_interval(samples: Sequence[float]) -> Estimate:
     if logs.size == 1:
         return without_interval(math.exp(mean))
     se = float(logs.std(ddof=1)) / math.sqrt(logs.size)
-    if se == 0:  # identical values: a clock too coarse to show the spread
+    if se < _ROUNDING:
         return without_interval(math.exp(mean))
     half = critical_value(logs.size - 1) * se
     return Estimate(mean, mean - half, mean + half, se).exp()
@@ -36,8 +38,8 @@ def process_interval(samples: Sequence[float]) -> Estimate:
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Estimate:
     """Ratio of two geometric means over processes, with a 95 % interval and the p-value against 1.
 
-    Welch's unequal-variance interval on the log scale (Biometrika 34, 1947); its degrees of freedom are rounded down,
-    which is conservative. With a single process on either side the interval and p are NaN. For times, the speedup of
+    Welch's unequal-variance interval (Biometrika 34, 1947) on the log scale, its degrees of freedom rounded down to be
+    conservative. With a single process on either side the interval and p are NaN. For times, the speedup of
     a candidate is `ratio(reference_ms, candidate_ms)`; for rates it is `ratio(candidate, reference)`.
     """
     top, bottom = _logs(numerator), _logs(denominator)
@@ -46,15 +48,22 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Estimate:
     difference = float(top.mean() - bottom.mean())
     if min(top.size, bottom.size) < 2:
         return without_interval(math.exp(difference))
-    variances = [logs.var(ddof=1) / logs.size for logs in (top, bottom)]
-    se = math.sqrt(sum(variances))
-    if se == 0:
-        return without_interval(math.exp(difference))
-    weights = sum(v**2 / (logs.size - 1) for v, logs in zip(variances, (top, bottom)))
+    errors = [float(logs.std(ddof=1)) / math.sqrt(logs.size) for logs in (top, bottom)]
+    return welch(difference, errors, (top.size, bottom.size)).exp()
+
+
+def welch(difference: float, errors: Sequence[float], sizes: Sequence[int]) -> Estimate:
+    """Difference of two independent means from their standard errors and sample sizes, p-value against 0.
+
+    Degrees of freedom by Welch and Satterthwaite, rounded down. Without a standard error on both sides: no interval.
+    """
+    se = math.hypot(*errors)
+    if min(sizes) < 2 or not se >= _ROUNDING:
+        return without_interval(difference)
+    weights = sum(error**4 / (size - 1) for error, size in zip(errors, sizes))
     degrees = max(1, math.floor(se**4 / weights + 1e-9))
     half = critical_value(degrees) * se
-    p = two_sided_p(difference / se, degrees)
-    return Estimate(difference, difference - half, difference + half, se, p).exp()
+    return Estimate(difference, difference - half, difference + half, se, two_sided_p(difference / se, degrees))
 
 
 def same_against_same(samples: Sequence[float]) -> Estimate:

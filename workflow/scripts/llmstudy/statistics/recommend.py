@@ -1,0 +1,212 @@
+"""One recommended configuration per model, from the limits in the config.
+
+Rule, in this order:
+
+1. Candidates are the measured configurations that meet every limit, by their point estimates. If no limit on quality
+   is set, a configuration whose PPL is shown to be worse than the reference is no candidate: a loss that nobody allowed
+   is not taken. Random weights have no quality, so only speed and memory decide, and the sentence says so.
+2. Of these, the fastest by TPOT and all that cannot be told apart from it (Welch's test on the log scale from the
+   intervals in the table, unadjusted, or a difference below the smallest effect) stay.
+3. Of these, the ones with the least PPL stay, then the ones with the least memory, each within the smallest effect;
+then
+   the fastest.
+
+If nothing meets the limits, the sentence names the limits that no configuration meets and the configuration that comes
+nearest: the one whose worst miss, relative to its limit, is smallest.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from llmstudy.statistics.columns import CONFIGURATION
+from llmstudy.statistics.estimate import log_error
+from llmstudy.statistics.latency import welch
+from llmstudy.statistics.phrases import interval, name, number
+from llmstudy.statistics.student import critical_value
+from llmstudy.statistics.verdict import SIGNIFICANCE
+
+COLUMNS = ["study", "weights", *CONFIGURATION]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A bound on one column of the summary. `sign` 1: at most `bound`; -1: at least."""
+
+    column: str
+    label: str
+    unit: str
+    sign: int
+    bound: float
+
+    def miss(self, row: Mapping) -> float:
+        """How far the row lies beyond the bound, relative to it; 0 if it meets the limit, infinite if not measured."""
+        value = row[self.column]
+        if math.isnan(value):
+            return math.inf
+        return max(0.0, self.sign * (value - self.bound) / (abs(self.bound) or 1.0))
+
+    def told(self, row: Mapping) -> str:
+        """ "TPOT 6.2 ms <= 20 ms", with the comparison that holds."""
+        if math.isnan(row[self.column]):
+            return f"{self.label} not measured"
+        inside = "<=" if self.sign > 0 else ">="
+        outside = ">" if self.sign > 0 else "<"
+        relation = outside if self.miss(row) else inside
+        return f"{self.label} {number(row[self.column])}{self.unit} {relation} {self.asked()}"
+
+    def asked(self) -> str:
+        """The bound with its unit."""
+        return f"{number(self.bound)}{self.unit}"
+
+
+# config key: column, label, unit, sign
+LIMITS = {
+    "memory_gib": ("memory_gib", "memory", " GiB", 1),
+    "tpot_ms": ("tpot_ms", "TPOT", " ms", 1),
+    "ppl_loss_percent": ("ppl_loss_percent", "PPL loss", " %", 1),
+    "top1_agreement": ("top1_agreement", "top-1 agreement", "", -1),
+}
+ON_QUALITY = ("ppl_loss_percent", "top1_agreement")
+
+
+def recommend(
+    judged: pd.DataFrame,
+    reference: Mapping[str, str],
+    limits: Mapping[str, float | None],
+    smallest: Mapping[str, float],
+) -> pd.DataFrame:
+    """The recommended configuration of each model, in one sentence.
+
+    `judged`: as returned by `verdict.judge`. `reference`: reference precision per model. `limits`: keys `memory_gib`,
+    `tpot_ms`, `ppl_loss_percent`, `top1_agreement`; None or absent means no limit. `smallest`: smallest effect in
+    percent for `tpot`, `memory`, `ppl`. Returns one row per study and model: `study, weights, model, precision,
+    attention, runtime, meets_limits, sentence`; precision, attention and runtime are empty if nothing was measured.
+    """
+    rows = []
+    for (study, model), group in judged.groupby(["study", "model"], sort=False):
+        row, meets, sentence = _recommend_one(group, reference[model], limits, smallest)
+        chosen = {column: "" if row is None else row[column] for column in COLUMNS}
+        chosen |= {"study": study, "model": model, "weights": group["weights"].iloc[0]}
+        rows.append(chosen | {"meets_limits": meets, "sentence": sentence})
+    return pd.DataFrame(rows, columns=[*COLUMNS, "meets_limits", "sentence"])
+
+
+def _recommend_one(
+    group: pd.DataFrame, reference: str, limits: Mapping[str, float | None], smallest: Mapping[str, float]
+) -> tuple[pd.Series | None, bool, str]:
+    measured = group[(group["status"] == "ok") & group["tpot_ms"].notna()].copy()
+    if measured.empty:
+        reasons = ", ".join(f"{name(row)}: {row['status']}" for _, row in group.iterrows())
+        return None, False, f"No configuration was measured ({reasons})."
+    synthetic = measured["weights"].iloc[0] == "synthetic"
+    _know_quality(measured, reference, synthetic)
+    asked = [
+        Limit(*LIMITS[key], bound=float(limits[key]))
+        for key in LIMITS
+        if limits.get(key) is not None and not (synthetic and key in ON_QUALITY)
+    ]
+    misses = pd.DataFrame([[limit.miss(row) for limit in asked] for _, row in measured.iterrows()], measured.index)
+    within = measured[(misses == 0).all(axis=1)]
+    if within.empty:
+        row = measured.loc[misses.max(axis=1).idxmin()]
+        return row, False, _nothing_fits(row, measured, asked)
+    candidates, note = within, ""
+    if synthetic:
+        note = " Random weights: speed and memory alone decide."
+    elif all(limits.get(key) is None for key in ON_QUALITY):
+        candidates, note = _without_loss(within, smallest["ppl"])
+    row, why = _choose(candidates, smallest)
+    return row, True, _taken(row, why, asked, group) + note
+
+
+def _know_quality(measured: pd.DataFrame, reference: str, synthetic: bool) -> None:
+    """Fill in what follows from the meaning: the reference agrees with itself; random weights have no quality."""
+    quality = ["ppl_ratio", "top1_agreement"]
+    if synthetic:
+        measured[quality] = math.nan
+    else:
+        is_reference = measured["precision"] == reference
+        measured.loc[is_reference, quality] = measured.loc[is_reference, quality].fillna(1.0)
+    measured["ppl_loss_percent"] = (measured["ppl_ratio"] - 1) * 100
+
+
+def _without_loss(rows: pd.DataFrame, smallest_percent: float) -> tuple[pd.DataFrame, str]:
+    """The rows that are not shown to lose quality and whose quality is known, and a note on those left out."""
+    lost = (rows["ppl_ratio_p_holm"] < SIGNIFICANCE) & (rows["ppl_loss_percent"] > smallest_percent)
+    lost |= rows["ppl_ratio"].isna()
+    if lost.all():
+        return rows, " Every configuration within the limits loses quality or was not checked for it."
+    if lost.any():
+        return rows[~lost], f" {lost.sum()} more lose quality, which no limit allows, or were not checked for it."
+    return rows, ""
+
+
+def _choose(rows: pd.DataFrame, smallest: Mapping[str, float]) -> tuple[pd.Series, str]:
+    """The row that the rule takes and the clause that says why."""
+    fastest = rows.loc[rows["tpot_ms"].idxmin()]
+    tied = rows[[_same_speed(row, fastest, smallest["tpot"]) for _, row in rows.iterrows()]]
+    for column, key in (("ppl_ratio", "ppl"), ("memory_gib", "memory")):
+        if tied[column].notna().any():
+            tied = tied[tied[column] <= tied[column].min() * (1 + smallest[key] / 100)]
+    row = tied.loc[tied["tpot_ms"].idxmin()]
+    if len(rows) == 1:
+        return row, "the only configuration within the limits"
+    if row.name == fastest.name:
+        return row, f"the fastest of {len(rows)} within the limits"
+    gain = "PPL" if row["ppl_ratio"] < fastest["ppl_ratio"] * (1 - smallest["ppl"] / 100) else "memory"
+    return (
+        row,
+        f"not distinguishable in speed from {name(fastest)} ({number(fastest['tpot_ms'])} ms) and lower in {gain}",
+    )
+
+
+def _same_speed(row: pd.Series, fastest: pd.Series, smallest_percent: float) -> bool:
+    """Whether two TPOTs cannot be told apart. Without intervals only the smallest effect keeps them together."""
+    difference = math.log(row["tpot_ms"] / fastest["tpot_ms"])
+    if abs(difference) <= math.log1p(smallest_percent / 100):
+        return True
+    sizes = [int(side["repeats"]) if side["repeats"] > 1 else 1 for side in (row, fastest)]
+    if min(sizes) < 2:
+        return False
+    errors = [
+        log_error(side["tpot_low_ms"], side["tpot_high_ms"], critical_value(size - 1))
+        for side, size in zip((row, fastest), sizes)
+    ]
+    return welch(difference, errors, sizes).p >= SIGNIFICANCE
+
+
+def _taken(row: pd.Series, why: str, asked: list[Limit], group: pd.DataFrame) -> str:
+    numbers = [limit.told(row) for limit in asked]
+    limited = {limit.column for limit in asked}
+    if "tpot_ms" not in limited:
+        numbers.append(f"TPOT {number(row['tpot_ms'])} ms ({interval(row['tpot_low_ms'], row['tpot_high_ms'])})")
+    elif any(limit.column == "tpot_ms" and row["tpot_high_ms"] > limit.bound for limit in asked):
+        numbers.append(f"though the interval of TPOT reaches {number(row['tpot_high_ms'])} ms")
+    if "memory_gib" not in limited and not math.isnan(row["memory_gib"]):
+        numbers.append(f"memory {number(row['memory_gib'])} GiB")
+    if "ppl_loss_percent" not in limited and not math.isnan(row["ppl_loss_percent"]):
+        numbers.append(f"PPL loss {number(row['ppl_loss_percent'])} %")
+    base = group[group["verdict"] == "reference"]
+    gain = ""
+    if row["verdict"] != "reference" and len(base) and not math.isnan(row["speedup"]):
+        gain = f"; {number(row['speedup'])} x the speed of {base['precision'].iloc[0]}"
+        if not math.isnan(row["memory_ratio"]):
+            gain += f" at {number(row['memory_ratio'])} x its memory"
+    return f"Take {name(row)}, {why}: {', '.join(numbers)}{gain}."
+
+
+def _nothing_fits(row: pd.Series, measured: pd.DataFrame, asked: list[Limit]) -> str:
+    never = []
+    for limit in asked:
+        misses = measured.apply(limit.miss, axis=1)
+        if (misses > 0).all():
+            best = measured.loc[misses.idxmin()]
+            never.append(
+                f"{limit.label} of {limit.asked()} is out of reach of all (nearest {name(best)}: {limit.told(best)})"
+            )
+    blame = "; ".join(never) if never else "each limit is met by some configuration, but no one meets them all"
+    told = ", ".join(limit.told(row) for limit in asked)
+    return f"No configuration meets the limits: {blame}. {name(row)} comes nearest: {told}."
