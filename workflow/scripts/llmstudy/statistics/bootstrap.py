@@ -51,7 +51,7 @@ def document_blocks(document: np.ndarray) -> Blocks:
     documents, index = np.unique(document, return_inverse=True)
     if len(documents) >= MINIMUM_BLOCKS:
         return Blocks(index, np.bincount(index).astype(float), f"{len(documents)} documents")
-    length = min(LONGEST_BLOCK, document.size // MINIMUM_BLOCKS)
+    length = min(LONGEST_BLOCK, document.size // (MINIMUM_BLOCKS + len(documents)))  # each rounds one run down
     if length < SHORTEST_BLOCK:
         return Blocks(np.zeros(document.size, dtype=np.int64), np.array([float(document.size)]), "1 block, no interval")
     runs = np.zeros(document.size, dtype=np.int64)

@@ -1,0 +1,126 @@
+"""Intervals between processes, Student's t, A/A, steady state and Holm's adjustment."""
+
+import math
+
+import numpy as np
+import pytest
+from llmstudy.statistics.latency import process_interval, ratio, same_against_same
+from llmstudy.statistics.multiplicity import holm
+from llmstudy.statistics.steady import SteadyState
+from llmstudy.statistics.student import critical_value, two_sided_p
+
+
+@pytest.mark.parametrize(
+    ("degrees", "expected"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (9, 2.2622), (30, 2.0423)]
+)
+def test_critical_values_of_the_printed_tables(degrees, expected):
+    assert critical_value(degrees) == pytest.approx(expected, abs=5e-5)
+    assert two_sided_p(expected, degrees) == pytest.approx(0.05, abs=1e-5)
+
+
+def test_student_tails_against_numerical_integration():
+    """The density of t, (1 + t^2/n)^(-(n+1)/2) up to its norm, summed on a fine grid."""
+    for degrees in (1, 2, 5, 8):
+        angle = np.linspace(-math.pi / 2, math.pi / 2, 200_001)[1:-1]  # t = sqrt(n) tan(angle)
+        mass = np.cos(angle) ** (degrees - 1)
+        outside = np.abs(math.sqrt(degrees) * np.tan(angle)) > 1.7
+        assert two_sided_p(1.7, degrees) == pytest.approx(mass[outside].sum() / mass.sum(), abs=1e-4)
+    assert critical_value(100_000) == pytest.approx(1.95996, abs=1e-4)
+    assert math.isnan(two_sided_p(math.nan, 3))
+
+
+def test_process_interval_by_hand():
+    """ln of 10, 20, 40: mean ln 20, standard deviation ln 2, t(2) = 4.303."""
+    found = process_interval([10.0, 20.0, 40.0])
+    assert found.value == pytest.approx(20.0)
+    factor = 2 ** (4.302653 / math.sqrt(3))
+    assert (found.low, found.high) == pytest.approx((20 / factor, 20 * factor))
+
+
+@pytest.mark.parametrize("samples", [[41.0], [41.0, math.nan], [41.0, 41.0, 41.0]])
+def test_no_spread_is_no_interval(samples):
+    found = process_interval(samples)
+    assert found.value == pytest.approx(41.0)
+    assert math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_empty_and_impossible_samples():
+    assert math.isnan(process_interval([]).value)
+    with pytest.raises(ValueError, match="positive"):
+        process_interval([1.0, 0.0])
+
+
+def test_process_interval_and_ratio_cover():
+    rng = np.random.default_rng(1)
+    covered = np.zeros(2)
+    false_alarms = 0
+    for _ in range(500):
+        reference = 70 * np.exp(0.1 * rng.standard_normal(5))
+        candidate = 40 * np.exp(0.03 * rng.standard_normal(4))
+        speedup = ratio(reference, candidate)
+        own = process_interval(reference)
+        covered += [own.low <= 70 <= own.high, speedup.low <= 70 / 40 <= speedup.high]
+        false_alarms += ratio(reference, reference[::-1] * np.exp(0.1 * rng.standard_normal(5))).p < 0.05
+    assert (covered / 500 >= 0.92).all() and (covered / 500 <= 0.98).all()
+    assert false_alarms / 500 <= 0.08
+
+
+def test_ratio_of_swapped_sides_is_the_inverse():
+    forth, back = ratio([70.0, 75.0, 72.0], [40.0, 42.0]), ratio([40.0, 42.0], [70.0, 75.0, 72.0])
+    assert (forth.value, forth.low, forth.high) == pytest.approx((1 / back.value, 1 / back.high, 1 / back.low))
+    assert forth.p == pytest.approx(back.p)
+
+
+def test_ratio_p_value_agrees_with_its_interval():
+    for gap in np.linspace(0.0, 0.6, 25):
+        found = ratio(np.exp([0.1, 0.0, -0.1]), np.exp(np.array([0.15, 0.0, -0.2]) - gap))
+        assert (found.p < 0.05) == (not found.low <= 1 <= found.high)
+
+
+def test_equal_variances_give_the_pooled_degrees_of_freedom():
+    """Two samples of n with equal variance: Welch's degrees of freedom are 2 (n - 1)."""
+    logs = np.array([-0.1, 0.0, 0.1])
+    found = ratio(2 * np.exp(logs), np.exp(logs))
+    half = critical_value(4) * 0.1 * math.sqrt(2 / 3)
+    assert (found.low, found.high) == pytest.approx((2 * math.exp(-half), 2 * math.exp(half)))
+
+
+def test_a_ratio_with_one_repeat_has_no_interval_and_no_p():
+    found = ratio([70.0, 75.0], [40.0])
+    assert found.value == pytest.approx(math.sqrt(70 * 75) / 40)
+    assert math.isnan(found.low) and math.isnan(found.p)
+    assert math.isnan(ratio([], [40.0]).value)
+
+
+def test_same_against_same_shares_drift_and_needs_four_processes():
+    drifting = [50.0, 51.0, 52.0, 53.0, 54.0, 55.0]
+    found = same_against_same(drifting)
+    assert found.value == pytest.approx(1.0, abs=0.03) and found.low < 1 < found.high
+    assert math.isnan(same_against_same(drifting[:3]).low)
+
+
+def test_steady_state_ends_with_the_first_calm_window():
+    state = SteadyState(window=3, tolerance=0.05, maximum=10)
+    answers = [state.add(duration) for duration in (200.0, 120.0, 101.0, 100.0, 99.0)]
+    assert answers == [False, False, False, False, True]
+    assert state.steady and state.spread == pytest.approx(0.02)
+
+
+def test_steady_state_gives_up_and_says_so():
+    state = SteadyState(window=3, tolerance=0.05, maximum=4)
+    assert [state.add(duration) for duration in (1.0, 2.0, 1.0, 2.0)] == [False, False, False, True]
+    assert not state.steady
+
+
+def test_the_tolerance_is_exclusive_and_the_window_checked():
+    state = SteadyState(window=2, tolerance=0.05, maximum=9)
+    assert [state.add(duration) for duration in (97.5, 102.5)] == [False, False]
+    assert SteadyState().spread == math.inf
+    with pytest.raises(ValueError, match="window"):
+        SteadyState(window=1)
+
+
+def test_holm_by_hand():
+    adjusted = holm(np.array([0.01, 0.04, math.nan, 0.03, 0.005]))
+    np.testing.assert_allclose(adjusted, [0.03, 0.06, math.nan, 0.06, 0.02])
+    assert holm(np.array([0.9, 0.8])).tolist() == [1.0, 1.0]
