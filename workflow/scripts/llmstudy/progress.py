@@ -25,6 +25,12 @@ class LogBar(tqdm):
         }
         super().__init__(*args, **(settings | log_settings))
 
+    def close(self):
+        if not self.disable:
+            self.display()
+            self.sp = None  # the final line stands; tqdm would add an empty one
+        super().close()
+
     @staticmethod
     def status_printer(file):
         def print_line(status: str) -> None:

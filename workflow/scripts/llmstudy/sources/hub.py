@@ -1,7 +1,7 @@
 """Model repositories and data sets on the Hugging Face hub, at a pinned revision.
 
-The endpoint is the library's own ``HF_ENDPOINT``. The token is taken from ``HF_TOKEN`` alone and never from a login stored
-on the machine, so that a study does not work for one person and fail for the next.
+The endpoint is the library's own ``HF_ENDPOINT``. The token is taken from ``HF_TOKEN`` alone and never from a login
+that is stored on the machine, so that a study does not work for one person and fail for the next.
 """
 
 import contextlib
@@ -16,6 +16,8 @@ from llmstudy.progress import LogBar
 from llmstudy.sources.layout import choose_files
 
 AGAIN = "run again, what is there is kept"
+GATED = "gated: accept the licence on the repository's page and set HF_TOKEN to a token that may read it"
+NOT_FOUND = "no such repository, or a private one; check owner/name, or set HF_TOKEN to a token that may read it"
 
 
 def fetch_snapshot(repo: str, revision: str, folder: Path) -> None:
@@ -33,15 +35,18 @@ def fetch_snapshot(repo: str, revision: str, folder: Path) -> None:
 
     where = f"{repo}@{revision[:8]}"
     with _errors_named(where):
-        names = HfApi(token=_token()).list_repo_files(repo, revision=revision)
+        names = choose_files(HfApi(token=_token()).list_repo_files(repo, revision=revision), where)
         snapshot_download(
             repo,
             revision=revision,
             local_dir=folder,
-            allow_patterns=choose_files(names, where),
+            allow_patterns=names,
             token=_token(),
             tqdm_class=None if sys.stderr.isatty() else LogBar,
         )
+    # where the folder is not empty and the hub fails, the library returns the folder as if it were whole
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise StudyError(f"{where}: the hub did not give {missing[0]}; {AGAIN}")
 
 
 def load_rows(repo: str, subset: str | None, split: str, revision: str, cache: Path):
@@ -70,7 +75,7 @@ def _errors_named(where: str) -> Iterator[None]:
     except StudyError:
         raise
     except Exception as error:
-        if reason := next(filter(None, map(_reason, _chain(error))), None):
+        if reason := next(filter(None, map(_reason, _chain(error))), None) or _reason_of_datasets(error):
             raise StudyError(f"{where}: {reason}") from error
         raise
 
@@ -93,18 +98,35 @@ def _reason(error: BaseException) -> str | None:
     if isinstance(error, errors.RevisionNotFoundError):
         return "the repository has no such revision; take the 40 hex digits of a commit from its history"
     if isinstance(error, errors.GatedRepoError):
-        return "gated: accept the licence on the model's page and set HF_TOKEN to a token that may read it"
+        return GATED
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "no such repository, or a private one; check owner/name, or set HF_TOKEN to a token that may read it"
+        return NOT_FOUND
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
         return _status(error.response.status_code)
     text = str(error)
     if "Consistency check failed" in text or "peer closed connection" in text or "IncompleteRead" in text:
         return f"the download was cut short; {AGAIN}"
-    if type(error).__name__ in ("ConnectError", "ConnectTimeout", "ReadTimeout", "ReadError", "RemoteProtocolError"):
+    if type(error).__name__ in (
+        "ConnectError",
+        "ConnectTimeout",
+        "ReadTimeout",
+        "ReadError",
+        "RemoteProtocolError",
+        "ProxyError",
+    ):
         return f"no network, or the hub does not answer ({type(error).__name__}); check the connection and {AGAIN}"
     if isinstance(error, ValueError) and ("BuilderConfig" in text or "Unknown split" in text):
         return " ".join(text.split())
+    return None
+
+
+def _reason_of_datasets(error: BaseException) -> str | None:
+    """The reason that ``datasets`` gives in words where it drops the hub's own error."""
+    text = str(error)
+    if type(error).__name__ == "DatasetNotFoundError":
+        return GATED if "gated" in text else NOT_FOUND
+    if isinstance(error, ConnectionError) and "Couldn't reach" in text:
+        return f"no network, or the hub does not answer; check the connection and {AGAIN}"
     return None
 
 

@@ -1,7 +1,8 @@
-"""Which files of a model folder, repository or wheel the study uses: safetensors, tokenizer and config, nothing else."""
+"""Which files of a model folder, repository or wheel the study uses: safetensors, tokenizer and config alone."""
 
 import fnmatch
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -80,8 +81,6 @@ def tensor_files(folder: Path) -> dict[str, str]:
 
 def count_parameters(folder: Path) -> int:
     """The number of stored parameters, from the headers alone; a tied tensor that is stored once counts once."""
-    import math
-
     from safetensors import safe_open
 
     files = tensor_files(folder)

@@ -1,6 +1,7 @@
 """Fetching the weights of a model from whichever source the config names."""
 
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,8 +103,6 @@ def _from_gguf(file: Path, model: dict[str, Any], folder: Path) -> Fetched:
 
 
 def _synthetic(model: dict[str, Any], folder: Path, downloads: Path) -> Fetched:
-    import math
-
     from llmstudy.sources import synthetic
 
     source = model["source"]

