@@ -38,11 +38,15 @@ def measure(snakemake) -> None:
     """Run the measuring job of a rule: ``params.job``, ``output.record`` and any other named output as an artifact."""
     job = dict(snakemake.params.job)
     job["limits"] = granted(job["limits"], snakemake.resources)
-    artifacts = {Path(path).name: Path(path) for path in snakemake.output if path != snakemake.output.record}
+    record = Path(snakemake.output.record)
+    artifacts = {artifact_name(Path(path), record): Path(path) for path in snakemake.output if Path(path) != record}
     with step(snakemake.log[0]):
-        records.measure(
-            job, Path(snakemake.output.record), Path(snakemake.log[0]), artifacts, snakemake.resources.get("attempt", 1)
-        )
+        records.measure(job, record, Path(snakemake.log[0]), artifacts, snakemake.resources.get("attempt", 1))
+
+
+def artifact_name(output: Path, record: Path) -> str:
+    """What the measuring process calls an output: ``arrays`` and its suffix if it is named after the record."""
+    return f"arrays{output.suffix}" if output.stem == record.stem else output.name
 
 
 def granted(limits: dict, resources) -> dict:
