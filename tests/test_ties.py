@@ -177,10 +177,20 @@ def test_quality_never_speaks_of_synthetic_weights(tables):
     assert sentence("int8_quality", tables) == MISSING
 
 
+def test_prefill_peaks_of_a_cpu_are_not_compared(tables):
+    on_cpu = tables["memory"].assign(device="cpu")
+    assert sentence("score_matrix_memory", {"memory": on_cpu}) == MISSING
+
+
+def test_samples_without_a_reference_text_are_not_called_different(tables):
+    alone = tables["samples"].assign(reference_text="")
+    assert sentence("greedy_divergence", {"samples": alone}) == MISSING
+
+
 def test_gpu_comes_before_cpu_though_the_cpu_is_slower(tables):
     assert "NVIDIA H200" in sentence("prefill_against_decode", tables)
     only_cpu = tables["latency"][tables["latency"]["device"] == "cpu"]
-    assert "on cpu" in sentence("prefill_against_decode", {"latency": only_cpu})
+    assert "on `cpu`" in sentence("prefill_against_decode", {"latency": only_cpu})
 
 
 def test_unknown_name_is_a_one_line_error():

@@ -77,8 +77,12 @@ def int8_memory(tables: Tables) -> str | None:
 
 
 def score_matrix_memory(tables: Tables) -> str | None:
-    """Peak prefill memory above the weights: an attention that stores the scores against the leanest one."""
+    """Peak prefill memory above the weights: an attention that stores the scores against the leanest one.
+
+    Accelerators only: on a CPU the peak is the growth of the process, whose noise hides the score matrix.
+    """
     frame = medians(tables, "memory", "weights_gib", "peak_prefill_gib")
+    frame = frame[frame["accelerator"].astype(bool)].copy()
     frame["above_weights"] = frame["peak_prefill_gib"] - frame["weights_gib"]
     row = attention_pair(frame, "above_weights")
     if row is None:

@@ -7,7 +7,7 @@ import pandas as pd
 from llmstudy.ties.rows import PLACE, Tables, good_rows, leading, link, number, place
 
 _INT8 = ("int8-fused", "int8-fused-outlier", "int8-w8a8", "llm-int8", "llm-int8-t0")
-_FOUR_BIT = ("llm-int8", "nf4", "nf4-dq", "fp4")
+_FOUR_BIT = ("llm-int8", "nf4", "fp4")
 
 
 def reference_perplexity(tables: Tables) -> str | None:
@@ -27,6 +27,7 @@ def reference_perplexity(tables: Tables) -> str | None:
 def greedy_divergence(tables: Tables) -> str | None:
     """Per precision: how many greedy continuations equal the reference's, and where the others part from it."""
     frame = _real(good_rows(tables, "samples", "prompt", "text", "reference_text"))
+    frame = frame[frame["reference_text"] != ""]
     prompts = frame.groupby(PLACE)["prompt"].transform("nunique")
     best = leading(frame.assign(prompts=prompts), "-prompts")
     if best is None:

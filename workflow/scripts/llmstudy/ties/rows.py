@@ -91,7 +91,7 @@ def number(value: float) -> str:
 def place(row: pd.Series) -> str:
     """Study, model (with its label where the weights are synthetic) and device of a row."""
     label = " with synthetic weights" if row["weights"] == "synthetic" else ""
-    return f"study `{row['study']}`, `{row['model']}`{label} on {row['device']}"
+    return f"study `{row['study']}`, `{row['model']}`{label} on `{row['device']}`"
 
 
 def link(row: pd.Series, table: str) -> str:
