@@ -16,7 +16,11 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
-configfile: "config/config.yaml"
+# A study of one's own stands alone: Snakemake would merge it key by key with this one, and what it leaves out would
+# come from the default study instead of the schema.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config/config.yaml"
 
 
 report: "workflow/report/workflow.rst"

@@ -72,13 +72,15 @@ def measuring_minutes(wildcards, attempt):
 
 
 def model_config(wildcards):
-    """The config's entry of a model."""
-    return plan.model_entry(config, wildcards.model)
+    """What fetching a model depends on; a change of its precisions or its note fetches nothing again."""
+    entry = plan.model_entry(config, wildcards.model)
+    return {key: entry[key] for key in ("name", "source", "context", "license")}
 
 
 def corpus_config(wildcards):
-    """The config's entry of a corpus."""
-    return next(corpus for corpus in config["corpora"] if corpus["name"] == wildcards.corpus)
+    """What fetching a corpus depends on."""
+    entry = next(corpus for corpus in config["corpora"] if corpus["name"] == wildcards.corpus)
+    return {key: entry[key] for key in ("name", "source", "documents", "license")}
 
 
 def prompt_corpus(wildcards):

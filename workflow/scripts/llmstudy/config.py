@@ -105,6 +105,7 @@ def _check_names(config: dict) -> None:
     used += [(f"models.{model['name']}.precisions", model["precisions"] or []) for model in config["models"]]
     for key, names in used:
         _check_known(key, names, precisions.MODULES)
+        _check_device(key, names, config["device"])
     _check_known("attention", config["attention"], attention.CHOICES)
     _check_known("runtimes", config["runtimes"], runtimes.MODULES)
     _check_known("quality.attention", [config["quality"]["attention"] or "sdpa"], attention.CHOICES)
@@ -120,6 +121,14 @@ def _check_known(key: str, names: list[str], allowed) -> None:
     for name in names:
         if name not in allowed:
             raise StudyError(f"{key}: {name!r} is not known; allowed: {', '.join(allowed)}")
+
+
+def _check_device(key: str, names: list[str], device: str) -> None:
+    """``auto`` is settled where a job runs, and a precision that cannot run there becomes its record's status."""
+    for name in names:
+        devices = precisions.get(name).devices
+        if device != "auto" and device not in devices:
+            raise StudyError(f"{key}: {name!r} does not run on device {device!r}; allowed: {', '.join(devices)}, auto")
 
 
 def _check_numbers(config: dict) -> None:

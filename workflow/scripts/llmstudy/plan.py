@@ -12,11 +12,9 @@ from dataclasses import asdict, dataclass
 
 from llmstudy import dependencies, precisions, runtimes
 from llmstudy.measure import MODULES as KINDS
+from llmstudy.measure.stream import protocol_name
 from llmstudy.sources.synthetic import SHAPES
 
-# Stored bits per linear weight, as far as sizing needs them before anything is loaded.
-BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "nf4": 4.5, "fp4": 4.5}
-INT8_BITS = 8
 GIB = 2**30
 
 
@@ -124,7 +122,7 @@ def job(config: dict, measurement: Measurement) -> dict:
         "corpora": {name: f"resources/corpora/{name}" for name in corpora},
         "reference_folder": reference_folder(config, measurement.model),
         "settings": _settings(config, model, measurement.kind),
-        "limits": {"seconds": config["limits"]["minutes"] * 60, "oom_attempts": config["limits"]["oom_attempts"]},
+        "limits": {"seconds": config["jobs"]["minutes"] * 60, "oom_attempts": config["jobs"]["oom_attempts"]},
     }
 
 
@@ -143,7 +141,8 @@ def _settings(config: dict, model: dict, kind: str) -> dict:
         return {"workloads": model["workloads"] or config["memory"]["workloads"] or workloads}
     if kind in ("quality", "reference"):
         keys = ("protocols", "bos", "documents", "tokens_per_document", "max_tokens", "kl_tokens")
-        return {"corpora": quality_corpora(config)} | {key: config["quality"][key] for key in keys}
+        shared = {"corpora": quality_corpora(config), "reference": config["reference"]}
+        return shared | {key: config["quality"][key] for key in keys}
     return dict(config["samples"])
 
 
@@ -186,8 +185,7 @@ def shape_parameters(shape: str | dict) -> float:
 
 def weight_gib(config: dict, model: str, precision: str) -> float:
     """GiB that the weights take in a precision."""
-    bits = BITS.get(precision, INT8_BITS)
-    return parameters(model_entry(config, model)) * bits / 8 / GIB
+    return parameters(model_entry(config, model)) * precisions.get(precision).weight_bits / 8 / GIB
 
 
 def gpus(config: dict, measurement: Measurement) -> int:
@@ -195,7 +193,7 @@ def gpus(config: dict, measurement: Measurement) -> int:
     if config["device"] != "cuda":
         return 0
     size = weight_gib(config, measurement.model, measurement.precision)
-    return max(1, math.ceil(1.2 * size / config["limits"]["gpu_memory_gib"]))
+    return max(1, math.ceil(1.2 * size / config["jobs"]["gpu_memory_gib"]))
 
 
 def memory_mb(config: dict, measurement: Measurement, attempt: int = 1) -> int:
@@ -212,4 +210,21 @@ def memory_mb(config: dict, measurement: Measurement, attempt: int = 1) -> int:
 
 def runtime_minutes(config: dict, attempt: int = 1) -> int:
     """Wall time to ask for: the limit that makes a timeout record, and five minutes to write it."""
-    return math.ceil((config["limits"]["minutes"] + 5) * attempt)
+    return math.ceil((config["jobs"]["minutes"] + 5) * attempt)
+
+
+def focus(config: dict) -> dict[str, dict]:
+    """Per model what its one row in summary.csv speaks of: the first workload, corpus and protocol; the reference.
+
+    A model that leaves the study's reference out is compared with the first of its own precisions.
+    """
+    return {model["name"]: _focus_of(config, model) for model in config["models"]}
+
+
+def _focus_of(config: dict, model: dict) -> dict:
+    own = model["precisions"] or config["precisions"]
+    return (model["workloads"] or config["latency"]["workloads"])[0] | {
+        "reference": config["reference"] if config["reference"] in own else own[0],
+        "corpus": quality_corpora(config)[0],
+        "protocol": protocol_name(config["quality"]["protocols"][0], config["quality"]["bos"]),
+    }

@@ -39,7 +39,7 @@ def measure(session: Session) -> dict:
                 entry |= {"status": status, "reason": reason}
             log(f"{corpus} {name}: {entry['status']} {entry['reason']}")
             samples["protocols"].append(entry)
-            np.savez_compressed(session.artifacts / "arrays.npz", **arrays)
+            replace_arrays(session.artifacts / "arrays.npz", arrays)
             session.save(samples)
             session.free()
     return samples
@@ -48,15 +48,26 @@ def measure(session: Session) -> dict:
 def measure_protocol(
     session: Session, model, stream: TokenStream, protocol: dict, reference: Reference | None
 ) -> dict[str, np.ndarray]:
-    """float32 arrays: ``nll`` [tokens], and against a reference ``kl``, ``p_difference``, ``top1``, ``top5``."""
+    """float32 arrays: ``nll`` [tokens], and against a reference ``kl``, ``top1``, ``top5``."""
     nll = np.empty(len(stream.ids) - 1, dtype=np.float32)
     compared: dict[str, list[np.ndarray]] = {}
     for positions, log_probabilities, targets in score(session, model, stream, protocol, session.settings["bos"]):
         nll[positions] = -true_token(log_probabilities, targets).cpu().numpy()
         if reference and positions.start < reference.tokens:
-            for key, values in reference.compare(positions.start, log_probabilities, targets).items():
+            for key, values in reference.compare(positions.start, log_probabilities).items():
                 compared.setdefault(key, []).append(values)
-    return {"nll": nll} | {key: np.concatenate(values) for key, values in compared.items()}
+    found = {"nll": nll} | {key: np.concatenate(values) for key, values in compared.items()}
+    for key, values in found.items():
+        if lost := np.count_nonzero(~np.isfinite(values)):
+            raise FloatingPointError(f"{key}: {lost} of {len(values)} tokens are not finite; the precision overflows")
+    return found
+
+
+def replace_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Replace the file in one step: this process may be killed at any moment, and finished protocols must stay."""
+    partial = path.with_name(f"partial-{path.name}")
+    np.savez_compressed(partial, **arrays)
+    partial.replace(path)
 
 
 class Reference:
@@ -79,26 +90,23 @@ class Reference:
             return None
         return cls(folder, corpus, session.weights.config().vocab_size, session.device)
 
-    def compare(self, start: int, candidate, targets) -> dict[str, np.ndarray]:
+    def compare(self, start: int, candidate) -> dict[str, np.ndarray]:
         """Rows ``start`` … against the candidate's log-probabilities fp32 [rows, vocabulary].
 
-        kl            Σ p (ln p − ln q), nats, p the reference and q the candidate
-        p_difference  q − p of the token that came
-        top1          1 where the most probable token is the same
-        top5          share of the reference's five most probable tokens among the candidate's five
+        kl    Σ p (ln p − ln q), nats, p the reference and q the candidate
+        top1  1 where the most probable token is the same
+        top5  share of the reference's five most probable tokens among the candidate's five
         """
         import torch
 
         rows = min(len(candidate), self.tokens - start)
-        candidate, targets = candidate[:rows], targets[:rows]
+        candidate = candidate[:rows]
         raw = self.file.read(rows * self.vocabulary * 2)
         rounded = torch.frombuffer(bytearray(raw), dtype=torch.float16).view(rows, self.vocabulary)
         reference = renormalise(rounded.to(self.device))
-        probabilities = reference.exp()
-        kl = (probabilities * (reference - candidate)).sum(-1)
-        difference = true_token(candidate, targets).exp() - true_token(probabilities, targets)
+        kl = (reference.exp() * (reference - candidate)).sum(-1)
         best = candidate.topk(5).indices
         top5 = torch.from_numpy(self.top5[start : start + rows]).to(self.device)
         overlap = (best[:, :, None] == top5[:, None, :]).any(2).float().mean(1)
-        found = {"kl": kl, "p_difference": difference, "top1": (best[:, 0] == top5[:, 0]).float(), "top5": overlap}
+        found = {"kl": kl, "top1": (best[:, 0] == top5[:, 0]).float(), "top5": overlap}
         return {key: values.cpu().numpy() for key, values in found.items()}

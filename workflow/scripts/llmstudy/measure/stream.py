@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmstudy.errors import StudyError
+from llmstudy.statistics.conventions import count_bytes, count_words
 
 if TYPE_CHECKING:
     from llmstudy.measure.session import Session
@@ -51,14 +52,16 @@ def token_stream(session: Session, corpus: str) -> TokenStream:
     document: list[int] = []
     words = utf8_bytes = 0
     for number, text in enumerate(texts):
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         room = settings["max_tokens"] - len(ids) if settings["max_tokens"] else None
+        if room == 0:
+            break
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         kept = encoded["input_ids"][: settings["tokens_per_document"]][:room]
         if not kept:
-            break
+            continue
         cut = text[: encoded["offset_mapping"][len(kept) - 1][1]]
-        words += len(cut.split())
-        utf8_bytes += len(cut.encode("utf-8"))
+        words += count_words(cut)
+        utf8_bytes += count_bytes(cut)
         ids += kept
         document += [number] * len(kept)
     if len(ids) < 2:
