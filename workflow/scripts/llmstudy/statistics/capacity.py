@@ -99,7 +99,7 @@ def fit_memory(rows: pd.DataFrame) -> MemoryModel:
     load = float(measured.reindex(columns=PEAKS[:1]).astype(float).max().fillna(0.0).iloc[0])
     model = MemoryModel(weights, kv, fixed, row, token, square, load, math.nan, len(measured))
     errors = [abs(weights + fixed + b * model._per_sequence(c) - p) for b, c, p in zip(batch, context, peak)]
-    return replace(model, residual=max(errors))
+    return replace(model, residual=float(max(errors)))
 
 
 def non_negative_least_squares(terms: np.ndarray, target: np.ndarray) -> np.ndarray:

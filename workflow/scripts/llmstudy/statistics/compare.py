@@ -6,10 +6,11 @@ Every configuration, workload, corpus and protocol that both studies have is com
 paired by token through the per-token arrays, where both studies kept them for the
   same tokens; else from the intervals in the tables (unpaired, hence much wider);
 - memory: has no sampling error, so its limit alone decides;
-- status: a configuration that was `ok` and is not any more (or is gone) is always a failure.
+- status: a configuration that was `ok` and is not any more (or is gone, or lost a figure) is always a failure.
 
 A change is significant if its p-value, adjusted by Holm's method over all comparisons of the same quantity, is below
-0.05. A limit is exceeded by a significant change for the worse that is larger than the limit.
+0.05. A limit is exceeded by a significant change for the worse that is larger than the limit. With
+one repeat no change of speed can be significant; `note` then tells of a change beyond the limit.
 """
 
 import math
@@ -22,7 +23,7 @@ import pandas as pd
 from llmstudy.errors import StudyError
 from llmstudy.statistics.bootstrap import bootstrap_mean, document_blocks
 from llmstudy.statistics.capacity import peak_gib
-from llmstudy.statistics.columns import CONFIGURATION, PROTOCOL, WORKLOAD
+from llmstudy.statistics.columns import CONFIGURATION, PROTOCOL, WORKLOAD, text
 from llmstudy.statistics.estimate import Estimate, Z, log_error, p_of_zero, without_interval
 from llmstudy.statistics.latency import ratio
 from llmstudy.statistics.multiplicity import holm
@@ -60,14 +61,15 @@ def compare_studies(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Compare the tables of two studies.
 
-    `baseline`, `candidate`: folders with `latency.csv`, `memory.csv` and `quality.csv`; a column `arrays` of
-    `quality.csv`, if there, holds the path of the per-token arrays relative to that folder (keys
-    `<corpus>/<protocol>/<nll | kl | top1 | document>`). `limits`: largest allowed change for the worse in percent, keys
-    `tpot_percent`, `memory_percent`, `ppl_percent`; None or absent means no limit.
+    `baseline`, `candidate`: folders with `latency.csv`, `memory.csv` and `quality.csv`, and with the per-token arrays
+    in `records/quality/<model>/<precision>.<attention>.<runtime>.r<repeat>.npz` (keys
+    `<corpus>/<protocol>/<quantity>` for `nll`, `kl`, `top1` and `document`) if quality is to be paired. `limits`:
+    largest allowed change for the worse in percent, keys `tpot_percent`, `memory_percent`, `ppl_percent`; None or
+    absent means no limit.
 
     Returns the table of all comparisons (`change` is in percent, for KL in nats and for agreement in points of 0..1;
     `significant` marks those that are) and one sentence per exceeded limit; the comparison fails if there are any.
-    Raises StudyError if a table is missing or the studies share no configuration.
+    Raises StudyError if a table is missing or the baseline measured nothing.
     """
     rows = []
     for file, keys in KEYS.items():
@@ -79,14 +81,17 @@ def compare_studies(
                 compared = [_lost(after)]
             rows += [dict(zip(keys, key)) | row for row in compared]
     if not rows:
-        raise StudyError(f"{baseline} and {candidate} share no configuration that was measured in the first")
+        raise StudyError(f"{baseline}: nothing was measured there, so there is nothing to compare with")
     table = pd.DataFrame(rows).reindex(columns=[*COLUMNS, "p"])
     table["p_holm"] = table.groupby("quantity")["p"].transform(lambda p: holm(p.to_numpy(dtype=float)))
     table["significant"] = table["p_holm"] < SIGNIFICANCE
+    table["note"] = text(table["note"])
     table["limit"] = [limits.get(LIMITED.get(quantity, "")) for quantity in table["quantity"]]
     table["limit"] = table["limit"].astype(float)
     real = table["significant"] | (table["quantity"] == "memory_gib")
-    table["exceeded"] = (table["quantity"] == "status") | (real & (table["change"] > table["limit"]))
+    beyond = table["change"] > table["limit"]
+    table["exceeded"] = (table["quantity"] == "status") | (real & beyond)
+    table.loc[beyond & ~real, "note"] = "beyond the limit, but not significant"
     return table[COLUMNS], [_failure(row) for _, row in table[table["exceeded"]].iterrows()]
 
 
@@ -98,7 +103,7 @@ def _read(folder: Path, file: str, keys: list[str]) -> pd.DataFrame:
     missing = [column for column in [*keys, "status"] if column not in table]
     if missing:
         raise StudyError(f"{path}: column {missing[0]} is missing")
-    return table.assign(reason=table["reason"].fillna("")) if "reason" in table else table
+    return table.assign(reason=text(table["reason"])) if "reason" in table else table
 
 
 def _matched(
@@ -157,7 +162,9 @@ def _quality(before: pd.DataFrame, after: pd.DataFrame, baseline: Path, candidat
         ("top1_agreement", "top1", "share"),
     ):
         values = old.get(quantity, math.nan), new.get(quantity, math.nan)
-        if any(math.isnan(value) for value in values):
+        if not all(math.isfinite(value) for value in values):
+            if math.isfinite(values[0]):
+                rows.append({"quantity": "status", "note": f"{quantity} was {number(values[0])}, {values[1]} now"})
             continue
         if arrays and all(name in side for side in arrays) and arrays[0][name].shape == arrays[1][name].shape:
             difference = arrays[1][name].astype(np.float64) - arrays[0][name].astype(np.float64)
@@ -179,10 +186,11 @@ def _paired_arrays(old: pd.Series, new: pd.Series, baseline: Path, candidate: Pa
     prefix = f"{old['corpus']}/{old['protocol']}/"
     sides = []
     for row, folder in ((old, baseline), (new, candidate)):
-        path = row.get("arrays")
-        if not isinstance(path, str) or not (Path(folder) / path).exists():
+        records = Path(folder) / "records" / "quality" / row["model"]
+        paths = sorted(records.glob(f"{row['precision']}.{row['attention']}.{row['runtime']}.r*.npz"))
+        if not paths or not paths[0].stat().st_size:
             return None
-        with np.load(Path(folder) / path) as stored:
+        with np.load(paths[0]) as stored:
             sides.append({key.removeprefix(prefix): stored[key] for key in stored.files if key.startswith(prefix)})
     documents = [side.get("document") for side in sides]
     if any(ids is None for ids in documents) or not np.array_equal(*documents):

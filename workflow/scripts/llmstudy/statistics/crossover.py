@@ -3,13 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 
 from llmstudy.statistics.bootstrap import RESAMPLES
 from llmstudy.statistics.columns import CONFIGURATION, WORKLOAD
-from llmstudy.statistics.estimate import CONFIDENCE
+from llmstudy.statistics.latency import ROUNDING
+from llmstudy.statistics.student import critical_value
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,9 @@ def cross_over(
     The interval is a bootstrap over repeats: the residuals of log throughput about the mean of their point, scaled by
     sqrt(n/(n-1)) for the degree of freedom that the mean took (Davison and Hinkley, Bootstrap Methods and their
     Application, 1997, section 6.2), are pooled over the points of one series, redrawn, and the crossing is found
-    anew; a resample without this crossing puts it outside the grid, on the side where it must then lie. If no point
-    of a series was repeated, there is no interval. Raises ValueError on fewer than two points, unequal lengths or an
-    unsorted grid.
+    anew; percentiles are widened to those of Student's t with the degrees of freedom of the smaller pool. A resample
+    without this crossing puts it outside the grid, on the side where it must then lie. If no point of a series was
+    repeated, there is no interval. Raises ValueError on fewer than two points, unequal lengths or an unsorted grid.
     """
     grid = np.asarray(x, dtype=np.float64)
     if len(grid) < 2 or (np.diff(grid) <= 0).any() or grid[0] <= 0:
@@ -86,20 +88,21 @@ def cross_over(
     noise = [_mean_noise(side, resamples, np.random.default_rng((seed, number))) for number, side in enumerate(sides)]
     if all(drawn is not None for drawn in noise):
         found = np.sort(_crossings(np.log(grid), lead + noise[0] - noise[1], upward))
+        degrees = min(sum(len(sample) - 1 for sample in side) for side in sides)
         # order statistics, not interpolation: ends may be infinite
-        tail = round((1 - CONFIDENCE) / 2 * resamples)
+        tail = int(NormalDist().cdf(-critical_value(degrees)) * resamples)
         low, high = float(found[tail]), float(found[-tail - 1])
     return CrossOver("overtakes" if upward else "falls behind", estimate, low, high, changes, ends)
 
 
 def _mean_noise(side: list[np.ndarray], resamples: int, rng: np.random.Generator) -> np.ndarray | None:
-    """Bootstrap noise of the mean at each point, (resamples, points); None if nothing was repeated."""
+    """Bootstrap noise of the mean at each point, (resamples, points); None if no repeat differs from another."""
     scaled = [
         (sample - sample.mean()) * math.sqrt(len(sample) / (len(sample) - 1)) for sample in side if len(sample) > 1
     ]
-    if not scaled:
+    pool = np.concatenate(scaled) if scaled else np.zeros(1)
+    if np.abs(pool).max() < ROUNDING:
         return None
-    pool = np.concatenate(scaled)
     return np.stack([rng.choice(pool, (resamples, len(sample))).mean(axis=1) for sample in side], axis=1)
 
 
@@ -114,7 +117,7 @@ def _crossings(log_x: np.ndarray, lead: np.ndarray, upward: bool) -> np.ndarray:
     rows = np.arange(len(lead))
     left, right = lead[rows, inside - 1], lead[rows, inside]
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = left / (left - right)
+        share = np.clip(left / (left - right), 0.0, 1.0)
     found = np.exp(log_x[inside - 1] + share * (log_x[inside] - log_x[inside - 1]))
     found[beyond[:, 0]] = 0.0
     found[~beyond.any(axis=1)] = math.inf

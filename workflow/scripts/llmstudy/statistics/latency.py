@@ -13,7 +13,7 @@ import numpy as np
 from llmstudy.statistics.estimate import Estimate, without_interval
 from llmstudy.statistics.student import critical_value, two_sided_p
 
-_ROUNDING = 1e-12  # a smaller spread of logarithms is no spread: identical values, from a clock too coarse to differ
+ROUNDING = 1e-12  # a smaller spread of logarithms is no spread: identical values, from a clock too coarse to differ
 
 
 def process_interval(samples: Sequence[float]) -> Estimate:
@@ -29,7 +29,7 @@ def process_interval(samples: Sequence[float]) -> Estimate:
     if logs.size == 1:
         return without_interval(math.exp(mean))
     se = float(logs.std(ddof=1)) / math.sqrt(logs.size)
-    if se < _ROUNDING:
+    if se < ROUNDING:
         return without_interval(math.exp(mean))
     half = critical_value(logs.size - 1) * se
     return Estimate(mean, mean - half, mean + half, se).exp()
@@ -58,7 +58,7 @@ def welch(difference: float, errors: Sequence[float], sizes: Sequence[int]) -> E
     Degrees of freedom by Welch and Satterthwaite, rounded down. Without a standard error on both sides: no interval.
     """
     se = math.hypot(*errors)
-    if min(sizes) < 2 or not se >= _ROUNDING:
+    if min(sizes) < 2 or not se >= ROUNDING:
         return without_interval(difference)
     weights = sum(error**4 / (size - 1) for error, size in zip(errors, sizes))
     degrees = max(1, math.floor(se**4 / weights + 1e-9))

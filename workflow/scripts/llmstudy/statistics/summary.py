@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from llmstudy.statistics.capacity import peak_gib
-from llmstudy.statistics.columns import CONFIGURATION, IDENTITY, WORKLOAD
+from llmstudy.statistics.columns import CONFIGURATION, IDENTITY, WORKLOAD, text
 from llmstudy.statistics.latency import process_interval, ratio
 
 QUALITY = [
@@ -93,6 +93,8 @@ def _outcome(own: Mapping[str, pd.DataFrame]) -> dict:
     """Status of the configuration is that of its speed; what else failed stands in the reason."""
     outcomes = {quantity: _status(rows) for quantity, rows in own.items() if quantity == "speed" or len(rows)}
     status, reason = outcomes.pop("speed")
+    if status != "ok":
+        return {"status": status, "reason": reason}
     notes = [reason] if reason else []
     notes += [f"{quantity}: {told or found}" for quantity, (found, told) in outcomes.items() if found != "ok"]
     return {"status": status, "reason": "; ".join(notes)}
@@ -105,7 +107,7 @@ def _status(rows: pd.DataFrame) -> tuple[str, str]:
     failed = rows[rows["status"] != "ok"]
     if failed.empty:
         return "ok", ""
-    status, reason = failed["status"].iloc[0], failed["reason"].fillna("").iloc[0]
+    status, reason = failed["status"].iloc[0], text(failed["reason"]).iloc[0]
     if len(failed) == len(rows):
         return status, reason
     return "ok", f"{len(failed)} of {len(rows)} repeats failed ({status}: {reason})"

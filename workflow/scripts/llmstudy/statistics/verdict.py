@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from llmstudy.errors import StudyError
-from llmstudy.statistics.columns import CONFIGURATION
+from llmstudy.statistics.columns import CONFIGURATION, text
 from llmstudy.statistics.estimate import p_of_one
 from llmstudy.statistics.multiplicity import holm
 from llmstudy.statistics.phrases import interval, number, percent
@@ -98,7 +98,7 @@ def complete(summary: pd.DataFrame) -> pd.DataFrame:
     columns = list(dict.fromkeys([*summary.columns, "reason", *NUMBERS]))
     table = summary.reset_index(drop=True).reindex(columns=columns)
     table[NUMBERS] = table[NUMBERS].astype(float)
-    table["reason"] = table["reason"].fillna("").astype(str)
+    table["reason"] = text(table["reason"])
     return table
 
 

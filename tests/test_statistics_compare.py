@@ -1,0 +1,152 @@
+"""Two studies held against each other: what counts as a change, and what fails."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from llmstudy.errors import StudyError
+from llmstudy.statistics.compare import compare_studies
+
+LIMITS = {"tpot_percent": 5.0, "memory_percent": 2.0, "ppl_percent": 0.5}
+PRECISIONS = ("bf16", "int8", "nf4")
+
+
+def write_study(folder, *, tpot=1.0, memory=1.0, nll=0.0, repeats=4, arrays=True, seed=0, spread=0.02, status=None):
+    """A study of three precisions; factors apply to int8 alone. Returns its folder."""
+    rng = np.random.default_rng(seed)
+    document = np.repeat(np.arange(12), 50)
+    level = np.random.default_rng(99).normal(3, 0.5, 12)[document]
+    latency, memories, quality = [], [], []
+    for precision in PRECISIONS:
+        changed = precision == "int8"
+        shared = {"study": folder.name, "model": "m", "precision": precision, "attention": "sdpa", "runtime": "eager"}
+        shared |= {"status": status if changed and status else "ok", "reason": "too large" if status else ""}
+        workload = {"batch": 1, "prompt_tokens": 128, "new_tokens": 32}
+        for repeat in range(repeats):
+            tpot_ms = 20 * (tpot if changed else 1) * np.exp(spread * rng.standard_normal())
+            latency.append(shared | workload | {"repeat": repeat, "tpot_ms": tpot_ms, "ttft_ms": 50 + rng.random()})
+        memories.append(shared | workload | {"peak_decode_gib": 7 * (memory if changed else 1)})
+        losses = level + 0.001 * rng.standard_normal(600) + (nll if changed else 0)
+        kl = np.full(600, 0.01) + np.abs(nll if changed else 0) + 1e-5 * rng.standard_normal(600)
+        top1 = rng.random(600) < 0.95
+        ppl = math.exp(losses.mean())
+        row = {"corpus": "wiki", "protocol": "w1024", "ppl": ppl, "ppl_low": ppl * 0.8, "ppl_high": ppl * 1.2}
+        row |= {"kl_nats": kl.mean(), "top1_agreement": top1.mean(), "top1_low": 0.93, "top1_high": 0.97}
+        quality.append(shared | row)
+        stored = {"nll": losses, "kl": kl[:300], "top1": top1[:300].astype(np.float32), "document": document}
+        if arrays:
+            path = folder / "records" / "quality" / "m" / f"{precision}.sdpa.eager.r1.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, **{f"wiki/w1024/{key}": values for key, values in stored.items()})
+    folder.mkdir(exist_ok=True)
+    for file, rows in (("latency", latency), ("memory", memories), ("quality", quality)):
+        pd.DataFrame(rows).to_csv(folder / f"{file}.csv", index=False)
+    return folder
+
+
+def compared(tmp_path, limits=LIMITS, baseline=None, **changes):
+    before = write_study(tmp_path / "before", seed=1, **(baseline or {}))
+    return compare_studies(before, write_study(tmp_path / "after", seed=2, **changes), limits)
+
+
+def of(table, quantity, precision="int8"):
+    return table[(table["quantity"] == quantity) & (table["precision"] == precision)].iloc[0]
+
+
+def test_two_runs_of_the_same_do_not_fail(tmp_path):
+    table, failures = compared(tmp_path)
+    assert failures == [] and not table["exceeded"].any() and not table["significant"].any()
+    assert set(table["quantity"]) == {"tpot_ms", "ttft_ms", "memory_gib", "ppl", "kl_nats", "top1_agreement"}
+    assert of(table, "ppl")["method"] == "paired, 12 documents"
+
+
+def test_a_slowdown_fails_and_a_speedup_does_not(tmp_path):
+    table, failures = compared(tmp_path, tpot=1.2)
+    found = of(table, "tpot_ms")
+    assert (
+        found["significant"]
+        and found["exceeded"]
+        and 5 < found["change_low"] < 20.5
+        and 19.5 < found["change_high"] < 35
+    )
+    assert len(failures) == 1 and failures[0].startswith(
+        "m int8 sdpa eager (batch 1, prompt_tokens 128, new_tokens 32)"
+    )
+    assert "% where 5 % is allowed" in failures[0]
+    table, failures = compared(tmp_path, tpot=0.8)
+    assert of(table, "tpot_ms")["significant"] and failures == []
+
+
+def test_a_change_below_the_limit_or_without_one_does_not_fail(tmp_path):
+    table, failures = compared(tmp_path, tpot=1.04, spread=0.001, baseline={"spread": 0.001})
+    assert of(table, "tpot_ms")["significant"] and failures == []
+    assert compared(tmp_path, limits={}, tpot=2.0, memory=2.0, nll=0.5)[1] == []
+
+
+def test_a_change_that_noise_explains_does_not_fail_but_is_told(tmp_path):
+    table, failures = compared(tmp_path, tpot=1.5, repeats=1)
+    found = of(table, "tpot_ms")
+    assert failures == [] and math.isnan(found["change_low"]) and not found["significant"]
+    assert found["note"] == "beyond the limit, but not significant"
+
+
+def test_memory_is_held_to_its_limit_without_an_interval(tmp_path):
+    table, failures = compared(tmp_path, memory=1.03)
+    assert of(table, "memory_gib")["change"] == pytest.approx(3.0) and len(failures) == 1
+    assert compared(tmp_path, memory=1.01)[1] == []
+
+
+def test_pairing_sees_a_loss_of_quality_that_the_tables_alone_cannot(tmp_path):
+    table, failures = compared(tmp_path, nll=math.log(1.01))
+    found = of(table, "ppl")
+    assert found["change"] == pytest.approx(1.0, abs=0.05) and found["change_high"] - found["change_low"] < 0.1
+    assert len(failures) == 1 and "ppl" in failures[0]
+    assert of(table, "kl_nats")["significant"] and of(table, "kl_nats")["unit"] == "nats"
+    unpaired, failures = compared(tmp_path / "again", nll=math.log(1.01), arrays=False, baseline={"arrays": False})
+    found = of(unpaired, "ppl")
+    assert found["method"] == "from the tables" and not found["significant"] and failures == []
+    assert found["change_low"] < -20 and math.isnan(of(unpaired, "kl_nats")["change_low"])
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path):
+    (tmp_path / "again").mkdir()
+
+
+def test_a_configuration_that_fails_now_is_a_failure(tmp_path):
+    table, failures = compared(tmp_path, limits={}, status="oom")
+    assert len(failures) == 3 and all("ok before, oom now: too large" in failure for failure in failures)
+    assert set(table[table["exceeded"]]["precision"]) == {"int8"}
+
+
+def test_a_configuration_that_is_gone_is_a_failure(tmp_path):
+    before, after = write_study(tmp_path / "before"), write_study(tmp_path / "after")
+    for file in ("latency", "memory", "quality"):
+        table = pd.read_csv(after / f"{file}.csv")
+        table[table["precision"] != "nf4"].to_csv(after / f"{file}.csv", index=False)
+    failures = compare_studies(before, after, LIMITS)[1]
+    assert len(failures) == 3 and all("m nf4" in failure and "missing now" in failure for failure in failures)
+
+
+def test_a_perplexity_that_is_no_number_any_more_is_a_failure(tmp_path):
+    before, after = write_study(tmp_path / "before"), write_study(tmp_path / "after")
+    table = pd.read_csv(after / "quality.csv")
+    table.loc[table["precision"] == "int8", "ppl"] = math.nan
+    table.to_csv(after / "quality.csv", index=False)
+    failures = compare_studies(before, after, LIMITS)[1]
+    assert len(failures) == 1 and "nan now" in failures[0]
+
+
+def test_missing_and_empty_studies_are_user_errors(tmp_path):
+    before = write_study(tmp_path / "before")
+    with pytest.raises(StudyError, match=r"after/latency.csv: no such table; run the study after first"):
+        compare_studies(before, tmp_path / "after", LIMITS)
+    empty = write_study(tmp_path / "empty")
+    for file in ("latency", "memory", "quality"):
+        pd.read_csv(empty / f"{file}.csv").assign(status="error").to_csv(empty / f"{file}.csv", index=False)
+    with pytest.raises(StudyError, match="nothing was measured"):
+        compare_studies(empty, before, LIMITS)
+    pd.read_csv(before / "memory.csv").drop(columns="batch").to_csv(before / "memory.csv", index=False)
+    with pytest.raises(StudyError, match="memory.csv: column batch is missing"):
+        compare_studies(before, before, LIMITS)

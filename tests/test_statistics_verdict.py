@@ -1,0 +1,253 @@
+"""Summary, verdict and recommendation on tables written by hand."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from llmstudy.errors import StudyError
+from llmstudy.statistics.recommend import recommend
+from llmstudy.statistics.summary import Focus, summarise
+from llmstudy.statistics.verdict import judge
+
+REFERENCE = {"m": "bf16"}
+SMALLEST = {"tpot": 3.0, "memory": 3.0, "ppl": 0.5}
+FOCUS = Focus(batch=1, prompt_tokens=128, new_tokens=32, corpus="wiki", protocol="w1024")
+SURE = 1e-6
+
+
+def row(precision, tpot, memory, ratio, *, p=SURE, spread=0.01, quality_spread=0.001, base=(20.0, 12.0), **changes):
+    """A summary row against a reference of 20 ms and 12 GiB; spreads are half intervals on the log scale."""
+    speedup = base[0] / tpot
+    columns = {"study": "s", "model": "m", "weights": "real", "precision": precision, "attention": "sdpa"}
+    columns |= {"runtime": "eager", "device": "d", "status": "ok", "reason": "", "repeats": 5}
+    columns |= {"tpot_ms": tpot, "tpot_low_ms": tpot * math.exp(-spread), "tpot_high_ms": tpot * math.exp(spread)}
+    columns |= {"speedup": speedup, "speedup_low": speedup * 0.99, "speedup_high": speedup * 1.01, "speedup_p": p}
+    columns |= {"memory_gib": memory, "memory_ratio": memory / base[1], "ppl_ratio": ratio, "top1_agreement": 0.97}
+    columns |= {"ppl_ratio_low": ratio * math.exp(-quality_spread), "ppl_ratio_high": ratio * math.exp(quality_spread)}
+    return columns | changes
+
+
+BASE = row("bf16", 20.0, 12.0, math.nan, top1_agreement=math.nan)
+
+
+def judged(*rows):
+    return judge(pd.DataFrame([BASE, *rows]), REFERENCE, SMALLEST).set_index("precision")
+
+
+def test_every_verdict():
+    found = judged(
+        row("fast", 10.0, 7.0, 1.0001),
+        row("slow", 60.0, 12.0, 1.05),
+        row("int8", 30.0, 7.0, 1.0),
+        row("twin", 20.1, 12.1, 1.0002, p=0.6),
+        row("gone", math.nan, math.nan, math.nan, status="oom", reason="out of memory at load"),
+    )
+    expected = {"bf16": "reference", "fast": "better", "slow": "worse", "int8": "mixed"}
+    expected |= {"twin": "not distinguishable", "gone": "not measured"}
+    assert found["verdict"].to_dict() == expected
+    assert found["verdict_reason"]["gone"] == "oom: out of memory at load"
+    assert "2 x" in found["verdict_reason"]["fast"] and "TPOT 10 ms against 20 ms" in found["verdict_reason"]["fast"]
+    assert "7 GiB against 12 GiB" in found["verdict_reason"]["int8"]
+    assert "higher PPL: +5 %" in found["verdict_reason"]["slow"]
+
+
+def test_a_difference_must_be_real_and_matter():
+    found = judged(
+        row("unsure", 10.0, 12.0, 1.0, p=0.2),
+        row("tiny", 19.9, 12.0, 1.0),
+        row("wide", 20.0, 12.0, 1.05, p=1.0, quality_spread=0.2),
+        row("trifle", 20.0, 12.0, 1.002, p=1.0),
+    )
+    assert (found["verdict"].drop("bf16") == "not distinguishable").all()
+
+
+def test_many_comparisons_are_adjusted_within_a_model():
+    alone = judged(row("a", 15.0, 12.0, 1.0, p=0.02))
+    crowd = judged(row("a", 15.0, 12.0, 1.0, p=0.02), *(row(f"b{i}", 20.0, 12.0, 1.0, p=0.9) for i in range(3)))
+    assert alone["verdict"]["a"] == "better" and crowd["verdict"]["a"] == "not distinguishable"
+    assert crowd["speedup_p_holm"]["a"] == pytest.approx(0.08)
+    failed = [row(f"b{i}", 20.0, 12.0, 1.0, p=0.9, status="oom") for i in range(3)]
+    assert judged(row("a", 15.0, 12.0, 1.0, p=0.02), *failed)["verdict"]["a"] == "better"
+
+
+def test_one_repeat_distinguishes_nothing_in_speed_but_memory_still_counts():
+    single = {"speedup_low": math.nan, "speedup_high": math.nan, "repeats": 1, "p": math.nan}
+    found = judged(row("a", 5.0, 12.0, 1.0, **single), row("b", 5.0, 6.0, 1.0, **single))
+    assert found["verdict"].drop("bf16").tolist() == ["not distinguishable", "better"]
+    assert "4 x (no interval)" in found["verdict_reason"]["a"]
+
+
+def test_the_reference_under_graph_is_judged_against_the_reference_under_eager():
+    found = judge(pd.DataFrame([BASE, row("bf16", 5.0, 12.0, math.nan, runtime="graph")]), REFERENCE, SMALLEST)
+    assert found["verdict"].tolist() == ["reference", "better"]
+    assert "quality not compared" in found["verdict_reason"][1]
+
+
+def test_without_a_measured_reference_nothing_is_compared():
+    rows = [BASE | {"status": "timeout"}, row("a", 5.0, 6.0, 1.0), row("b", 5.0, 6.0, 1.0, attention="eager")]
+    found = judge(pd.DataFrame(rows), REFERENCE, SMALLEST)
+    assert found["verdict"].tolist() == ["not measured", "not comparable", "not comparable"]
+
+
+def test_random_weights_and_broken_models():
+    found = judged(row("random", 5.0, 12.0, 1.5, weights="synthetic"), row("broken", 20.0, 12.0, math.inf, p=1.0))
+    assert found["verdict"]["random"] == "better" and "random weights" in found["verdict_reason"]["random"]
+    assert found["verdict"]["broken"] == "worse"
+
+
+def test_missing_columns():
+    table = pd.DataFrame([BASE, row("a", 10.0, 7.0, 1.0)])
+    found = judge(table.drop(columns=["ppl_ratio", "top1_agreement", "reason"]), REFERENCE, SMALLEST)
+    assert found["verdict"][1] == "better" and found["pareto"].tolist() == [False, True]
+    with pytest.raises(StudyError, match="column runtime is missing"):
+        judge(table.drop(columns="runtime"), REFERENCE, SMALLEST)
+    assert "verdict" not in table
+
+
+def test_pareto_set_by_exhaustive_definition_with_ties():
+    rows = [
+        row("fast", 5.0, 12.0, 1.02),
+        row("small", 15.0, 4.0, 1.01),
+        row("small-again", 15.0, 4.0, 1.01),
+        row("beaten", 15.0, 5.0, 1.01),
+        row("unknown", 1.0, 1.0, math.nan),
+        row("failed", 1.0, 1.0, 1.0, status="error"),
+    ]
+    found = judged(*rows)["pareto"]
+    assert found[found].index.tolist() == ["bf16", "fast", "small", "small-again"]
+
+
+def recommended(*rows, limits=None, reference=REFERENCE):
+    table = judge(pd.DataFrame([BASE, *rows]), reference, SMALLEST)
+    return recommend(table, reference, limits or {}, SMALLEST).iloc[0]
+
+
+def test_the_fastest_within_the_limits_is_taken():
+    rows = [row("int8", 12.0, 7.0, 1.001), row("nf4", 8.0, 4.0, 1.2)]
+    found = recommended(*rows, limits={"ppl_loss_percent": 1.0, "memory_gib": 8.0, "tpot_ms": None})
+    assert found["precision"] == "int8" and found["meets_limits"]
+    assert found["sentence"].startswith("Take int8 (sdpa, eager), the only configuration within the limits: ")
+    assert "memory 7 GiB <= 8 GiB" in found["sentence"] and "PPL loss 0.1 % <= 1 %" in found["sentence"]
+    assert "1.67 x the speed of bf16 at 0.583 x its memory" in found["sentence"]
+
+
+def test_a_loss_that_nobody_allowed_is_not_taken():
+    rows = [row("int8", 12.0, 7.0, 1.001), row("nf4", 8.0, 4.0, 1.2), row("unchecked", 7.0, 4.0, math.nan)]
+    rows[2]["top1_agreement"] = math.nan
+    found = recommended(*rows)
+    assert found["precision"] == "int8" and "2 more lose quality" in found["sentence"]
+    assert recommended(*rows, limits={"ppl_loss_percent": 30.0})["precision"] == "nf4"
+    assert recommended(*rows, limits={"top1_agreement": 0.9})["precision"] == "nf4"
+
+
+def test_a_tie_in_speed_goes_to_quality_then_memory():
+    wide = {"spread": 0.2}
+    rows = [row("a", 10.0, 7.0, 1.03, **wide), row("b", 10.8, 9.0, 1.011, **wide), row("c", 10.7, 6.0, 1.01, **wide)]
+    limits = {"ppl_loss_percent": 5.0}
+    found = recommended(*rows, limits=limits)
+    assert found["precision"] == "c"
+    assert "not distinguishable in speed from a (sdpa, eager) (10 ms) and lower in PPL" in found["sentence"]
+    narrow = [line | {"tpot_low_ms": line["tpot_ms"] * 0.999, "tpot_high_ms": line["tpot_ms"] * 1.001} for line in rows]
+    assert recommended(*narrow, limits=limits)["precision"] == "a"
+
+
+def test_one_repeat_still_gets_an_answer_without_an_interval():
+    single = {"repeats": 1, "tpot_low_ms": math.nan, "tpot_high_ms": math.nan, "p": math.nan}
+    found = recommended(row("a", 10.0, 7.0, 1.0, **single), row("b", 12.0, 7.0, 1.0, **single))
+    assert found["precision"] == "a" and "TPOT 10 ms (no interval)" in found["sentence"]
+
+
+def test_an_interval_that_crosses_the_limit_is_told():
+    found = recommended(row("a", 9.9, 7.0, 1.0, spread=0.1), limits={"tpot_ms": 10.0})
+    assert found["meets_limits"] and "reaches 10.9 ms" in found["sentence"]
+
+
+def test_when_nothing_meets_the_limits_the_sentence_says_which_and_what_is_nearest():
+    rows = [row("int8", 12.0, 7.0, 1.001), row("nf4", 8.0, 4.0, 1.2)]
+    found = recommended(*rows, limits={"memory_gib": 3.5, "ppl_loss_percent": 25.0})
+    assert not found["meets_limits"] and found["precision"] == "nf4"
+    assert "memory of 3.5 GiB is out of reach of all" in found["sentence"]
+    assert "memory 4 GiB > 3.5 GiB" in found["sentence"] and "PPL loss 20 % <= 25 %" in found["sentence"]
+    torn = recommended(*rows, limits={"memory_gib": 5.0, "ppl_loss_percent": 1.0})
+    assert "each limit is met by some configuration" in torn["sentence"] and torn["precision"] == "int8"
+
+
+def test_a_limit_on_what_was_not_measured_is_not_met():
+    table = judge(pd.DataFrame([BASE]).drop(columns="memory_gib"), REFERENCE, SMALLEST)
+    found = recommend(table, REFERENCE, {"memory_gib": 100.0}, SMALLEST).iloc[0]
+    assert not found["meets_limits"] and "memory not measured" in found["sentence"]
+
+
+def test_the_reference_may_be_the_answer_and_everything_may_fail():
+    found = recommended(row("slow", 60.0, 12.0, 1.05))
+    assert found["precision"] == "bf16" and "the speed of" not in found["sentence"]
+    table = judge(pd.DataFrame([BASE | {"status": "oom"}, row("a", 1, 1, 1, status="timeout")]), REFERENCE, SMALLEST)
+    found = recommend(table, REFERENCE, {}, SMALLEST).iloc[0]
+    assert found["sentence"] == "No configuration was measured (bf16 (sdpa, eager): oom, a (sdpa, eager): timeout)."
+    assert found["precision"] == "" and not found["meets_limits"]
+
+
+def test_random_weights_are_chosen_by_speed_and_memory():
+    rows = [BASE | {"weights": "synthetic"}, row("fast", 10.0, 7.0, 1.5, weights="synthetic")]
+    table = judge(pd.DataFrame(rows), REFERENCE, SMALLEST)
+    found = recommend(table, REFERENCE, {"ppl_loss_percent": 1.0}, SMALLEST).iloc[0]
+    assert found["precision"] == "fast" and "PPL" not in found["sentence"] and "Random weights" in found["sentence"]
+
+
+def tables():
+    """Three configurations with three repeats: TPOT of int8 half of bf16's, graph a quarter; the last one failed."""
+    noise = np.exp([0.0, 0.02, -0.02])
+    latency, memory, quality = [], [], []
+    for precision, runtime, tpot, peak, status in (
+        ("bf16", "eager", 20.0, 12.0, "ok"),
+        ("int8", "eager", 10.0, 7.0, "ok"),
+        ("int8", "graph", 5.0, 7.5, "ok"),
+        ("fp32", "eager", math.nan, math.nan, "oom"),
+    ):
+        shared = {"study": "s", "model": "m", "weights": "real", "precision": precision, "attention": "sdpa"}
+        shared |= {"runtime": runtime, "device": "d", "status": status, "reason": "" if status == "ok" else "too large"}
+        for batch in (1, 8):
+            workload = {"batch": batch, "prompt_tokens": 128, "new_tokens": 32}
+            for repeat, factor in enumerate(noise):
+                times = {"ttft_ms": 50.0, "tpot_ms": batch * tpot * factor, "e2e_ms": 700.0, "tokens_per_s": 45.0}
+                latency.append(shared | workload | times | {"repeat": repeat, "mbu": 0.5, "flags": "clocks; load"})
+            memory.append(shared | workload | {"weights_gib": peak - 1, "peak_load_gib": 0.0, "peak_decode_gib": peak})
+        if runtime == "eager":
+            graded = {"corpus": "wiki", "protocol": "w1024", "ppl": 20.0, "ppl_ratio": 1.01, "kl_nats": 0.02}
+            quality.append(shared | graded | {"ppl_ratio_low": 1.0, "ppl_ratio_high": 1.02, "top1_agreement": 0.95})
+    return pd.DataFrame(latency), pd.DataFrame(memory), pd.DataFrame(quality)
+
+
+def test_summary_joins_the_tables_at_the_focus():
+    found = summarise(*tables(), REFERENCE, FOCUS).set_index(["precision", "runtime"])
+    assert len(found) == 4
+    fast = found.loc[("int8", "graph")]
+    assert (fast["tpot_ms"], fast["speedup"]) == pytest.approx((5.0, 4.0))
+    assert fast["tpot_low_ms"] < 5.0 < fast["tpot_high_ms"] and fast["speedup_low"] < 4.0 < fast["speedup_high"]
+    assert fast["memory_ratio"] == pytest.approx(7.5 / 12) and fast["weights_gib"] == 6.5
+    assert fast["ppl_ratio"] == 1.01 and fast["quality_from"] == "sdpa, eager"
+    assert found.loc[("int8", "eager"), "quality_from"] == ""
+    assert found.loc[("int8", "eager"), "flags"] == "clocks; load"
+    lost = found.loc[("fp32", "eager")]
+    assert (lost["status"], lost["reason"], lost["repeats"]) == ("oom", "too large", 0)
+    assert math.isnan(lost["tpot_ms"]) and math.isnan(lost["speedup"])
+
+
+def test_summary_of_partly_failed_repeats_and_of_an_unmeasured_workload():
+    latency, memory, quality = tables()
+    latency.loc[latency["repeat"] == 0, ["status", "reason"]] = ["timeout", "600 s"]
+    memory.loc[memory["precision"] == "int8", ["status", "reason"]] = ["error", "driver"]
+    found = summarise(latency, memory, quality, REFERENCE, FOCUS).set_index(["precision", "runtime"])
+    assert found.loc[("int8", "eager"), "status"] == "ok" and found.loc[("int8", "eager"), "repeats"] == 2
+    assert found.loc[("int8", "eager"), "reason"] == "1 of 3 repeats failed (timeout: 600 s); memory: driver"
+    assert math.isnan(found.loc[("int8", "eager"), "memory_gib"])
+    other = summarise(latency, memory, quality, REFERENCE, Focus(4, 128, 32, "wiki", "w1024"))
+    assert other["reason"].str.startswith("this workload was not measured").all()
+
+
+def test_from_tables_to_a_sentence():
+    table = judge(summarise(*tables(), REFERENCE, FOCUS), REFERENCE, SMALLEST)
+    assert table["verdict"].tolist() == ["reference", "better", "better", "not measured"]
+    found = recommend(table, REFERENCE, {"memory_gib": 8, "ppl_loss_percent": 2}, SMALLEST).iloc[0]
+    assert found[["precision", "runtime"]].tolist() == ["int8", "graph"]
