@@ -1,0 +1,15 @@
+"""Aggregate what the records say of commit, versions and hardware."""
+
+from pathlib import Path
+
+from llmstudy import steps
+from llmstudy.tables import provenance
+
+with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
+    provenance.write(
+        paths=snakemake.input.records,  # noqa: F821
+        receipts=snakemake.input.receipts,  # noqa: F821
+        config=snakemake.params.config,  # noqa: F821
+        focus=snakemake.params.focus,  # noqa: F821
+        output=Path(snakemake.output[0]),  # noqa: F821
+    )

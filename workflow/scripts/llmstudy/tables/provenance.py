@@ -1,0 +1,85 @@
+"""provenance.json: where a study's numbers come from, so that the report needs tables only.
+
+study, config, config_sha256   what was asked for, with the defaults filled in
+focus                          per model: reference precision, workload, corpus and protocol of its row in summary.csv
+models                         per model: real or synthetic, parameters, source, licence, architecture (config.json)
+environments                   one entry for each combination of commit, versions and hardware that measured, with the
+                               number of records and their first and last start
+records, wall_s                how many measuring processes there were, and their time in all
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+from llmstudy.files import write_json
+from llmstudy.tables.common import read_records
+
+# What differs from record to record without making another environment.
+PER_RECORD = ("started", "wall_s")
+ARCHITECTURE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+)
+
+
+def write(paths: list[str], receipts: list[str], config: dict, focus: dict, output: Path) -> None:
+    """Aggregate the provenance of records.
+
+    receipts  the models' SOURCE.json
+    config    the completed config
+    """
+    found = read_records(paths)
+    content = {
+        "study": config["study"],
+        "config": config,
+        "config_sha256": config_hash(config),
+        "focus": focus,
+        "models": dict(map(model_of, map(Path, receipts))),
+        "environments": environments(found),
+        "records": len(found),
+        "statuses": dict(Counter(record["status"] for record in found)),
+        "wall_s": round(sum(record["provenance"].get("wall_s", 0) for record in found), 1),
+    }
+    write_json(output, content)
+
+
+def config_hash(config: dict) -> str:
+    """SHA-256 of the completed config, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def model_of(receipt: Path) -> tuple[str, dict]:
+    """A model's name, and what its receipt and its config.json say of it."""
+    source = json.loads(receipt.read_text(encoding="utf-8"))
+    shape = json.loads((receipt.parent / source["weights_folder"] / "config.json").read_text(encoding="utf-8"))
+    keys = ("real", "parameters", "source", "license", "fetched_note")
+    return source["name"], {key: source.get(key) for key in keys} | {
+        "architecture": {key: shape[key] for key in ARCHITECTURE if shape.get(key) is not None}
+    }
+
+
+def environments(found: list[dict]) -> list[dict]:
+    """The distinct environments, the one with the most records first."""
+    groups: dict[str, dict] = {}
+    for record in found:
+        provenance = record["provenance"]
+        same = {key: value for key, value in provenance.items() if key not in PER_RECORD}
+        group = groups.setdefault(json.dumps(same, sort_keys=True), same | {"records": 0, "started": []})
+        group["records"] += 1
+        if "started" in provenance:
+            group["started"].append(provenance["started"])
+    for group in groups.values():
+        starts = group.pop("started")
+        group |= {"first_started": min(starts, default=None), "last_started": max(starts, default=None)}
+    return sorted(groups.values(), key=lambda group: -group["records"])

@@ -1,0 +1,14 @@
+"""Render REPORT.md from the tables of every finished study."""
+
+from pathlib import Path
+
+from llmstudy import steps
+from llmstudy.rendering import report
+
+with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
+    report.write(
+        results=Path("results"),
+        lead=snakemake.params.lead,  # noqa: F821
+        configured=snakemake.params.study,  # noqa: F821
+        output=Path(snakemake.output[0]),  # noqa: F821
+    )
