@@ -76,8 +76,9 @@ def read(path: Path) -> dict:
         record = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise StudyError(f"{path}: not a readable record ({error}); delete it and run again") from None
-    if record.get("schema") != SCHEMA:
-        raise StudyError(f"{path}: record schema {record.get('schema')!r}, allowed: {SCHEMA}; delete it and run again")
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if schema != SCHEMA:
+        raise StudyError(f"{path}: record schema {schema!r}, allowed: {SCHEMA}; delete it and run again")
     return record
 
 

@@ -28,9 +28,10 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
         limit_host_memory(job["limits"].get("host_memory_mb"), result["device"])
 
         def save(samples: dict) -> None:
-            # A copy, so that a piece in the making never shows; NaN, which JSON has not, is an error of this piece.
-            result["samples"] = json.loads(json.dumps(samples, allow_nan=False))
-            replace_json(target, result)
+            # A copy: a piece in the making never shows, and one that cannot be written (NaN, a full disk) costs no other.
+            finished = json.loads(json.dumps(samples, allow_nan=False))
+            replace_json(target, result | {"samples": finished})
+            result["samples"] = finished
 
         session = Session(job=job, device=result["device"], artifacts=Path(artifacts), save=save)
         result["provenance"] = session.provenance

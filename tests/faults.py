@@ -1,0 +1,71 @@
+"""Measurements that go wrong: a stand-in for ``llmstudy.measure`` in the real child process, without torch.
+
+Python imports ``sitecustomize`` before anything else, so a module of that name on PYTHONPATH can put the stand-in where
+the worker looks for the real package.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from pathlib import Path
+
+STAND_IN = """
+import sys
+import types
+from pathlib import Path
+
+
+class Session:
+    def __init__(self, job, device, artifacts, save):
+        self.job, self.device, self.artifacts, self.save = job, device, Path(artifacts), save
+        self.provenance = {"threads": 1}
+
+
+def measure(session):
+{body}
+
+
+package = types.ModuleType("llmstudy.measure")
+package.measure = measure
+session = types.ModuleType("llmstudy.measure.session")
+session.Session, session.resolve_device = Session, lambda asked: "cpu"
+sys.modules |= {"llmstudy.measure": package, "llmstudy.measure.session": session}
+"""
+
+
+def install(monkeypatch, folder: Path, body: str) -> None:
+    """Let the child processes of this test run ``body`` as ``measure(session)``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    code = STAND_IN.replace("{body}", textwrap.indent(textwrap.dedent(body).strip(), "    "))
+    (folder / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
+
+
+def job(**limits) -> dict:
+    """A job that such a measurement is told."""
+    identity = {
+        "study": "tiny",
+        "kind": "latency",
+        "model": "tiny",
+        "weights": "real",
+        "precision": "bf16",
+        "attention": "sdpa",
+        "runtime": "eager",
+        "repeat": 0,
+    }
+    return {
+        "identity": identity,
+        "device": "cpu",
+        "threads": 1,
+        "settings": {"workloads": []},
+        "limits": {"seconds": 60, "oom_attempts": 1} | limits,
+    }
+
+
+def alive(pid: int) -> bool:
+    """Whether a process exists and is more than a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
