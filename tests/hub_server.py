@@ -19,6 +19,7 @@ class Hub(ThreadingHTTPServer):
         repositories: ``{"models/owner/name": {path: bytes}, "datasets/owner/name": …}``.
         faults: ``{part of a request's path: fault}``; a fault is an HTTP status, ``"gated"``, ``"truncate"`` (half the
             body, then a closed connection) or ``"slow"`` (the body in small pieces).
+        sound_requests: how many requests are answered well before the faults begin.
         requests: method, path and ``Authorization`` header of each request so far.
     """
 
@@ -28,6 +29,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories = repositories
         self.faults: dict[str, int | str] = {}
+        self.sound_requests = 0
         self.requests: list[tuple[str, str, str | None]] = []
 
     @property
@@ -36,6 +38,8 @@ class Hub(ThreadingHTTPServer):
 
     def fault(self, path: str) -> int | str | None:
         """The fault to show for a request."""
+        if len(self.requests) <= self.sound_requests:
+            return None
         return next((fault for part, fault in self.faults.items() if part in path), None)
 
 

@@ -1,5 +1,6 @@
 """Atomic files, checksums, disk-full errors and the progress lines."""
 
+import errno
 import io
 import json
 import os
@@ -86,6 +87,11 @@ def test_full_disk_is_seen_in_the_errors_of_safetensors(small_disk):
     path = small_disk / "model.safetensors"
     with pytest.raises(StudyError, match="disk is full"), disk_full_named(path):
         save_file({"x": torch.zeros(100_000)}, path)
+
+
+def test_full_disk_is_known_by_its_number_in_any_language(tmp_path):
+    with pytest.raises(StudyError, match="disk is full"), disk_full_named(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, "Auf dem Gerät ist kein Speicherplatz mehr verfügbar")
 
 
 def test_other_errors_pass_through(tmp_path):

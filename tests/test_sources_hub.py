@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -70,6 +71,7 @@ def test_fetches_only_safetensors_tokenizer_and_config(hub, tmp_path, repository
     }
     printed, log = fetch(hub.url, tmp_path, repository, tiny())
     assert printed == ""
+    assert re.search(r"^Fetching 5 files: 5/5 ", log, re.M) and "\r" not in log
     receipt = json.loads((tmp_path / "fetched/SOURCE.json").read_text())
     assert set(receipt["files"]) == set(model_files)
     visible = {path.name for path in (tmp_path / "fetched").iterdir() if path.is_file()}
@@ -145,6 +147,15 @@ def test_second_fetch_downloads_only_what_was_cut_short(hub, tmp_path, repositor
         path.rpartition("/")[2] for method, path, _ in hub.requests if method == "GET" and "/resolve/" in path
     }
     assert "config.json" not in downloaded
+
+
+def test_hub_that_fails_in_the_middle_leaves_no_receipt(hub, tmp_path, repository):
+    (tmp_path / "fetched").mkdir()
+    (tmp_path / "fetched/config.json").write_text("{}")
+    hub.faults, hub.sound_requests = {"/": 503}, 1
+    printed, _ = fetch(hub.url, tmp_path, repository, tiny())
+    assert printed.startswith("StudyError someone/tiny@01234567: the hub ")
+    assert not (tmp_path / "fetched/SOURCE.json").exists()
 
 
 def test_slow_hub_is_waited_for(hub, tmp_path, repository):

@@ -110,7 +110,10 @@ def test_source_distributions_are_never_built(index, tmp_path):
 
     folder = tmp_path / "tiny_data-1.0"
     folder.mkdir()
-    (folder / "setup.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (folder / "backend.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    backend = 'requires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    (folder / "pyproject.toml").write_text(f"[build-system]\n{backend}")
+    (folder / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n")
     with tarfile.open(index / "tiny_data-1.0.tar.gz", "w:gz") as archive:
         archive.add(folder, folder.name)
     with pytest.raises(StudyError, match="no wheel of this version"):

@@ -48,7 +48,7 @@ class Weights:
     def tensor(self, name: str, shape: tuple[int, ...], dtype, device):
         """One parameter, from its file or, for random weights that were not written, drawn on the device.
 
-        A head that is tied to the embeddings is not stored and comes from them.
+        A head that is tied to the embeddings comes from them, whether or not it is stored as well.
 
         Args:
             name: the parameter's name in the model.
@@ -59,15 +59,14 @@ class Weights:
         Raises:
             StudyError: the files hold no such tensor, or one of another shape.
         """
+        if name == HEAD and self._config.tie_word_embeddings:
+            name = EMBEDDING
         if not self._has_files:
             from llmstudy.sources.synthetic import random_tensor
 
-            name = EMBEDDING if name == HEAD and self._config.tie_word_embeddings else name
             return random_tensor(name, tuple(shape), dtype, device, self.seed, self._config.initializer_range)
         from safetensors import safe_open
 
-        if name == HEAD and name not in self._files and self._config.tie_word_embeddings:
-            name = EMBEDDING
         if name not in self._files:
             raise StudyError(f"{self.folder}: no tensor {name!r} in the safetensors files of model {self.name}")
         with safe_open(self.folder / self._files[name], framework="pt", device=str(device)) as tensors:
