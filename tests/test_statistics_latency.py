@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from llmstudy.statistics.latency import process_interval, ratio, same_against_same
+from llmstudy.statistics.latency import pooled_noise, process_interval, ratio, same_against_same
 from llmstudy.statistics.multiplicity import holm
 from llmstudy.statistics.steady import SteadyState
 from llmstudy.statistics.student import critical_value, two_sided_p
@@ -124,3 +124,38 @@ def test_holm_by_hand():
     adjusted = holm(np.array([0.01, 0.04, math.nan, 0.03, 0.005]))
     np.testing.assert_allclose(adjusted, [0.03, 0.06, math.nan, 0.06, 0.02])
     assert holm(np.array([0.9, 0.8])).tolist() == [1.0, 1.0]
+
+
+def test_pooled_noise_is_that_of_a_one_way_analysis_of_variance():
+    """ln 1, ln 4 about their mean: 2 (ln 2)^2 with one degree; e^0, e^0.1, e^0.2: 0.02 with two."""
+    found = pooled_noise([[1.0, 4.0], [1.0, math.exp(0.1), math.exp(0.2)], [7.0]])
+    assert found.degrees == 3
+    assert found.sd == pytest.approx(math.sqrt((2 * math.log(2) ** 2 + 0.02) / 3))
+    assert pooled_noise([[1.0], [2.0, math.nan]]) is None
+
+
+def test_pooling_makes_two_repeats_enough_where_they_alone_say_nothing():
+    configurations = [[72.0, 79.0], [45.0, 48.0], [80.0, 83.0], [43.0, 45.0], [72.0, 70.0]]
+    reference, candidate = configurations[:2]
+    noise = pooled_noise(configurations)
+    assert ratio(reference, candidate).low < 1 < ratio(reference, candidate, noise).low
+    assert not math.isnan(process_interval(reference, noise).low)
+    assert math.isnan(process_interval([72.0], noise).low) and math.isnan(ratio([72.0], candidate, noise).p)
+
+
+def test_a_configuration_noisier_than_the_pool_keeps_its_own_spread():
+    noise = pooled_noise([[50.0, 50.5]] * 9 + [[50.0, 80.0]])
+    noisy, calm = process_interval([50.0, 80.0], noise), process_interval([50.0, 50.5], noise)
+    assert math.log(noisy.high / noisy.low) > 2 * math.log(calm.high / calm.low)
+
+
+@pytest.mark.parametrize(("factor", "least"), [(1.0, 0.93), (2.0, 0.87)])
+def test_pooled_intervals_cover_also_where_one_configuration_is_noisier(factor, least):
+    rng = np.random.default_rng(3)
+    covered = 0
+    for _ in range(400):
+        spread = np.array([0.05, 0.05 * factor] + [0.05] * 8)
+        samples = np.exp(spread[:, None] * rng.standard_normal((10, 2)))
+        found = ratio(samples[0], samples[1], pooled_noise(samples))
+        covered += found.low <= 1 <= found.high
+    assert least <= covered / 400

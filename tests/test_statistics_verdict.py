@@ -20,7 +20,7 @@ def row(precision, tpot, memory, ratio, *, p=SURE, spread=0.01, quality_spread=0
     """A summary row against a reference of 20 ms and 12 GiB; spreads are half intervals on the log scale."""
     speedup = base[0] / tpot
     columns = {"study": "s", "model": "m", "weights": "real", "precision": precision, "attention": "sdpa"}
-    columns |= {"runtime": "eager", "device": "d", "status": "ok", "reason": "", "repeats": 5}
+    columns |= {"runtime": "eager", "device": "d", "status": "ok", "reason": "", "tpot_degrees": 8}
     columns |= {"tpot_ms": tpot, "tpot_low_ms": tpot * math.exp(-spread), "tpot_high_ms": tpot * math.exp(spread)}
     columns |= {"speedup": speedup, "speedup_low": speedup * 0.99, "speedup_high": speedup * 1.01, "speedup_p": p}
     columns |= {"memory_gib": memory, "memory_ratio": memory / base[1], "ppl_ratio": ratio, "top1_agreement": 0.97}
@@ -72,7 +72,7 @@ def test_many_comparisons_are_adjusted_within_a_model():
 
 
 def test_one_repeat_distinguishes_nothing_in_speed_but_memory_still_counts():
-    single = {"speedup_low": math.nan, "speedup_high": math.nan, "repeats": 1, "p": math.nan}
+    single = {"speedup_low": math.nan, "speedup_high": math.nan, "tpot_degrees": math.nan, "p": math.nan}
     found = judged(row("a", 5.0, 12.0, 1.0, **single), row("b", 5.0, 6.0, 1.0, **single))
     assert found["verdict"].drop("bf16").tolist() == ["not distinguishable", "better"]
     assert "4 x (no interval)" in found["verdict_reason"]["a"]
@@ -153,7 +153,7 @@ def test_a_tie_in_speed_goes_to_quality_then_memory():
 
 
 def test_one_repeat_still_gets_an_answer_without_an_interval():
-    single = {"repeats": 1, "tpot_low_ms": math.nan, "tpot_high_ms": math.nan, "p": math.nan}
+    single = {"tpot_degrees": math.nan, "tpot_low_ms": math.nan, "tpot_high_ms": math.nan, "p": math.nan}
     found = recommended(row("a", 10.0, 7.0, 1.0, **single), row("b", 12.0, 7.0, 1.0, **single))
     assert found["precision"] == "a" and "TPOT 10 ms (no interval)" in found["sentence"]
 

@@ -2,19 +2,20 @@
 
 Every configuration, workload, corpus and protocol that both studies have is compared:
 
-- TPOT and TTFT: ratio of geometric means over repeats, Welch's interval; - PPL, KL divergence, top-1 agreement:
-paired by token through the per-token arrays, where both studies kept them for the
-  same tokens; else from the intervals in the tables (unpaired, hence much wider);
+- TPOT and TTFT: ratio of geometric means over repeats, Student's t with the noise pooled over both studies;
+- PPL, KL divergence, top-1 agreement: paired by token through the per-token arrays, where both studies kept them for
+  the same tokens; else from the intervals in the tables (unpaired, hence much wider);
 - memory: has no sampling error, so its limit alone decides;
 - status: a configuration that was `ok` and is not any more (or is gone, or lost a figure) is always a failure.
 
 A change is significant if its p-value, adjusted by Holm's method over all comparisons of the same quantity, is below
-0.05. A limit is exceeded by a significant change for the worse that is larger than the limit. With
-one repeat no change of speed can be significant; `note` then tells of a change beyond the limit.
+0.05. A limit is exceeded by a significant change for the worse that is larger than the limit. With one repeat no change
+of speed can be significant; `note` then tells of a change beyond the limit.
 """
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from llmstudy.statistics.bootstrap import bootstrap_mean, document_blocks
 from llmstudy.statistics.capacity import peak_gib
 from llmstudy.statistics.columns import CONFIGURATION, PROTOCOL, WORKLOAD, text
 from llmstudy.statistics.estimate import Estimate, Z, log_error, p_of_zero, without_interval
-from llmstudy.statistics.latency import ratio
+from llmstudy.statistics.latency import Noise, pooled_noise, ratio
 from llmstudy.statistics.multiplicity import holm
 from llmstudy.statistics.phrases import number
 from llmstudy.statistics.verdict import SIGNIFICANCE
@@ -35,6 +36,7 @@ KEYS = {
     "memory.csv": CONFIGURATION + WORKLOAD,
     "quality.csv": CONFIGURATION + PROTOCOL,
 }
+TIMES = ("tpot_ms", "ttft_ms")
 LIMITED = {"tpot_ms": "tpot_percent", "memory_gib": "memory_percent", "ppl": "ppl_percent"}
 COLUMNS = [
     "quantity",
@@ -56,6 +58,15 @@ COLUMNS = [
 ]
 
 
+@dataclass(frozen=True)
+class Studies:
+    """The folders that are compared, and the noise of each time between processes, pooled over both."""
+
+    baseline: Path
+    candidate: Path
+    noise: Mapping[str, Noise | None]
+
+
 def compare_studies(
     baseline: Path, candidate: Path, limits: Mapping[str, float | None]
 ) -> tuple[pd.DataFrame, list[str]]:
@@ -74,9 +85,10 @@ def compare_studies(
     rows = []
     for file, keys in KEYS.items():
         tables = [_read(folder, file, keys) for folder in (baseline, candidate)]
+        noise = _noise(tables, keys) if file == "latency.csv" else {}
         for key, before, after in _matched(*tables, keys):
             if after["status"].eq("ok").any():
-                compared = COMPARED[file](before, after, baseline, candidate)
+                compared = COMPARED[file](before, after, Studies(baseline, candidate, noise))
             else:
                 compared = [_lost(after)]
             rows += [dict(zip(keys, key)) | row for row in compared]
@@ -115,6 +127,12 @@ def _matched(
         yield key, before, after.get(key, candidate.iloc[:0])
 
 
+def _noise(tables: list[pd.DataFrame], keys: list[str]) -> dict[str, Noise | None]:
+    """Noise of each time, over every configuration and workload of every table."""
+    samples = [rows for table in tables for _, rows in table[table["status"] == "ok"].groupby(keys)]
+    return {quantity: pooled_noise(rows[quantity] for rows in samples) for quantity in TIMES}
+
+
 def _lost(after: pd.DataFrame) -> dict:
     if after.empty:
         return {"quantity": "status", "note": "ok before, missing now"}
@@ -134,27 +152,27 @@ def _row(quantity: str, before: float, after: float, change: list[float], p: flo
     return found | dict(zip(names, change))
 
 
-def _latency(before: pd.DataFrame, after: pd.DataFrame, *_folders: Path) -> list[dict]:
+def _latency(before: pd.DataFrame, after: pd.DataFrame, studies: Studies) -> list[dict]:
     rows = []
     after = after[after["status"] == "ok"]
-    for quantity in ("tpot_ms", "ttft_ms"):
-        change = ratio(after[quantity], before[quantity])
+    for quantity in TIMES:
+        change = ratio(after[quantity], before[quantity], studies.noise[quantity])
         if not math.isnan(change.value):
             middle = [float(np.exp(np.log(side[quantity]).mean())) for side in (before, after)]
             rows.append(_ratio_row(quantity, *middle, change, "between processes"))
     return rows
 
 
-def _memory(before: pd.DataFrame, after: pd.DataFrame, *_folders: Path) -> list[dict]:
+def _memory(before: pd.DataFrame, after: pd.DataFrame, studies: Studies) -> list[dict]:
     peaks = [peak_gib(side[side["status"] == "ok"]).max() for side in (before, after)]
     if any(math.isnan(peak) for peak in peaks):
         return []
     return [_ratio_row("memory_gib", *peaks, without_interval(peaks[1] / peaks[0]), "one value per study")]
 
 
-def _quality(before: pd.DataFrame, after: pd.DataFrame, baseline: Path, candidate: Path) -> list[dict]:
+def _quality(before: pd.DataFrame, after: pd.DataFrame, studies: Studies) -> list[dict]:
     old, new = before.iloc[0], after[after["status"] == "ok"].iloc[0]
-    arrays = _paired_arrays(old, new, baseline, candidate)
+    arrays = _paired_arrays(old, new, studies)
     rows = []
     for quantity, name, unit in (
         ("ppl", "nll", "percent"),
@@ -181,11 +199,11 @@ def _quality(before: pd.DataFrame, after: pd.DataFrame, baseline: Path, candidat
     return rows
 
 
-def _paired_arrays(old: pd.Series, new: pd.Series, baseline: Path, candidate: Path) -> list[dict] | None:
+def _paired_arrays(old: pd.Series, new: pd.Series, studies: Studies) -> list[dict] | None:
     """Per-token arrays of this corpus and protocol in both studies; None unless both are there for the same tokens."""
     prefix = f"{old['corpus']}/{old['protocol']}/"
     sides = []
-    for row, folder in ((old, baseline), (new, candidate)):
+    for row, folder in ((old, studies.baseline), (new, studies.candidate)):
         records = Path(folder) / "records" / "quality" / row["model"]
         paths = sorted(records.glob(f"{row['precision']}.{row['attention']}.{row['runtime']}.r*.npz"))
         if not paths or not paths[0].stat().st_size:

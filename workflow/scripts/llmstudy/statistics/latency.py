@@ -6,7 +6,8 @@ multiplicative, hence the log scale: the estimate is the geometric mean, the int
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,54 +17,74 @@ from llmstudy.statistics.student import critical_value, two_sided_p
 ROUNDING = 1e-12  # a smaller spread of logarithms is no spread: identical values, from a clock too coarse to differ
 
 
-def process_interval(samples: Sequence[float]) -> Estimate:
+@dataclass(frozen=True)
+class Noise:
+    """Spread between processes that several configurations share.
+
+    `sd`: standard deviation of the logarithm. `degrees`: degrees of freedom that it rests on.
+    """
+
+    sd: float
+    degrees: int
+
+
+def pooled_noise(samples: Iterable[Sequence[float]]) -> Noise | None:
+    """The noise of a machine from the repeats of all its configurations; None if nothing was repeated.
+
+    Two or three repeats say little about their own spread (t = 12.7 with one degree of freedom), yet the noise comes
+    from the machine more than from the configuration, so the variances of the logarithms are pooled as in a one-way
+    analysis of variance. A configuration that is noisier than the pool keeps its own, larger spread (see
+    `process_interval`).
+    """
+    logs = [sample for sample in map(_logs, samples) if sample.size > 1]
+    degrees = sum(sample.size - 1 for sample in logs)
+    if not degrees:
+        return None
+    return Noise(math.sqrt(sum(((sample - sample.mean()) ** 2).sum() for sample in logs) / degrees), degrees)
+
+
+def process_interval(samples: Sequence[float], noise: Noise | None = None) -> Estimate:
     """Geometric mean over processes with its 95 % t-interval; NaN ends with a single process.
 
     `samples`: one positive value per process, in any unit; missing values (NaN) are left out. An empty sample gives
-    NaN.
+    NaN. With `noise` the spread is the larger of the sample's own and the pooled one, with the degrees of freedom of
+    the pool: slightly too wide where all are equally noisy, too narrow where this configuration is several times
+    noisier.
     """
     logs = _logs(samples)
     if not logs.size:
         return without_interval(math.nan)
-    mean = float(logs.mean())
-    if logs.size == 1:
-        return without_interval(math.exp(mean))
-    se = float(logs.std(ddof=1)) / math.sqrt(logs.size)
-    if se < ROUNDING:
-        return without_interval(math.exp(mean))
-    half = critical_value(logs.size - 1) * se
-    return Estimate(mean, mean - half, mean + half, se).exp()
+    se, degrees = _error(logs, noise)
+    return student_interval(float(logs.mean()), se, degrees).exp()
 
 
-def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Estimate:
+def ratio(numerator: Sequence[float], denominator: Sequence[float], noise: Noise | None = None) -> Estimate:
     """Ratio of two geometric means over processes, with a 95 % interval and the p-value against 1.
 
-    Welch's unequal-variance interval (Biometrika 34, 1947) on the log scale, its degrees of freedom rounded down to be
-    conservative. With a single process on either side the interval and p are NaN. For times, the speedup of
-    a candidate is `ratio(reference_ms, candidate_ms)`; for rates it is `ratio(candidate, reference)`.
+    Without `noise`: Welch's unequal-variance interval (Biometrika 34, 1947) on the log scale, its degrees of freedom
+    rounded down to be conservative. With it: errors and degrees of freedom as in `process_interval`. With a single
+    process on either side the interval and p are NaN. For times, the speedup of a candidate is
+    `ratio(reference_ms, candidate_ms)`; for rates it is `ratio(candidate, reference)`.
     """
     top, bottom = _logs(numerator), _logs(denominator)
     if not top.size or not bottom.size:
         return without_interval(math.nan)
     difference = float(top.mean() - bottom.mean())
-    if min(top.size, bottom.size) < 2:
-        return without_interval(math.exp(difference))
-    errors = [float(logs.std(ddof=1)) / math.sqrt(logs.size) for logs in (top, bottom)]
-    return welch(difference, errors, (top.size, bottom.size)).exp()
+    (top_se, top_degrees), (bottom_se, bottom_degrees) = _error(top, noise), _error(bottom, noise)
+    se = math.hypot(top_se, bottom_se)
+    if noise is not None or not se >= ROUNDING:
+        degrees = top_degrees
+    else:
+        degrees = math.floor(se**4 / (top_se**4 / top_degrees + bottom_se**4 / bottom_degrees) + 1e-9)
+    return student_interval(difference, se, degrees).exp()
 
 
-def welch(difference: float, errors: Sequence[float], sizes: Sequence[int]) -> Estimate:
-    """Difference of two independent means from their standard errors and sample sizes, p-value against 0.
-
-    Degrees of freedom by Welch and Satterthwaite, rounded down. Without a standard error on both sides: no interval.
-    """
-    se = math.hypot(*errors)
-    if min(sizes) < 2 or not se >= ROUNDING:
-        return without_interval(difference)
-    weights = sum(error**4 / (size - 1) for error, size in zip(errors, sizes))
-    degrees = max(1, math.floor(se**4 / weights + 1e-9))
+def student_interval(value: float, se: float, degrees: int) -> Estimate:
+    """The 95 % t-interval of a value and its p-value against 0; no interval without a standard error."""
+    if not se >= ROUNDING:
+        return without_interval(value)
     half = critical_value(degrees) * se
-    return Estimate(difference, difference - half, difference + half, se, two_sided_p(difference / se, degrees))
+    return Estimate(value, value - half, value + half, se, two_sided_p(value / se, degrees))
 
 
 def same_against_same(samples: Sequence[float]) -> Estimate:
@@ -73,6 +94,16 @@ def same_against_same(samples: Sequence[float]) -> Estimate:
     its width is the smallest difference that this many processes can show. Needs four processes for an interval.
     """
     return ratio(list(samples)[0::2], list(samples)[1::2])
+
+
+def _error(logs: np.ndarray, noise: Noise | None) -> tuple[float, int]:
+    """Standard error of the mean and its degrees of freedom; NaN for a single value."""
+    if logs.size < 2:
+        return math.nan, 0
+    own = float(logs.std(ddof=1))
+    if noise is None:
+        return own / math.sqrt(logs.size), logs.size - 1
+    return max(own, noise.sd) / math.sqrt(logs.size), noise.degrees
 
 
 def _logs(samples: Sequence[float]) -> np.ndarray:

@@ -5,7 +5,7 @@ Rule, in this order:
 1. Candidates are the measured configurations that meet every limit, by their point estimates. If no limit on quality
    is set, a configuration whose PPL is shown to be worse than the reference is no candidate: a loss that nobody allowed
    is not taken. Random weights have no quality, so only speed and memory decide, and the sentence says so.
-2. Of these, the fastest by TPOT and all that cannot be told apart from it (Welch's test on the log scale from the
+2. Of these, the fastest by TPOT and all that cannot be told apart from it (Student's t on the log scale from the
    intervals in the table, unadjusted, or a difference below the smallest effect) stay.
 3. Of these, the ones with the least PPL stay, then the ones with the least memory, each within the smallest effect;
 then
@@ -23,7 +23,7 @@ import pandas as pd
 
 from llmstudy.statistics.columns import CONFIGURATION
 from llmstudy.statistics.estimate import log_error
-from llmstudy.statistics.latency import welch
+from llmstudy.statistics.latency import student_interval
 from llmstudy.statistics.phrases import interval, name, number
 from llmstudy.statistics.student import critical_value
 from llmstudy.statistics.verdict import SIGNIFICANCE
@@ -168,14 +168,14 @@ def _same_speed(row: pd.Series, fastest: pd.Series, smallest_percent: float) -> 
     difference = math.log(row["tpot_ms"] / fastest["tpot_ms"])
     if abs(difference) <= math.log1p(smallest_percent / 100):
         return True
-    sizes = [int(side["repeats"]) if side["repeats"] > 1 else 1 for side in (row, fastest)]
-    if min(sizes) < 2:
+    if math.isnan(row["tpot_degrees"]) or math.isnan(fastest["tpot_degrees"]):
         return False
+    degrees = [int(side["tpot_degrees"]) for side in (row, fastest)]
     errors = [
-        log_error(side["tpot_low_ms"], side["tpot_high_ms"], critical_value(size - 1))
-        for side, size in zip((row, fastest), sizes)
+        log_error(side["tpot_low_ms"], side["tpot_high_ms"], critical_value(own))
+        for side, own in zip((row, fastest), degrees)
     ]
-    return welch(difference, errors, sizes).p >= SIGNIFICANCE
+    return student_interval(difference, math.hypot(*errors), min(degrees)).p >= SIGNIFICANCE
 
 
 def _taken(row: pd.Series, why: str, asked: list[Limit], group: pd.DataFrame) -> str:

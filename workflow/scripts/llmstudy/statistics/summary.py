@@ -8,7 +8,7 @@ import pandas as pd
 
 from llmstudy.statistics.capacity import peak_gib
 from llmstudy.statistics.columns import CONFIGURATION, IDENTITY, WORKLOAD, text
-from llmstudy.statistics.latency import process_interval, ratio
+from llmstudy.statistics.latency import Noise, pooled_noise, process_interval, ratio
 
 QUALITY = [
     "ppl",
@@ -44,18 +44,24 @@ def summarise(
 
     `reference`: the reference precision of each model. A configuration is every one in `latency`; its `status` is
     `ok` if at least one repeat is, else that of its first row. Times are geometric means over repeats, `tpot_low_ms`
-    and `tpot_high_ms` their t-interval; `latency_ms` is end to end. `memory_gib` is the highest peak of load, prefill
-    and decode. `speedup` = reference TPOT / TPOT and `memory_ratio` = memory / reference memory, against the
-    reference precision with the same attention under runtime `eager`.
+    and `tpot_high_ms` their t-interval with the noise of all configurations of the model pooled; `latency_ms` is end
+    to end. `memory_gib` is the highest peak of load, prefill and decode. `speedup` = reference TPOT / TPOT and
+    `memory_ratio` = memory / reference memory, against the reference precision with the same attention under runtime
+    `eager`.
 
-    Columns beyond the promised ones: `repeats` (with status ok), `speedup_low, speedup_high, speedup_p` (Welch,
-    unadjusted), `ppl_low, ppl_high`, `kl_low_nats, kl_high_nats, top1_low, top1_high` where `quality` has them,
-    `quality_from` and `flags`. Quality measured only for another attention or runtime of the same model and precision
-    is used too, and `quality_from` names where it was measured ("sdpa-math, eager"), empty otherwise.
+    Columns beyond the promised ones: `repeats` (with status ok), `tpot_degrees` (of freedom of the interval),
+    `speedup_low, speedup_high, speedup_p` (unadjusted), `ppl_low, ppl_high`, `kl_low_nats, kl_high_nats, top1_low,
+    top1_high` where `quality` has them, `quality_from` and `flags`. Quality measured only for another attention or
+    runtime of the same model and precision is used too, and `quality_from` names where it was measured ("sdpa-math,
+    eager"), empty otherwise.
     """
     measured = _at(latency, focus)
     peaks = _at(memory, focus).assign(memory_gib=peak_gib)
     graded = quality[(quality["corpus"] == focus.corpus) & (quality["protocol"] == focus.protocol)]
+    noise = {
+        model: pooled_noise(sample for _, sample in table.groupby(CONFIGURATION)["tpot_ms"])
+        for model, table in _ok(measured).groupby("model")
+    }
     rows = []
     for key, repeats in latency.groupby(CONFIGURATION, sort=False):
         configuration = dict(zip(CONFIGURATION, key))
@@ -63,7 +69,7 @@ def summarise(
         own = {"speed": _of(measured, configuration), "memory": _of(peaks, configuration)}
         own["quality"] = _of(graded, {name: configuration[name] for name in ("model", "precision")})
         row = {column: repeats[column].iloc[0] for column in IDENTITY} | _outcome(own)
-        row |= _speed(_ok(own["speed"]), _ok(_of(measured, base)))
+        row |= _speed(_ok(own["speed"]), _ok(_of(measured, base)), noise.get(configuration["model"]))
         row |= _memory(_ok(own["memory"]), _ok(_of(peaks, base)))
         row |= _quality(_ok(own["quality"]), configuration)
         rows.append(row)
@@ -113,9 +119,9 @@ def _status(rows: pd.DataFrame) -> tuple[str, str]:
     return "ok", f"{len(failed)} of {len(rows)} repeats failed ({status}: {reason})"
 
 
-def _speed(ok: pd.DataFrame, reference: pd.DataFrame) -> dict:
-    tpot = process_interval(ok["tpot_ms"])
-    speedup = ratio(reference["tpot_ms"], ok["tpot_ms"])
+def _speed(ok: pd.DataFrame, reference: pd.DataFrame, noise: Noise | None) -> dict:
+    tpot = process_interval(ok["tpot_ms"], noise)
+    speedup = ratio(reference["tpot_ms"], ok["tpot_ms"], noise)
     flags = {flag for cell in ok["flags"].dropna() for flag in str(cell).split("; ") if flag}
     return {
         "repeats": len(ok),
@@ -124,6 +130,7 @@ def _speed(ok: pd.DataFrame, reference: pd.DataFrame) -> dict:
         "tpot_ms": tpot.value,
         "tpot_low_ms": tpot.low,
         "tpot_high_ms": tpot.high,
+        "tpot_degrees": noise.degrees if noise else math.nan,
         "tokens_per_s": process_interval(ok["tokens_per_s"]).value,
         "mbu": process_interval(ok["mbu"]).value,
         "speedup": speedup.value,

@@ -4,7 +4,7 @@ A difference counts if both hold:
 
 1. it is real: its p-value, adjusted by Holm's method over all configurations of the same model and the same quantity,
 is
-   below 0.05. For speed that is Welch's test between processes, for quality the paired bootstrap interval of the PPL
+   below 0.05. For speed that is the t-test between processes, for quality the paired bootstrap interval of the PPL
    ratio. Memory is accounted for by the allocator and has no sampling error; there only the second condition applies.
 2. it matters: it is larger than the smallest effect worth caring about (`verdict.smallest_effect_percent` in the
 config).
@@ -33,7 +33,7 @@ NUMBERS = [
     "tpot_ms",
     "tpot_low_ms",
     "tpot_high_ms",
-    "repeats",
+    "tpot_degrees",
     "memory_gib",
     "speedup",
     "speedup_low",
