@@ -92,6 +92,10 @@ class Session:
             attention=attention.get(self.attention).implementation,
             device_map="auto" if self.device == "cuda" and torch.cuda.device_count() > 1 else None,
         )
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()  # it redraws one line, which makes a log unreadable
+        log(f"loading {self.weights.name} in {self.precision.name} on {self.device}")
         start = time.perf_counter()
         try:
             model = self.precision.load(request)

@@ -30,9 +30,17 @@ def make_linear(weight, bias, name: str, quant_type: str):
     out_features, in_features = weight.shape
     with torch.device("meta"):
         linear = bitsandbytes.nn.Linear4bit(
-            in_features, out_features, bias=bias is not None, compute_dtype=weight.dtype, quant_type=quant_type
+            in_features,
+            out_features,
+            bias=bias is not None,
+            compute_dtype=weight.dtype,
+            compress_statistics=False,
+            quant_type=quant_type,
         )
-    linear.weight = bitsandbytes.nn.Params4bit(weight.cpu(), requires_grad=False, quant_type=quant_type)
+    # Moving an unquantised Params4bit quantises it, on whatever device it was.
+    linear.weight = bitsandbytes.nn.Params4bit(
+        weight, requires_grad=False, compress_statistics=False, quant_type=quant_type, module=linear
+    )
     if bias is not None:
         linear.bias = nn.Parameter(bias, requires_grad=False)
     return linear.to(weight.device)

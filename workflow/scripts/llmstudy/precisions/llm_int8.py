@@ -37,8 +37,11 @@ def make_linear(weight, bias, name: str, threshold: float):
         linear = bitsandbytes.nn.Linear8bitLt(
             in_features, out_features, bias=bias is not None, has_fp16_weights=False, threshold=threshold
         )
-    # Int8Params quantises when it is moved to a device, on the CPU too.
-    linear.weight = bitsandbytes.nn.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
+    # Int8Params quantises itself only on its way from the CPU; this spares a GPU the way there and back.
+    quantised, scales, _ = bitsandbytes.functional.int8_vectorwise_quant(weight.to(torch.float16))
+    linear.weight = bitsandbytes.nn.Int8Params(
+        quantised, requires_grad=False, has_fp16_weights=False, CB=quantised, SCB=scales
+    )
     if bias is not None:
         linear.bias = nn.Parameter(bias, requires_grad=False)
     return linear.to(weight.device)
@@ -49,13 +52,15 @@ def silence_bitsandbytes() -> None:
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
-PRECISIONS = {
-    name: Precision(
+def with_threshold(name: str, threshold: float) -> Precision:
+    """LLM.int8() at an outlier threshold; 0 switches the decomposition off."""
+    return Precision(
         name=name,
         title=f"bitsandbytes LLM.int8(), outlier threshold {threshold}",
         weight_bits=8,
         compute_dtype="bfloat16",
         load=partial(load, threshold=threshold),
     )
-    for name, threshold in [("llm-int8", 6.0), ("llm-int8-t0", 0.0)]
-}
+
+
+PRECISIONS = {"llm-int8": with_threshold("llm-int8", 6.0), "llm-int8-t0": with_threshold("llm-int8-t0", 0.0)}

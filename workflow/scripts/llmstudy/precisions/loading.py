@@ -76,8 +76,11 @@ def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLi
 
 def _rebuild_rotary(module: nn.Module, device: str) -> None:
     """Rotary frequencies are computed, not stored: a module built on the meta device must compute them again."""
+    import torch
+
     if hasattr(module, "inv_freq"):
-        fresh = type(module)(config=module.config, device=device)
+        with torch.device(device):
+            fresh = type(module)(config=module.config)
         for name, buffer in fresh.named_buffers(recurse=False):
             module.register_buffer(name, buffer, persistent=False)
         if hasattr(fresh, "original_inv_freq"):

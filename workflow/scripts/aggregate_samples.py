@@ -1,0 +1,9 @@
+"""Aggregate samples records into samples.csv."""
+
+from pathlib import Path
+
+from llmstudy import steps
+from llmstudy.tables import samples
+
+with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
+    samples.write(snakemake.input.records, snakemake.params.reference, Path(snakemake.output[0]))  # noqa: F821

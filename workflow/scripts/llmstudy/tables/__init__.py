@@ -1,0 +1,1 @@
+"""From records to tidy tables: one observation a row, units in the column names."""

@@ -1,0 +1,29 @@
+"""invariance.csv: one row per precision, batch size and neighbours of the same prompt.
+
+Differences are against the prompt alone; ``copies`` are neighbours equal to it, ``others 1`` … other texts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmstudy.tables.common import IDENTITY, identity, read_records, write_table
+
+MEASURED = ["batch", "neighbours", "max_abs_delta_logit", "mean_abs_delta_logit", "top1_changes"]
+COLUMNS = [*IDENTITY, *MEASURED, "positions"]
+
+
+def write(paths: list[str], output: Path) -> None:
+    """Aggregate invariance records."""
+    rows = [row for record in read_records(paths) for row in rows_of(record)]
+    write_table(rows, COLUMNS, output)
+
+
+def rows_of(record: dict) -> list[dict]:
+    """A row for every batch; one row with the status if nothing was measured."""
+    samples = record["samples"]
+    rows = [
+        identity(record, entry) | {key: entry.get(key) for key in MEASURED} | {"positions": samples["positions"]}
+        for entry in samples.get("batches", [])
+    ]
+    return rows or [identity(record)]

@@ -1,0 +1,152 @@
+"""quality.csv: one row per precision, corpus and protocol.
+
+Perplexities come from the same stored per-token NLL in every convention; differences from the reference are paired
+token by token, with 95 % intervals by block bootstrap over documents.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from llmstudy.measure.stream import protocol_name
+from llmstudy.statistics.conventions import conventions
+from llmstudy.statistics.divergence import agreement, summarise_kl, summarise_true_token
+from llmstudy.statistics.paired import compare_nll, perplexity
+from llmstudy.tables.common import IDENTITY, identity, read_records, write_table
+
+COLUMNS = [
+    *IDENTITY,
+    "corpus",
+    "protocol",
+    "tokens",
+    "nll",
+    "ppl",
+    "ppl_low",
+    "ppl_high",
+    "word_ppl",
+    "byte_ppl",
+    "bits_per_byte",
+    "ppl_ratio",
+    "ppl_ratio_low",
+    "ppl_ratio_high",
+    "kl_nats",
+    "kl_p99_nats",
+    "top1_agreement",
+    "delta_nll",
+    "delta_nll_se",
+    "kl_low_nats",
+    "kl_high_nats",
+    "kl_median_nats",
+    "kl_p90_nats",
+    "kl_p999_nats",
+    "kl_max_nats",
+    "kl_tokens",
+    "top1_low",
+    "top1_high",
+    "top5_overlap",
+    "delta_p_mean",
+    "delta_p_rms",
+    "delta_p_p1",
+    "delta_p_p99",
+    "blocks",
+]
+
+
+def write(paths: list[str], reference: str, output: Path) -> None:
+    """Aggregate quality records; ``reference`` is the precision that the others are paired with."""
+    records = read_records(paths)
+    references = {
+        record["identity"]["model"]: record for record in records if record["identity"]["precision"] == reference
+    }
+    rows = [row for record in records for row in rows_of(record, references.get(record["identity"]["model"]))]
+    write_table(rows, COLUMNS, output)
+
+
+def rows_of(record: dict, reference: dict | None) -> list[dict]:
+    """A row for every corpus and protocol that the record was asked for, measured or not."""
+    entries = {(entry["corpus"], entry["protocol"]): entry for entry in record["samples"].get("protocols", [])}
+    own = Arrays(record)
+    other = Arrays(reference) if reference else None
+    rows = []
+    for corpus in record["settings"]["corpora"]:
+        for protocol in record["settings"]["protocols"]:
+            name = protocol_name(protocol, record["settings"]["bos"])
+            entry = entries.get((corpus, name))
+            row = identity(record, entry) | {"corpus": corpus, "protocol": name}
+            if entry and entry["status"] == "ok":
+                row |= perplexities(entry, own.of(entry))
+                row |= distances(own.of(entry), other.of(entry) if other else {})
+            rows.append(row)
+    return rows
+
+
+class Arrays:
+    """The per-token arrays beside a quality record."""
+
+    def __init__(self, record: dict):
+        path = record["path"].with_suffix(".npz")
+        self.stored = np.load(path) if path.exists() and path.stat().st_size else {}
+
+    def of(self, entry: dict) -> dict[str, np.ndarray]:
+        """Arrays of one corpus and protocol by quantity; empty if there are none."""
+        prefix = f"{entry['corpus']}/{entry['protocol']}/"
+        return {key.removeprefix(prefix): self.stored[key] for key in self.stored if key.startswith(prefix)}
+
+
+def perplexities(entry: dict, arrays: dict[str, np.ndarray]) -> dict:
+    """One model's loss in every convention, with the interval of its token perplexity."""
+    nll = arrays["nll"].astype(np.float64)
+    every = conventions(nll.sum(), len(nll), entry["words"], entry["utf8_bytes"])
+    ppl = perplexity(nll, arrays["document"])
+    return {
+        "tokens": len(nll),
+        "nll": nll.mean(),
+        "ppl": ppl.value,
+        "ppl_low": ppl.low,
+        "ppl_high": ppl.high,
+        "word_ppl": every.word_ppl,
+        "byte_ppl": every.byte_ppl,
+        "bits_per_byte": every.bits_per_byte,
+    }
+
+
+def distances(arrays: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict:
+    """How far from the reference, token by token."""
+    columns: dict = {}
+    if "nll" in reference:
+        paired = compare_nll(reference["nll"], arrays["nll"], arrays["document"])
+        delta = summarise_true_token(reference["nll"], arrays["nll"], arrays["document"])
+        columns |= {
+            "delta_nll": paired.delta_nll.value,
+            "delta_nll_se": paired.delta_nll.se,
+            "ppl_ratio": paired.ppl_ratio.value,
+            "ppl_ratio_low": paired.ppl_ratio.low,
+            "ppl_ratio_high": paired.ppl_ratio.high,
+            "blocks": paired.blocks,
+            "delta_p_mean": delta.mean.value,
+            "delta_p_rms": delta.rms,
+            "delta_p_p1": delta.p1,
+            "delta_p_p99": delta.p99,
+        }
+    if "kl" in arrays:
+        document = arrays["document"][: len(arrays["kl"])]
+        kl = summarise_kl(arrays["kl"], document)
+        top1 = agreement(arrays["top1"], document)
+        columns |= {
+            "kl_tokens": len(arrays["kl"]),
+            "kl_nats": kl.mean.value,
+            "kl_low_nats": kl.mean.low,
+            "kl_high_nats": kl.mean.high,
+            "kl_median_nats": kl.median,
+            "kl_p90_nats": kl.p90,
+            "kl_p99_nats": kl.p99,
+            "kl_p999_nats": kl.p99_9,
+            "kl_max_nats": kl.maximum,
+            "top1_agreement": top1.value,
+            "top1_low": top1.low,
+            "top1_high": top1.high,
+            "top5_overlap": float(np.mean(arrays["top5"])),
+        }
+    return columns

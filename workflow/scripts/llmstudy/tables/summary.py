@@ -1,0 +1,33 @@
+"""summary.csv and recommendation.csv: the tables of a study joined, judged and answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from llmstudy.files import atomic_write
+from llmstudy.statistics.recommend import recommend
+from llmstudy.statistics.summary import Focus, summarise
+from llmstudy.statistics.verdict import judge
+from llmstudy.tables.common import read_table
+
+
+def write(folder: Path, focus: dict[str, dict], limits: dict, smallest: dict) -> None:
+    """Write both tables of the study in ``folder``.
+
+    focus     per model: its reference precision, and the workload, corpus and protocol that its one row speaks of
+    limits    what a configuration must keep to be recommended
+    smallest  smallest effect worth caring about, per cent, for ``tpot``, ``memory`` and ``ppl``
+    """
+    tables = {name: read_table(folder / f"{name}.csv") for name in ("latency", "memory", "quality")}
+    reference = {model: entry["reference"] for model, entry in focus.items()}
+    parts = []
+    for model, entry in focus.items():
+        own = {name: table[table["model"] == model] for name, table in tables.items()}
+        keys = ("batch", "prompt_tokens", "new_tokens", "corpus", "protocol")
+        parts.append(summarise(**own, reference=reference, focus=Focus(**{key: entry[key] for key in keys})))
+    judged = judge(pd.concat(parts, ignore_index=True), reference, smallest)
+    for name, table in (("summary", judged), ("recommendation", recommend(judged, reference, limits, smallest))):
+        with atomic_write(folder / f"{name}.csv") as file:
+            table.to_csv(file, index=False, float_format="%.6g")
