@@ -136,8 +136,11 @@ def test_a_loss_that_nobody_allowed_is_not_taken():
     rows = [row("int8", 12.0, 7.0, 1.001), row("nf4", 8.0, 4.0, 1.2), row("unchecked", 7.0, 4.0, math.nan)]
     rows[2]["top1_agreement"] = math.nan
     found = recommended(*rows)
-    assert found["precision"] == "int8" and "2 more lose quality" in found["sentence"]
+    assert found["precision"] == "int8" and "the fastest of 2 without a loss of quality" in found["sentence"]
+    assert "Left out: 2 that lose quality" in found["sentence"]
     assert recommended(*rows, limits={"ppl_loss_percent": 30.0})["precision"] == "nf4"
+    forced = recommended(rows[1], limits={"memory_gib": 5.0})
+    assert forced["precision"] == "nf4" and "Each choice within the limits loses quality" in forced["sentence"]
     assert recommended(*rows, limits={"top1_agreement": 0.9})["precision"] == "nf4"
 
 

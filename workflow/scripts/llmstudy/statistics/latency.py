@@ -7,7 +7,7 @@ multiplicative, hence the log scale: the estimate is the geometric mean, the int
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def process_interval(samples: Sequence[float], noise: Noise | None = None) -> Es
     if not logs.size:
         return without_interval(math.nan)
     se, degrees = _error(logs, noise)
-    return student_interval(float(logs.mean()), se, degrees).exp()
+    return replace(student_interval(float(logs.mean()), se, degrees), p=math.nan).exp()
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float], noise: Noise | None = None) -> Estimate:

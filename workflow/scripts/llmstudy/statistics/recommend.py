@@ -7,9 +7,8 @@ Rule, in this order:
    is not taken. Random weights have no quality, so only speed and memory decide, and the sentence says so.
 2. Of these, the fastest by TPOT and all that cannot be told apart from it (Student's t on the log scale from the
    intervals in the table, unadjusted, or a difference below the smallest effect) stay.
-3. Of these, the ones with the least PPL stay, then the ones with the least memory, each within the smallest effect;
-then
-   the fastest.
+3. Of these, the ones with the least PPL stay, then the ones with the least memory, each within the smallest effect,
+   then the fastest.
 
 If nothing meets the limits, the sentence names the limits that no configuration meets and the configuration that comes
 nearest: the one whose worst miss, relative to its limit, is smallest.
@@ -114,11 +113,14 @@ def _recommend_one(
         row = measured.loc[misses.max(axis=1).idxmin()]
         return row, False, _nothing_fits(row, measured, asked)
     candidates, note = within, ""
+    scope = "within the limits" if asked else "measured"
     if synthetic:
         note = " Random weights: speed and memory alone decide."
     elif all(limits.get(key) is None for key in ON_QUALITY):
         candidates, note = _without_loss(within, smallest["ppl"])
-    row, why = _choose(candidates, smallest)
+        if len(candidates) < len(within) and not asked:
+            scope = "without a loss of quality"
+    row, why = _choose(candidates, smallest, scope)
     return row, True, _taken(row, why, asked, group) + note
 
 
@@ -138,14 +140,16 @@ def _without_loss(rows: pd.DataFrame, smallest_percent: float) -> tuple[pd.DataF
     lost = (rows["ppl_ratio_p_holm"] < SIGNIFICANCE) & (rows["ppl_loss_percent"] > smallest_percent)
     lost |= rows["ppl_ratio"].isna()
     if lost.all():
-        return rows, " Every configuration within the limits loses quality or was not checked for it."
+        return rows, " Each choice within the limits loses quality or was not checked for it."
     if lost.any():
-        return rows[~lost], f" {lost.sum()} more lose quality, which no limit allows, or were not checked for it."
+        return rows[
+            ~lost
+        ], f" Left out: {lost.sum()} that lose quality, which no limit allows, or were not checked for it."
     return rows, ""
 
 
-def _choose(rows: pd.DataFrame, smallest: Mapping[str, float]) -> tuple[pd.Series, str]:
-    """The row that the rule takes and the clause that says why."""
+def _choose(rows: pd.DataFrame, smallest: Mapping[str, float], scope: str) -> tuple[pd.Series, str]:
+    """The row that the rule takes from the candidates and the clause that says why; `scope` says what they are."""
     fastest = rows.loc[rows["tpot_ms"].idxmin()]
     tied = rows[[_same_speed(row, fastest, smallest["tpot"]) for _, row in rows.iterrows()]]
     for column, key in (("ppl_ratio", "ppl"), ("memory_gib", "memory")):
@@ -153,9 +157,9 @@ def _choose(rows: pd.DataFrame, smallest: Mapping[str, float]) -> tuple[pd.Serie
             tied = tied[tied[column] <= tied[column].min() * (1 + smallest[key] / 100)]
     row = tied.loc[tied["tpot_ms"].idxmin()]
     if len(rows) == 1:
-        return row, "the only configuration within the limits"
+        return row, f"the only configuration {scope}"
     if row.name == fastest.name:
-        return row, f"the fastest of {len(rows)} within the limits"
+        return row, f"the fastest of {len(rows)} {scope}"
     gain = "PPL" if row["ppl_ratio"] < fastest["ppl_ratio"] * (1 - smallest["ppl"] / 100) else "memory"
     return (
         row,

@@ -2,12 +2,10 @@
 
 A difference counts if both hold:
 
-1. it is real: its p-value, adjusted by Holm's method over all configurations of the same model and the same quantity,
-is
-   below 0.05. For speed that is the t-test between processes, for quality the paired bootstrap interval of the PPL
-   ratio. Memory is accounted for by the allocator and has no sampling error; there only the second condition applies.
-2. it matters: it is larger than the smallest effect worth caring about (`verdict.smallest_effect_percent` in the
-config).
+1. it is real: its p-value, adjusted by Holm's method over all configurations of the same model and the same
+   quantity, is below 0.05. For speed that is the t-test between processes, for quality the paired bootstrap interval
+   of the PPL ratio. Memory is one figure without a sampling error; there only the second condition applies.
+2. it matters: it is larger than the smallest effect worth caring about (`verdict.smallest_effect_percent`).
 
 The families are kept apart by quantity because each answers a question of its own ("which of these is faster?"); within
 a family the chance of one false difference is at most 5 %. Without an interval (one repeat) nothing counts as real.
@@ -65,8 +63,7 @@ def judge(summary: pd.DataFrame, reference: Mapping[str, str], smallest: Mapping
     `memory` and `ppl`. Returns a copy with
 
     - `verdict`: `reference`, `better`, `worse`, `mixed`, `not distinguishable`, `not measured` (status is not ok) or
-    `not
-      comparable` (its reference was not measured);
+      `not comparable` (its reference was not measured);
     - `verdict_reason`: one sentence with the numbers;
     - `pareto`: bool, no other measured configuration of the model is at least as good in memory, TPOT and PPL ratio and
       better in one of them (point estimates; quantities that no configuration of the model has are left out);
@@ -169,10 +166,10 @@ def _quality(row: pd.Series, smallest: float) -> Finding:
     word = {1: "lower PPL", -1: "higher PPL", 0: "PPL not distinguishable"}[direction]
     low, high = row["ppl_ratio_low"], row["ppl_ratio_high"]
     span = "no interval" if math.isnan(low) else f"95 % {percent(low)} to {percent(high)}"
-    text = f"{word}: {percent(row['ppl_ratio'])} ({span})"
+    told = f"{word}: {percent(row['ppl_ratio'])} ({span})"
     if not math.isnan(row["top1_agreement"]):
-        text += f", same first choice at {row['top1_agreement'] * 100:.1f} % of positions"
-    return Finding(direction, text)
+        told += f", same first choice at {row['top1_agreement'] * 100:.1f} % of positions"
+    return Finding(direction, told)
 
 
 def _pareto(rows: pd.DataFrame, is_reference: pd.Series) -> np.ndarray:
