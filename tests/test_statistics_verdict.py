@@ -60,6 +60,9 @@ def test_a_difference_must_be_real_and_matter():
         row("trifle", 20.0, 12.0, 1.002, p=1.0),
     )
     assert (found["verdict"].drop("bf16") == "not distinguishable").all()
+    assert "speed not distinguishable" in found["verdict_reason"]["unsure"]
+    assert "speed differs by too little to matter" in found["verdict_reason"]["tiny"]
+    assert "PPL differs by too little to matter" in found["verdict_reason"]["trifle"]
 
 
 def test_many_comparisons_are_adjusted_within_a_model():

@@ -96,7 +96,7 @@ def recommend(
 def _recommend_one(
     group: pd.DataFrame, reference: str, limits: Mapping[str, float | None], smallest: Mapping[str, float]
 ) -> tuple[pd.Series | None, bool, str]:
-    measured = group[(group["status"] == "ok") & group["tpot_ms"].notna()].copy()
+    measured = group[(group["status"] == "ok") & group["tpot_ms"].notna()].sort_values("tpot_ms", kind="stable")
     if measured.empty:
         reasons = ", ".join(f"{name(row)}: {row['status']}" for _, row in group.iterrows())
         return None, False, f"No configuration was measured ({reasons})."

@@ -133,11 +133,15 @@ def _counts(log_gain: float, p: float, smallest_percent: float) -> int:
     return 1 if log_gain > 0 else -1
 
 
+def _neither(quantity: str, p: float) -> str:
+    return f"{quantity} differs by too little to matter" if p < SIGNIFICANCE else f"{quantity} not distinguishable"
+
+
 def _speed(row: pd.Series, base: pd.Series, smallest: float) -> Finding:
     if math.isnan(row["speedup"]):
         return Finding(None, "speed not compared")
     direction = _counts(math.log(row["speedup"]), row["speedup_p_holm"], smallest)
-    word = {1: "faster", -1: "slower", 0: "speed not distinguishable"}[direction]
+    word = {1: "faster", -1: "slower", 0: _neither("speed", row["speedup_p_holm"])}[direction]
     return Finding(
         direction,
         f"{word}: {number(row['speedup'])} x ({interval(row['speedup_low'], row['speedup_high'])}), "
@@ -163,7 +167,7 @@ def _quality(row: pd.Series, smallest: float) -> Finding:
     if math.isnan(row["ppl_ratio"]):
         return Finding(None, "quality not compared")
     direction = _counts(-math.log(row["ppl_ratio"]), row["ppl_ratio_p_holm"], smallest)
-    word = {1: "lower PPL", -1: "higher PPL", 0: "PPL not distinguishable"}[direction]
+    word = {1: "lower PPL", -1: "higher PPL", 0: _neither("PPL", row["ppl_ratio_p_holm"])}[direction]
     low, high = row["ppl_ratio_low"], row["ppl_ratio_high"]
     span = "no interval" if math.isnan(low) else f"95 % {percent(low)} to {percent(high)}"
     told = f"{word}: {percent(row['ppl_ratio'])} ({span})"
