@@ -9,13 +9,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
-from llmstudy import dependencies, plan
+from llmstudy import dependencies, extras, plan, slurm
 from llmstudy import config as study_config
 from llmstudy.errors import StudyError
 from snakemake.exceptions import WorkflowError
 
 try:
     config = study_config.complete(config)
+    extras.check(config)
 except StudyError as error:
     raise WorkflowError(str(error))
 
@@ -32,6 +33,8 @@ wildcard_constraints:
     runtime="[a-z]+",
     repeat="[0-9]+",
     table="[a-z]+",
+    extra="outliers|sensitivity|invariance|profile|attention",
+    threshold="[0-9.]+|inf",
 
 
 def measurement(kind, wildcards):
@@ -173,3 +176,81 @@ def reference_gpus(wildcards):
 def latency_order(wildcards):
     """Random but repeatable start order."""
     return plan.start_order(config, measurement("latency", wildcards))
+
+
+def extra_records(wildcards):
+    """The paths of all records of an extra."""
+    return [one.path(STUDY) for one in extras.measurements(config, wildcards.extra)]
+
+
+def extra_job(wildcards):
+    """What a job of an extra is told."""
+    return extras.job(config, measurement(wildcards.extra, wildcards))
+
+
+def extra_library(wildcards):
+    """The library files that a job of an extra runs through."""
+    return plan.library_files(measurement(wildcards.extra, wildcards))
+
+
+def extra_table_library(wildcards):
+    """The library files that the table of an extra is made with."""
+    return dependencies.files(f"tables.{wildcards.extra}")
+
+
+def extra_tables():
+    """The tables of all extras that the study asks for."""
+    return [f"{RESULTS}/{name}.csv" for name in extras.enabled(config)]
+
+
+def sweep(wildcards):
+    """The measurement of a sweep, at whatever threshold."""
+    return plan.Measurement("sweep", wildcards.model, extras.SWEPT, wildcards.attention, "eager")
+
+
+def sweep_job(wildcards):
+    """What the job of one threshold is told."""
+    return extras.sweep_job(config, sweep(wildcards), wildcards.threshold)
+
+
+def sweep_library(wildcards):
+    """The library files that a sweep's jobs run through."""
+    return plan.library_files(sweep(wildcards))
+
+
+def sweep_records():
+    """The paths of all records of the sweep."""
+    return [
+        extras.sweep_path(config, one, threshold)
+        for one in extras.measurements(config, "sweep")
+        for threshold in extras.thresholds(config)
+    ]
+
+
+def sweep_references():
+    """The quality records of the reference, which a sweep is paired with."""
+    return [
+        one.path(STUDY) for one in plan.measurements(config, "quality") if one.precision == config["reference"]
+    ]
+
+
+def sweep_memory(wildcards, attempt):
+    """Host memory of a sweep's job, MB."""
+    return plan.memory_mb(config, sweep(wildcards), attempt)
+
+
+def sweep_gpus(wildcards):
+    """GPUs of a sweep's job."""
+    return plan.gpus(config, sweep(wildcards))
+
+
+onstart:
+    # Only the Snakemake that submits comes here: no dry run, and no job on a compute node.
+    if workflow.executor_plugin.name == "slurm":
+        try:
+            slurm.check_nothing_queued(Path.cwd())
+            slurm.check_partitions(
+                {job.resources.get("slurm_partition") for job in workflow.dag.needrun_jobs() if not job.is_local}
+            )
+        except StudyError as error:
+            raise WorkflowError(str(error))

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmstudy import records
+from llmstudy import records, slurm
 from llmstudy.errors import StudyError
 
 # What the two nested Snakemakes and the parent take of a SLURM job's memory, MB.
 PARENT_MB = 400
-# What is kept of a SLURM job's time to write the record, seconds.
+# What is kept of a SLURM job's time to write the record: seconds, but at most this share of what is left.
 WRITING_S = 60
+WRITING_SHARE = 0.25
 
 
 @contextmanager
@@ -53,5 +54,7 @@ def granted(limits: dict, resources) -> dict:
     """The job's limits, tightened to what SLURM granted, so that the child ends before SLURM ends the whole job."""
     if "SLURM_JOB_ID" not in os.environ:
         return limits
-    seconds = min(limits["seconds"], resources.get("runtime", 1e9) * 60 - WRITING_S)
+    # Asked of SLURM: some of the job's time went by before this process started.
+    left = slurm.seconds_left(os.environ["SLURM_JOB_ID"]) or resources.get("runtime", 1e9) * 60
+    seconds = min(limits["seconds"], left - min(WRITING_S, WRITING_SHARE * left))
     return limits | {"seconds": seconds, "host_memory_mb": resources.get("mem_mb", 0) - PARENT_MB}
