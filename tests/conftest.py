@@ -42,6 +42,24 @@ def tiny_llama(request):
     return LlamaForCausalLM(tiny_llama_config(tie_word_embeddings=request.param)).eval()
 
 
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory) -> Path:
+    """The folder of a fetched tiny model (real weights from a ``path`` source); not to be changed."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("tiny-weights")
+    tiny.save_model(folder / "source")
+    return tiny.fetch({"type": "path", "folder": str(folder / "source")}, folder / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory) -> Path:
+    """The folder of a fetched tiny corpus; not to be changed."""
+    import tiny
+
+    return tiny.save_corpus(tmp_path_factory.mktemp("tiny-corpus"))
+
+
 def pytest_collection_modifyitems(items):
     """Skip ``gpu`` tests where there is no CUDA device; torch is imported only if such a test was collected."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
