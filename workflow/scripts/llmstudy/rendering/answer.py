@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from llmstudy.rendering import markdown
-from llmstudy.rendering.studies import Study
+from llmstudy.studies import Study
 from llmstudy.statistics.latency import process_interval
 
 SYNTHETIC = "synthetic weights"

@@ -10,7 +10,7 @@ import pandas as pd
 from llmstudy import ties
 from llmstudy.files import atomic_write
 from llmstudy.rendering import answer, markdown
-from llmstudy.rendering.studies import Study, finished, in_order, load
+from llmstudy.studies import Study, finished, in_order, load
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "report"
 MASTER = "REPORT.md.j2"

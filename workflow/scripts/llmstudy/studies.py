@@ -1,10 +1,10 @@
-"""The studies that a report tells of: their tables, provenance and figures, and the order they stand in."""
+"""Finished studies as figures and report read them: tables, provenance and figures, in the order of the report."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +13,7 @@ from llmstudy.tables.common import read_table
 
 PROVENANCE = "provenance.json"
 SUMMARY = "summary.csv"
+SYNTHETIC = "synthetic weights"
 
 
 @dataclass(frozen=True)
@@ -22,45 +23,41 @@ class Study:
     folder      relative to REPORT.md, as links need it
     tables      table name → frame; only tables that have rows
     provenance  content of provenance.json
-    figures     names of the figures that show something
     """
 
     name: str
-    folder: str
+    folder: Path
     tables: dict[str, pd.DataFrame]
     provenance: dict
-    figures: tuple[str, ...] = field(default=())
-
-    def link(self, table: str) -> str:
-        """Markdown link to a table's file."""
-        return f"[{table}.csv]({self.folder}/{table}.csv)"
 
     def table(self, name: str) -> pd.DataFrame:
-        """A table, empty where the study has none."""
+        """A table; an empty frame where the study has none."""
         return self.tables.get(name, pd.DataFrame())
 
-    def reference(self, model: str) -> str:
-        """The precision that the model's others are compared with."""
-        return self.provenance["focus"][model]["reference"]
-
-    def models(self) -> Iterator[str]:
+    @property
+    def models(self) -> list[str]:
         """Models in the order of the config."""
-        present = set(self.tables["summary"]["model"])
-        return (model for model in self.provenance["focus"] if model in present)
+        return list(self.provenance["focus"])
+
+    def focus(self, model: str) -> dict:
+        """Reference precision, workload, corpus and protocol of the model's rows in summary.csv."""
+        return self.provenance["focus"][model]
 
     def is_synthetic(self, model: str) -> bool:
         """Whether the model's weights are random."""
-        rows = self.tables["summary"]
-        return bool((rows.loc[rows["model"] == model, "weights"] == "synthetic").all())
+        return not self.provenance["models"][model]["real"]
+
+    def of_model(self, table: str, model: str) -> pd.DataFrame:
+        """The rows of one model; an empty frame where there are none."""
+        frame = self.table(table)
+        return frame[frame["model"] == model] if len(frame) else frame
 
 
 def load(folder: Path) -> Study:
     """Read a finished study; tables without a row are left out."""
     tables = {path.stem: read_table(path) for path in sorted(folder.glob("*.csv"))}
     provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    figures = tuple(path.stem for path in sorted((folder / "figures").glob("*.svg")))
-    kept = {name: table for name, table in tables.items() if len(table)}
-    return Study(folder.name, folder.as_posix(), kept, provenance, figures)
+    return Study(folder.name, folder, {name: table for name, table in tables.items() if len(table)}, provenance)
 
 
 def finished(results: Path) -> list[str]:

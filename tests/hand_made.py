@@ -1,0 +1,341 @@
+"""Hand-made tables of a finished study: plausible numbers that nobody measured, with every kind of gap in them.
+
+Two real precisions are made to fail, one model has synthetic weights, several workloads, attentions and runtimes are
+there. The summary and the recommendation come from the workflow's own functions.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from llmstudy.statistics.recommend import recommend
+from llmstudy.statistics.summary import Focus, summarise
+from llmstudy.statistics.verdict import judge
+from llmstudy.tables import latency, memory, quality, samples
+from llmstudy.tables.common import write_table
+
+PROTOCOL = "w1024-s512"
+WORKLOADS = [(1, 512, 64), (8, 512, 64), (32, 512, 64), (1, 4096, 64)]
+BITS = {"bf16": 16, "fp16": 16, "llm-int8": 8, "llm-int8-t0": 8, "nf4": 4.5, "int8-fused": 8, "int8-fused-outlier": 8.1}
+# milliseconds of launching one token step, eager
+LAUNCH_MS = {"bf16": 20, "fp16": 20.2, "llm-int8": 104, "llm-int8-t0": 62, "nf4": 27, "int8-fused": 22}
+PPL = {
+    "bf16": 20.99,
+    "fp16": 20.985,
+    "llm-int8": 21.38,
+    "llm-int8-t0": 21.67,
+    "int8-fused": 21.1,
+    "nf4": 26.9,
+    "fp4": 31.6,
+}
+KL = {"bf16": 3e-7, "fp16": 2e-4, "llm-int8": 0.018, "llm-int8-t0": 0.03, "int8-fused": 0.005, "nf4": 0.28, "fp4": 0.51}
+SMALLEST = {"tpot": 3.0, "memory": 3.0, "ppl": 0.5}
+ARCHITECTURES = {
+    "smollm2-135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+                     "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49152, "max_position_embeddings": 8192,
+                     "tie_word_embeddings": True},
+    "llama-2-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+                   "num_key_value_heads": 32, "head_dim": 128, "vocab_size": 32000, "max_position_embeddings": 4096,
+                   "tie_word_embeddings": False},
+    "llama-2-70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+                    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 32000, "max_position_embeddings": 4096,
+                    "tie_word_embeddings": False},
+}  # fmt: skip
+PARAMETERS = {"smollm2-135m": 134.5e6, "llama-2-7b": 6.74e9, "llama-2-70b": 68.98e9}
+OOM = "CUDA out of memory. Tried to allocate 448.00 MiB. GPU 0 has a total capacity of 139.80 GiB"
+
+
+def write_study(
+    folder: Path, models: tuple[str, ...] = tuple(ARCHITECTURES), bandwidth: float = 4280.0, **changes
+) -> Path:
+    """Write a whole study to ``folder``, named like it; ``changes`` go to the provenance. Returns ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0)
+    cells = [
+        (model, precision, attention, runtime)
+        for model in models
+        for precision in (["llm-int8", "nf4", "int8-fused", "bf16"] if model.endswith("70b") else LAUNCH_MS)
+        for attention, runtime in [("eager", "eager"), ("sdpa", "eager"), ("sdpa", "graph")]
+    ]
+    identities = [identity(folder.name, *cell) for cell in cells]
+    rows = {
+        "latency": [row for one in identities for row in latency_rows(one, bandwidth, noise)],
+        "memory": [row for one in identities for row in memory_rows(one)],
+        "quality": quality_rows(folder.name) if "smollm2-135m" in models else [],
+        "samples": samples_rows(folder.name) if "smollm2-135m" in models else [],
+    }
+    columns = {
+        "latency": latency.COLUMNS,
+        "memory": memory.COLUMNS,
+        "quality": quality.COLUMNS,
+        "samples": samples.COLUMNS,
+    }
+    tables = {name: pd.DataFrame(rows[name], columns=columns[name]) for name in rows}
+    for name in rows:
+        write_table(rows[name], columns[name], folder / f"{name}.csv")
+    for name, frame in explanations(folder.name, models).items():
+        frame.to_csv(folder / f"{name}.csv", index=False)
+    judged = judgement(tables, models)
+    judged.to_csv(folder / "summary.csv", index=False)
+    reference = dict.fromkeys(models, "bf16")
+    recommend(judged, reference, {}, SMALLEST).to_csv(folder / "recommendation.csv", index=False)
+    provenance = provenance_of(folder.name, models) | changes
+    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
+    return folder
+
+
+def identity(study: str, model: str, precision: str, attention: str, runtime: str) -> dict:
+    status, reason = "ok", ""
+    if model.endswith("70b") and precision == "bf16":
+        status, reason = "oom", OOM
+    elif runtime == "graph" and precision in ("llm-int8", "llm-int8-t0", "nf4"):
+        status, reason = "unsupported", f"runtime graph cannot capture {precision}: it decides on the host"
+    return {
+        "study": study,
+        "model": model,
+        "weights": "real" if model.startswith("smol") else "synthetic",
+        "precision": precision,
+        "attention": attention,
+        "runtime": runtime,
+        "device": "cuda",
+        "status": status,
+        "reason": reason,
+    }
+
+
+def latency_rows(one: dict, bandwidth: float, noise: np.random.Generator) -> list[dict]:
+    rows = []
+    size = PARAMETERS[one["model"]] * BITS[one["precision"]] / 8
+    for batch, prompt, new in WORKLOADS:
+        for repeat in range(3):
+            row = one | {"batch": batch, "prompt_tokens": prompt, "new_tokens": new, "repeat": repeat, "flags": ""}
+            if one["status"] == "ok":
+                floor = (size + batch * prompt * 5e5) / bandwidth / 1e6
+                launch = LAUNCH_MS[one["precision"]] * (1.2 if one["attention"] == "eager" else 1)
+                spread = noise.lognormal(0, 0.02)
+                tpot = spread * (floor * 1.25 if one["runtime"] == "graph" else max(floor * 1.4, launch))
+                ttft = spread * (launch + batch * prompt * PARAMETERS[one["model"]] * 2 / 4e11)
+                row |= {
+                    "ttft_ms": ttft,
+                    "tpot_ms": tpot,
+                    "tpot_p50_ms": tpot,
+                    "tpot_p90_ms": tpot * 1.02,
+                    "e2e_ms": ttft + tpot * (new - 1),
+                    "tokens_per_s": 1e3 * batch * new / (ttft + tpot * (new - 1)),
+                    "cold_ms": 900.0,
+                    "load_s": 4.0,
+                    "compile_s": 0.0 if one["runtime"] == "eager" else 1.3,
+                    "bandwidth_gb_s": bandwidth,
+                    "mbu": floor / tpot,
+                    "step_bytes": int(floor * bandwidth * 1e6),
+                    "runs": 9,
+                    "threads": 4,
+                    "attention_kernels": "flash_fwd_kernel",
+                }
+                if repeat == 2 and one["precision"] == "nf4":
+                    row["flags"] = "clock below maximum"
+            rows.append(row)
+    return rows
+
+
+def memory_rows(one: dict) -> list[dict]:
+    rows = []
+    gib = PARAMETERS[one["model"]] * BITS[one["precision"]] / 8 / 2**30
+    for batch, prompt, new in WORKLOADS:
+        row = one | {"batch": batch, "prompt_tokens": prompt, "new_tokens": new}
+        if one["status"] == "ok":
+            kv, workspace = batch * (prompt + new) * 5e-4, 0.2 + 0.01 * batch
+            row |= {
+                "weights_gib": gib,
+                "kv_cache_gib": kv,
+                "workspace_gib": workspace,
+                "peak_load_gib": gib * 1.1,
+                "peak_prefill_gib": gib + kv + 2 * workspace,
+                "peak_decode_gib": gib + kv + workspace,
+                "peak_rss_gib": 3.0,
+                "embeddings_gib": gib * 0.05,
+                "linears_gib": gib * 0.9,
+                "norms_gib": gib * 0.001,
+                "head_gib": gib * 0.049,
+                "other_gib": 0.0,
+            }
+        rows.append(row)
+    return rows
+
+
+def quality_rows(study: str) -> list[dict]:
+    rows = []
+    for precision, ppl in PPL.items():
+        for scale, protocol in ((1.0, PROTOCOL), (1.12, "w512-s512")):
+            row = identity(study, "smollm2-135m", precision, "sdpa", "eager")
+            row |= {"status": "ok", "reason": "", "corpus": "wikipedia", "protocol": protocol, "tokens": 10183}
+            value, kl, spread = ppl * scale, KL[precision], 1 + 2e-2 * KL[precision] + 1e-4
+            row |= {
+                "nll": np.log(value), "ppl": value, "ppl_low": value / 1.09, "ppl_high": value * 1.09,
+                "word_ppl": value**1.4, "byte_ppl": value**0.22, "bits_per_byte": 0.22 * np.log2(value),
+                "delta_nll": np.log(ppl / PPL["bf16"]), "delta_nll_se": 1e-3, "ppl_ratio": ppl / PPL["bf16"],
+                "ppl_ratio_low": ppl / PPL["bf16"] / spread, "ppl_ratio_high": ppl / PPL["bf16"] * spread, "blocks": 20,
+            }  # fmt: skip
+            if protocol == PROTOCOL:
+                row |= {
+                    "kl_nats": kl, "kl_low_nats": kl * 0.9, "kl_high_nats": kl * 1.12, "kl_median_nats": kl / 3,
+                    "kl_p90_nats": kl * 3, "kl_p99_nats": kl * 9, "kl_p999_nats": kl * 20, "kl_max_nats": kl * 50,
+                    "kl_tokens": 10183, "top1_agreement": 1 - kl**0.5 / 2, "top1_low": 1 - kl**0.5 / 1.9,
+                    "top1_high": 1 - kl**0.5 / 2.1, "top5_overlap": 1 - kl**0.5 / 3, "delta_p_mean": -kl / 10,
+                    "delta_p_rms": kl / 2, "delta_p_p1": -kl, "delta_p_p99": kl,
+                }  # fmt: skip
+            rows.append(row)
+    return rows
+
+
+def samples_rows(study: str) -> list[dict]:
+    rows = []
+    for precision in LAUNCH_MS:
+        for prompt in ("Once upon a time", "The capital of France is"):
+            row = identity(study, "smollm2-135m", precision, "sdpa", "eager")
+            row |= {
+                "prompt": prompt,
+                "reference_text": ", there was a *fox* | a hen.\nThey met",
+                "status": "ok",
+                "reason": "",
+            }
+            row |= {"text": row["reference_text"], "new_tokens": 48, "distinct_2": 0.9, "repetition_4": 0.02}
+            if precision == "nf4":
+                row |= {"text": ", there was <b>nothing</b>", "first_divergence_token": 3}
+            if precision == "llm-int8" and prompt.startswith("The"):
+                row |= {"status": "timeout", "reason": "no answer after 600 s", "text": "", "new_tokens": None}
+            rows.append(row)
+    return rows
+
+
+def explanations(study: str, models) -> dict[str, pd.DataFrame]:
+    """The optional tables of the real model, and attention kernels of every model."""
+    linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    one = identity(study, "smollm2-135m", "bf16", "sdpa", "eager")
+    outliers, sensitivity, sweep, attention = [], [], [], []
+    for layer in range(30):
+        for place, linear in enumerate(linears):
+            for threshold in (4.0, 6.0):
+                share = 0.002 * (place == 6) * layer / threshold + 0.001 * (layer == 29)
+                outliers.append(
+                    one | {"layer": layer, "linear": linear, "threshold": threshold, "column_share": share,
+                           "row_share": min(1, share * 90), "entry_share": share / 40, "max_abs": 9.0, "columns": 576,
+                           "tokens": 2048}
+                )  # fmt: skip
+    parts = [(layer, "all", 2e-4 * (1 + (layer in (0, 29)) * 6)) for layer in range(30)]
+    parts += [("all", linear, 1e-3 * (1 + place)) for place, linear in enumerate(linears)]
+    for layer, linear, delta in parts:
+        sensitivity.append(
+            one | {"layer": layer, "linear": linear, "delta_nll": delta, "delta_nll_se": delta / 5,
+                   "delta_nll_low": delta * 0.6, "delta_nll_high": delta * 1.4, "tokens": 2048, "blocks": 8}
+        )  # fmt: skip
+    for threshold, tpot, ratio in [
+        (0, 62, 1.032),
+        (2, 130, 1.002),
+        (4, 110, 1.01),
+        (6, 104, 1.018),
+        (np.inf, 90, 1.032),
+    ]:
+        sweep.append(
+            one | {"precision": "llm-int8", "threshold": threshold, "tpot_ms": tpot, "tpot_low_ms": tpot * 0.98,
+                   "tpot_high_ms": tpot * 1.05, "ppl_ratio": ratio, "ppl_ratio_low": ratio - 0.003,
+                   "ppl_ratio_high": ratio + 0.003, "kl_nats": ratio - 1, "top1_agreement": 0.92, "ppl": 21.0 * ratio,
+                   "batch": 1, "prompt_tokens": 128, "new_tokens": 16, "runs": 3, "protocol": PROTOCOL}
+        )  # fmt: skip
+    for model in models:
+        for kernel, factor, memory in [
+            ("eager", 12, 1.0),
+            ("sdpa-math", 10, 0.9),
+            ("sdpa-flash", 1, 0),
+            ("sdpa-cudnn", 0.6, 0.001),
+        ]:
+            for context in (512, 2048, 8192, 16384):
+                for phase, power in (("prefill", 2), ("decode", 1)):
+                    own = identity(study, model, "bf16", kernel, "eager") | {"status": "ok", "reason": ""}
+                    time_ms = factor * (context / 512) ** power * 1e-2
+                    own |= {"context": context, "phase": phase, "time_ms": time_ms, "time_low_ms": time_ms * 0.97,
+                            "time_high_ms": time_ms * 1.1, "extra_mib": memory * context**2 / 1e4 + 1,
+                            "prompt_tokens": context if phase == "prefill" else None, "kernel": f"{kernel}_kernel",
+                            "tflops": 300 / factor if phase == "prefill" else None, "max_abs_error": 1e-4,
+                            "gb_s": 2000 / factor if phase == "decode" else None}  # fmt: skip
+                    if kernel == "eager" and context == 16384:
+                        own |= dict.fromkeys(("time_ms", "time_low_ms", "time_high_ms", "tflops", "gb_s", "extra_mib"))
+                        own |= {"status": "oom", "reason": OOM}
+                    attention.append(own)
+    found = {"attention": attention, "profile": profile_rows(study, models)}
+    if "smollm2-135m" in models:
+        found |= {
+            "outliers": outliers,
+            "sensitivity": sensitivity,
+            "sweep": sweep,
+            "invariance": invariance_rows(study),
+        }
+    return {name: pd.DataFrame(rows) for name, rows in found.items()}
+
+
+def profile_rows(study: str, models) -> list[dict]:
+    rows = []
+    for model in models:
+        for precision, launches in [("bf16", 700), ("llm-int8", 6200), ("int8-fused", 720), ("nf4", 1100)]:
+            rows.append(
+                identity(study, model, precision, "sdpa", "eager") | {"status": "ok", "reason": "", "batch": 1,
+                "prompt_tokens": 512, "new_tokens": 64, "tpot_ms": LAUNCH_MS[precision], "launches_per_token": launches,
+                "kernels_per_token": launches, "syncs_per_token": 224 if precision == "llm-int8" else 0,
+                "operators_per_token": launches * 2, "device_busy_share": 0.2, "matmul_share": 0.8, "mbu": 0.1,
+                "flops_share": 0.01, "limit": "launch-bound", "top_operations": "gemv 80%"}
+            )  # fmt: skip
+    return rows
+
+
+def invariance_rows(study: str) -> list[dict]:
+    return [
+        identity(study, "smollm2-135m", precision, "sdpa", "eager") | {"batch": 8, "neighbours": neighbours,
+        "max_abs_delta_logit": delta, "mean_abs_delta_logit": delta / 9, "top1_changes": int(delta * 10), "positions": 64}
+        for precision, delta in (("bf16", 0.1), ("llm-int8", 0.8)) for neighbours in ("copies", "others 1")
+    ]  # fmt: skip
+
+
+def focus(models) -> dict:
+    batch, prompt, new = WORKLOADS[0]
+    workload = {"batch": batch, "prompt_tokens": prompt, "new_tokens": new}
+    return {model: workload | {"reference": "bf16", "corpus": "wikipedia", "protocol": PROTOCOL} for model in models}
+
+
+def judgement(tables: dict[str, pd.DataFrame], models) -> pd.DataFrame:
+    parts = []
+    for model, entry in focus(models).items():
+        own = {name: tables[name][tables[name]["model"] == model] for name in ("latency", "memory", "quality")}
+        entry = {key: entry[key] for key in entry if key != "reference"}
+        parts.append(summarise(**own, reference={model: "bf16"}, focus=Focus(**entry)))
+    return judge(pd.concat(parts, ignore_index=True), dict.fromkeys(models, "bf16"), SMALLEST)
+
+
+def provenance_of(study: str, models) -> dict:
+    return {
+        "study": study,
+        "config": {
+            "study": study, "precisions": list(LAUNCH_MS), "reference": "bf16",
+            "models": [{"name": model, "license": "Apache-2.0", "note": None} for model in models],
+            "corpora": [{"name": "wikipedia", "license": "CC BY-SA", "note": "An excerpt."}],
+        },
+        "config_sha256": "0" * 64,
+        "focus": focus(models),
+        "models": {
+            model: {"real": model.startswith("smol"), "parameters": PARAMETERS[model], "license": None,
+                    "fetched_note": None, "source": {"type": "synthetic", "shape": model},
+                    "architecture": ARCHITECTURES[model]}
+            for model in models
+        },
+        "environments": [{
+            "git_commit": "a" * 40, "git_dirty": False, "python": "3.12.3", "system": "Linux 6.8 x86_64",
+            "packages": {"torch": "2.11.0", "transformers": "5.17.0"}, "cpu": "a processor", "cpu_capabilities": ["avx2"],
+            "cores": 16, "threads": 16, "host_memory_gib": 128.0, "records": 60,
+            "gpu": {"name": "NVIDIA H200", "count": 1, "memory_gib": 139.8, "multiprocessors": 132,
+                    "compute_capability": "9.0", "cuda": "13.0", "driver": "580.1"},
+            "first_started": "2026-11-01T10:00:00+00:00", "last_started": "2026-11-01T12:00:00+00:00",
+        }],
+        "records": 60, "statuses": {"ok": 50, "oom": 3, "unsupported": 7}, "wall_s": 4000.0,
+    }  # fmt: skip

@@ -1,0 +1,85 @@
+"""Memory of every precision by what takes it, at the workload of the summary."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from llmstudy import selection
+from llmstudy.figures import style
+from llmstudy.statistics.capacity import peak_gib
+from llmstudy.statistics.columns import CONFIGURATION
+from llmstudy.studies import Study
+from llmstudy.ties.rows import number
+
+COMPONENTS = {
+    "linears_gib": "linears",
+    "embeddings_gib": "embeddings",
+    "head_gib": "head",
+    "other_gib": "other",
+    "kv_cache_gib": "KV cache",
+    "workspace_gib": "workspace",
+}
+# Parts below this share of the peak in every stack (norms) are thinner than a line.
+VISIBLE = 0.003
+# A device's limit far beyond the bars would squeeze them.
+LIMIT_SHOWN_UP_TO = 2.5
+
+
+def rows(study: Study) -> pd.DataFrame:
+    """Per model and precision its fastest configuration, with ``peak_gib`` and ``limit_gib``, the device's memory.
+
+    Configurations that failed stay, so that the figure can say so; a model of which nothing was measured does not.
+    """
+    chosen = selection.fastest(study.table("summary"), ["model", "precision"])
+    memory = selection.at_focus(study, "memory")
+    if memory.empty:
+        return memory
+    memory = memory.assign(peak_gib=peak_gib(memory), limit_gib=device_gib(study))
+    found = chosen[CONFIGURATION].merge(memory, on=CONFIGURATION)
+    measured = found.loc[found["status"] == "ok", "model"]
+    return found[found["model"].isin(measured)]
+
+
+def device_gib(study: Study) -> float:
+    """Memory of the GPU, or of the host where there is none; NaN if the records do not say."""
+    environment = study.provenance["environments"][0] if study.provenance["environments"] else {}
+    return environment.get("gpu", {}).get("memory_gib") or environment.get("host_memory_gib") or float("nan")
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """One panel per model, one stack per precision."""
+    models = list(dict.fromkeys(rows["model"]))
+    counts = [(rows["model"] == model).sum() for model in models]
+    figure, axes = style.panels(len(models), 1, [0.75 + 0.3 * count for count in counts])
+    shown = [name for name in COMPONENTS if (rows[name] > VISIBLE * rows["peak_gib"]).any()]
+    for axis, model in zip(axes.flat, models):
+        own = rows[rows["model"] == model]
+        _panel(axis, style.sort(own), shown)
+        axis.set_title(style.title(model, own["weights"].iloc[0] == "synthetic"))
+    axes[-1, 0].set_xlabel("GiB")
+    handles = [(style.SERIES[place], COMPONENTS[name]) for place, name in enumerate(shown)]
+    style.key(figure, handles, "◆ highest peak of load, prefill and decode")
+    return figure
+
+
+def _panel(axis, rows: pd.DataFrame, shown: list[str]) -> None:
+    style.name_rows(axis, list(rows["precision"]))
+    for place, row in enumerate(rows.to_dict("records")):
+        if row["status"] != "ok":
+            style.note(axis, place, row["status"])
+            continue
+        start = 0.0
+        for series, name in enumerate(shown):
+            axis.barh(place, row[name], left=start, height=0.62, color=style.SERIES[series], linewidth=0)
+            start += row[name]
+        axis.plot([row["peak_gib"]], [place], marker="D", color=style.INK, markersize=5)
+        text = f"{number(row['peak_gib'])} GiB"
+        end = (max(start, row["peak_gib"]), place)
+        axis.annotate(text, end, (8, 0), textcoords="offset points", va="center", fontsize=8)
+    highest, limit = rows["peak_gib"].max(), rows["limit_gib"].iloc[0]
+    axis.set_xlim(0, highest * 1.12)
+    if limit < LIMIT_SHOWN_UP_TO * highest:
+        axis.set_xlim(0, max(limit, highest) * 1.12)
+        axis.axvline(limit, color=style.INK, linestyle="--")
+        axis.text(limit, -0.62, f"device {number(limit)} ", ha="right", va="bottom", fontsize=8)

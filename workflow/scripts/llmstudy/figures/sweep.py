@@ -1,0 +1,42 @@
+"""LLM.int8() over its outlier threshold: decode time against the loss of perplexity."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from llmstudy.figures import style
+from llmstudy.studies import Study
+
+HEADLINE = "each point one threshold; 0: no outliers kept; inf: looked for, none kept; bars: 95 % across documents, range of runs"
+
+
+def rows(study: Study) -> pd.DataFrame:
+    """A row per model and threshold with quality and decode time."""
+    table = study.table("sweep")
+    if table.empty:
+        return table
+    return table[(table["status"] == "ok") & table["tpot_ms"].notna() & table["ppl_ratio"].notna()]
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """One panel per model, thresholds joined in rising order."""
+    figure, axes = style.grid(list(dict.fromkeys(rows["model"])), 3.2)
+    for model, axis in axes.items():
+        own = rows[rows["model"] == model].sort_values("threshold")
+        hue = style.colour(own["precision"].iloc[0])
+        loss = 100 * (own["ppl_ratio"] - 1)
+        across = [own["tpot_ms"] - own["tpot_low_ms"], own["tpot_high_ms"] - own["tpot_ms"]]
+        upwards = [100 * (own["ppl_ratio"] - own["ppl_ratio_low"]), 100 * (own["ppl_ratio_high"] - own["ppl_ratio"])]
+        axis.errorbar(
+            own["tpot_ms"], loss, xerr=np.abs(across), yerr=np.abs(upwards), color=hue, marker="o", elinewidth=0.8
+        )
+        axis.set_title(model)
+        axis.set_xlabel("time per output token, ms")
+        axis.set_ylabel("perplexity lost, %")
+        axis.grid(axis="both")
+        texts = [f"threshold {threshold:g}" for threshold in own["threshold"]]
+        style.label_right(axis, list(own["tpot_ms"]), list(loss), texts, [style.INK] * len(own))
+    style.headline(figure, HEADLINE)
+    return figure

@@ -1,0 +1,70 @@
+"""Which rows of the tables a figure or a table of the report speaks of."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from llmstudy.statistics.columns import CONFIGURATION, WORKLOAD
+from llmstudy.statistics.latency import process_interval
+from llmstudy.studies import Study
+
+INTERVALS = ("ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s")
+CARRIED = ["weights", "device", "bandwidth_gb_s", "step_bytes", "mbu"]
+
+
+def at_focus(study: Study, table: str) -> pd.DataFrame:
+    """Rows of latency.csv or memory.csv at each model's workload of summary.csv."""
+    frame = study.table(table)
+    if frame.empty:
+        return frame
+    return pd.concat(
+        [rows[of_workload(rows, study.focus(model))] for model, rows in frame.groupby("model", sort=False)]
+    )
+
+
+def of_workload(rows: pd.DataFrame, workload: dict) -> pd.Series:
+    """Whether each row belongs to a workload."""
+    same = pd.Series(True, index=rows.index)
+    for column in WORKLOAD:
+        same &= rows[column] == workload[column]
+    return same
+
+
+def over_repeats(latency: pd.DataFrame) -> pd.DataFrame:
+    """One row per configuration and workload with status ok: geometric means and 95 % intervals over processes.
+
+    Adds ``<quantity>_low`` and ``<quantity>_high`` to each of INTERVALS; CARRIED columns are medians or the first text.
+    """
+    ok = latency[latency["status"] == "ok"] if len(latency) else latency
+    rows = []
+    for key, repeats in ok.groupby([*CONFIGURATION, *WORKLOAD], sort=False) if len(ok) else []:
+        row = dict(zip([*CONFIGURATION, *WORKLOAD], key)) | {"repeats": len(repeats)}
+        for column in CARRIED:
+            numeric = pd.api.types.is_numeric_dtype(repeats[column])
+            row[column] = repeats[column].median() if numeric else repeats[column].iloc[0]
+        for quantity in INTERVALS:
+            found = process_interval(repeats[quantity])
+            row |= {quantity: found.value, f"{quantity}_low": found.low, f"{quantity}_high": found.high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def fastest(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Of each group the measured row with the least TPOT; the first row where none was measured. Keeps the order."""
+    if rows.empty:
+        return rows
+    chosen = []
+    for _, group in rows.groupby(by, sort=False):
+        measured = group[(group["status"] == "ok") & group["tpot_ms"].notna()]
+        chosen.append(group.index[0] if measured.empty else measured["tpot_ms"].idxmin())
+    return rows.loc[chosen]
+
+
+def graded(study: Study) -> pd.DataFrame:
+    """Rows of quality.csv at each model's corpus and protocol of summary.csv."""
+    quality = study.table("quality")
+    if quality.empty:
+        return quality
+    focus = {model: (study.focus(model)["corpus"], study.focus(model)["protocol"]) for model in study.models}
+    same = [focus[row.model] == (row.corpus, row.protocol) for row in quality.itertuples()]
+    return quality[same]
