@@ -1,0 +1,84 @@
+"""Memory: bytes by phase, the KV cache by formula and measured, and peaks that see what is allocated."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from llmstudy.measure import measure, memory
+
+WORKLOAD = {"batch": 2, "prompt_tokens": 9, "new_tokens": 4}
+KV_PER_TOKEN = 2 * 2 * 2 * 16 * 4  # K and V · layers · KV heads · head size · fp32
+
+
+@pytest.fixture
+def session(tiny_weights, tiny_corpus, tmp_path):
+    def session(**changes):
+        saved = []
+        told = tiny.job("memory", tiny_weights, tiny_corpus, **changes)
+        one = tiny.session(told, tmp_path / "a", lambda samples: saved.append(len(samples["workloads"])))
+        one.saved = saved
+        return one
+
+    return session
+
+
+def test_weights_cache_and_phases(session):
+    one = session(workloads=[WORKLOAD, WORKLOAD | {"batch": 3, "prompt_tokens": 20}])
+    samples = measure(one)
+    assert one.saved == [0, 1, 2]  # the load counts even if no workload fits
+    assert set(samples["weights"]) == {"embeddings", "linears", "norms", "head", "other"}
+    assert samples["kv_bytes_per_token"] == KV_PER_TOKEN
+    for entry, batch, prompt in zip(samples["workloads"], (2, 3), (9, 20)):
+        assert entry["status"] == "ok"
+        assert entry["kv_cache_bytes"] == KV_PER_TOKEN * batch * (prompt + 4)
+        assert entry["kv_cache_measured_prefill_bytes"] == KV_PER_TOKEN * batch * prompt
+        for phase in ("prefill", "decode"):
+            assert entry[phase]["peak_rss_bytes"] >= entry[phase]["peak_rss_growth_bytes"] >= 0
+    assert samples["load"]["peak_rss_bytes"] > 2**26  # a process with torch in it
+
+
+def test_bf16_halves_the_cache(session):
+    entry = measure(session(precision="bf16"))["workloads"][0]
+    assert entry["kv_cache_bytes"] == KV_PER_TOKEN // 2 * 2 * 13
+    assert entry["kv_cache_measured_prefill_bytes"] == KV_PER_TOKEN // 2 * 2 * 9
+
+
+def test_the_peak_of_the_host_sees_an_allocation_of_its_phase():
+    probe = memory.PeakProbe("cpu")
+    block = np.ones(96 * 2**20, dtype=np.uint8)
+    grown = probe.reading()["peak_rss_growth_bytes"]
+    assert grown >= 0.9 * block.nbytes
+    del block
+    probe.reset()
+    assert probe.reading()["peak_rss_growth_bytes"] < grown / 2  # the next phase begins from what is left
+
+
+def test_one_workload_that_does_not_fit_costs_no_other(session, monkeypatch):
+    real = memory.prompt_batch
+
+    def prompt_batch(session, batch, tokens):
+        if batch == 7:
+            raise MemoryError
+        return real(session, batch, tokens)
+
+    monkeypatch.setattr(memory, "prompt_batch", prompt_batch)
+    entries = measure(session(workloads=[WORKLOAD, WORKLOAD | {"batch": 7}, WORKLOAD | {"batch": 1}]))["workloads"]
+    assert [entry["status"] for entry in entries] == ["ok", "oom", "ok"]
+    assert "decode" not in entries[1]
+
+
+def test_a_runtime_that_fails_is_closed(session, monkeypatch):
+    closed = []
+
+    class Full:
+        def __init__(self, *shape):
+            pass
+
+        def prepare(self):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+        def close(self):
+            closed.append(True)
+
+    monkeypatch.setattr(memory.runtimes, "get", lambda name: Full)
+    assert measure(session())["workloads"][0]["status"] == "oom" and closed == [True]

@@ -1,0 +1,188 @@
+"""Precisions: the library's way to load and ours give the same model, synthetic weights are always the same ones."""
+
+import dataclasses
+
+import pytest
+import tiny
+import torch
+from llmstudy import precisions
+from llmstudy.errors import StudyError, Unsupported
+from llmstudy.precisions import loading
+from llmstudy.sources import open_weights
+
+BOTH_WAYS = ["fp32", "fp16", "bf16", "llm-int8", "llm-int8-t0", "nf4", "fp4"]
+IDS = torch.tensor([[5, 9, 200, 31, 77, 8, 19]])
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def folder(request, tmp_path_factory):
+    """The folder of a fetched model with an outlier column, once with untied and once with tied embeddings."""
+    path = tmp_path_factory.mktemp("precisions")
+    model = tiny.save_model(path / "source", tie_word_embeddings=request.param)
+    with torch.no_grad():  # activations over LLM.int8()'s threshold, so that its decomposition takes part
+        for layer in model.model.layers:
+            layer.input_layernorm.weight[3] = layer.post_attention_layernorm.weight[3] = 30.0
+    model.save_pretrained(path / "source")
+    return tiny.fetch({"type": "path", "folder": str(path / "source")}, path / "model")
+
+
+def request_for(folder, **changes):
+    return precisions.LoadRequest(**({"weights": open_weights(folder), "device": "cpu", "attention": "sdpa"} | changes))
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS).logits.float()
+
+
+def in_place_of_random(request):
+    """The request of real weights as one that takes the way of synthetic ones."""
+
+    class Layerwise:
+        real = False
+        folder, config, tensor = request.weights.folder, request.weights.config, request.weights.tensor
+
+    return dataclasses.replace(request, weights=Layerwise())
+
+
+@pytest.mark.parametrize("name", BOTH_WAYS)
+def test_both_ways_to_load_give_the_same_model(folder, name, monkeypatch):
+    request = request_for(folder)
+    library = logits(precisions.get(name).load(request))
+    monkeypatch.setattr(loading, "from_library", None)  # the other way really is another way
+    ours = logits(precisions.get(name).load(in_place_of_random(request)))
+    torch.testing.assert_close(ours, library, rtol=0, atol=0)
+
+
+def test_the_outlier_decomposition_makes_a_difference_here(folder):
+    """Or the comparison of both ways would not see a lost threshold."""
+    request = request_for(folder)
+    found = [logits(precisions.get(name).load(request)) for name in ("llm-int8", "llm-int8-t0", "bf16")]
+    errors = [(one - found[2]).abs().mean().item() for one in found[:2]]
+    assert errors[0] < 0.8 * errors[1]
+
+
+@pytest.mark.parametrize("name", sorted(precisions.MODULES))
+def test_every_precision_stays_near_the_reference(folder, name):
+    """Cosine similarity of logits with fp32's: 4 bits are coarse, but no precision may lose the model."""
+    request = request_for(folder)
+    reference = logits(precisions.get("fp32").load(request)).flatten()
+    try:
+        found = logits(precisions.get(name).load(request)).flatten()
+    except Unsupported as error:
+        pytest.skip(str(error))
+    floor = {"nf4": 0.9, "fp4": 0.85}.get(name, 0.97 if "int8" in name else 0.999)
+    assert torch.cosine_similarity(found, reference, dim=0) > floor
+
+
+@pytest.mark.parametrize("name", sorted(precisions.MODULES))
+def test_a_precision_keeps_what_it_promises(folder, name):
+    precision = precisions.get(name)
+    assert precision.name == name and precision.title
+    try:
+        model = precision.load(request_for(folder))
+    except Unsupported as error:
+        pytest.skip(str(error))
+    assert not model.training
+    assert model.model.embed_tokens.weight.dtype == getattr(torch, precision.compute_dtype)
+    assert model.model.norm.weight.dtype == getattr(torch, precision.compute_dtype)
+    assert type(model.lm_head) is torch.nn.Linear  # the head stays as it is
+    tied = model.config.tie_word_embeddings
+    assert (model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()) == tied
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(precisions.MODULES))
+def test_declared_bits_are_those_stored(tmp_path, name):
+    """What sizes jobs before anything is loaded, against the bytes of a loaded model; scales come on top."""
+    from llmstudy.measure.footprint import total, weight_bytes
+
+    wide = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+    folder = tiny.fetch(tiny.synthetic(**wide), tmp_path / "model")
+    try:
+        model = precisions.get(name).load(request_for(folder))
+    except Unsupported as error:
+        pytest.skip(str(error))
+    linears = 2 * (256 * (256 + 128 + 128 + 256) + 3 * 256 * 512)
+    bits = 8 * total(weight_bytes(model), "linears") / linears
+    assert precisions.get(name).weight_bits <= bits < 1.1 * precisions.get(name).weight_bits
+
+
+def test_synthetic_weights_are_the_same_whenever_they_are_made(tmp_path):
+    first, again, other = (
+        logits(precisions.get("bf16").load(request_for(tiny.fetch(tiny.synthetic(seed), tmp_path / name))))
+        for name, seed in [("first", 1), ("again", 1), ("other", 2)]
+    )
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert not torch.allclose(first, other)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_synthetic_weights_are_the_same_under_all_precisions(tmp_path, tied):
+    """The quantised model is a rounded version of the dense one, and not of other random weights."""
+    folder = tiny.fetch(tiny.synthetic(tie_word_embeddings=tied), tmp_path / "model")
+    dense, int8, nf4 = (logits(precisions.get(name).load(request_for(folder))) for name in ("bf16", "llm-int8", "nf4"))
+    assert torch.cosine_similarity(dense.flatten(), int8.flatten(), dim=0) > 0.99
+    assert torch.cosine_similarity(dense.flatten(), nf4.flatten(), dim=0) > 0.9
+
+
+def test_biases_are_loaded_by_both_ways(tmp_path):
+    model = tiny.save_model(tmp_path / "source", attention_bias=True, mlp_bias=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    model.save_pretrained(tmp_path / "source")
+    request = request_for(tiny.fetch({"type": "path", "folder": str(tmp_path / "source")}, tmp_path / "model"))
+    torch.testing.assert_close(logits(precisions.get("fp32").load(request)), logits(model))
+    for name in ("llm-int8", "nf4"):
+        library = logits(precisions.get(name).load(request))
+        torch.testing.assert_close(logits(precisions.get(name).load(in_place_of_random(request))), library)
+
+
+def test_scaled_rotary_frequencies_are_computed_again(tmp_path):
+    """A model built on the meta device has none; Llama 3's are not those of a plain model."""
+    scaling = {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    model = tiny.save_model(tmp_path / "source", rope_parameters=scaling)
+    request = request_for(tiny.fetch({"type": "path", "folder": str(tmp_path / "source")}, tmp_path / "model"))
+    ours = precisions.get("fp32").load(in_place_of_random(request))
+    torch.testing.assert_close(ours.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
+    torch.testing.assert_close(logits(ours), logits(model))
+
+
+def test_the_attention_that_is_asked_for_is_set(folder):
+    for attention in ("eager", "sdpa"):
+        for way in (
+            request_for(folder, attention=attention),
+            in_place_of_random(request_for(folder, attention=attention)),
+        ):
+            assert precisions.get("fp32").load(way).config._attn_implementation == attention
+
+
+def test_layer_by_layer_is_for_one_device(folder):
+    with pytest.raises(Unsupported, match="several GPUs"):
+        precisions.get("bf16").load(in_place_of_random(request_for(folder, device_map="auto")))
+
+
+def test_bitsandbytes_says_nothing_at_every_call(folder, caplog):
+    model = precisions.get("llm-int8").load(request_for(folder))
+    caplog.clear()
+    logits(model)
+    assert not [record for record in caplog.records if record.name.startswith("bitsandbytes")]
+
+
+def test_an_unknown_precision_is_told():
+    with pytest.raises(StudyError, match="'int7'.*llm-int8"):
+        precisions.get("int7")
+
+
+def test_every_registered_module_holds_its_precisions():
+    for name in precisions.MODULES:
+        assert precisions.get(name).name == name
