@@ -58,9 +58,7 @@ def _meant(error):
     branches: dict[int, list] = {}
     for child in error.context:
         branches.setdefault(child.schema_path[0], []).append(child)
-    fits = [
-        errors for errors in branches.values() if not any(list(child.path)[-1:] == ["type"] for child in errors)
-    ]
+    fits = [errors for errors in branches.values() if not any(list(child.path)[-1:] == ["type"] for child in errors)]
     if isinstance(error.instance, dict) and "type" in error.instance and not fits:
         wrong_type = [child for child in error.context if list(child.path)[-1:] == ["type"]]
         wrong_type[0].validator = "enum"
@@ -108,6 +106,8 @@ def _check_names(config: dict) -> None:
         _check_device(key, names, config["device"])
     _check_known("attention", config["attention"], attention.CHOICES)
     _check_known("runtimes", config["runtimes"], runtimes.MODULES)
+    for model in config["models"]:
+        _check_known(f"models.{model['name']}.runtimes", model["runtimes"] or [], runtimes.MODULES)
     _check_known("quality.attention", [config["quality"]["attention"] or "sdpa"], attention.CHOICES)
     corpora = {corpus["name"]: None for corpus in config["corpora"]}
     _check_known("quality.corpora", config["quality"]["corpora"] or [], corpora)

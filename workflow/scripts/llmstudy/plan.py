@@ -49,12 +49,15 @@ def is_real(model: dict) -> bool:
 
 def configurations(config: dict, model: dict) -> list[tuple[str, str, str]]:
     """(precision, attention, runtime) of a model. The graph runtime has one attention of its own, labelled sdpa."""
-    kernels = {runtime: config["attention"] if runtime == "eager" else ["sdpa"] for runtime in config["runtimes"]}
+    kernels = {
+        runtime: config["attention"] if runtime == "eager" else ["sdpa"]
+        for runtime in model["runtimes"] or config["runtimes"]
+    }
     return [
         (precision, attention, runtime)
         for precision in model["precisions"] or config["precisions"]
-        for runtime in config["runtimes"]
-        for attention in kernels[runtime]
+        for runtime, attentions in kernels.items()
+        for attention in attentions
     ]
 
 
@@ -73,7 +76,7 @@ def _latency(config: dict, model: dict) -> list[Measurement]:
     return [
         Measurement("latency", model["name"], *configuration, repeat)
         for configuration in configurations(config, model)
-        for repeat in range(config["latency"]["repeats"])
+        for repeat in range(model["repeats"] or config["latency"]["repeats"])
     ]
 
 
@@ -109,7 +112,9 @@ def job(config: dict, measurement: Measurement) -> dict:
     """What a measuring process is told. Everything that its numbers depend on, and nothing else: it is the rule's
     parameter, so a change reruns exactly the jobs that it concerns."""
     model = model_entry(config, measurement.model)
-    corpora = quality_corpora(config) if measurement.kind in ("quality", "reference") else [config["corpora"][0]["name"]]
+    corpora = (
+        quality_corpora(config) if measurement.kind in ("quality", "reference") else [config["corpora"][0]["name"]]
+    )
     return {
         "identity": {
             "study": config["study"],
