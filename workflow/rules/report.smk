@@ -1,20 +1,25 @@
 """
-Turn tables into REPORT.md.
+Turn tables into figures and REPORT.md.
 
 REQUIRED INPUTS:
-    results/<study>/*.csv, provenance.json     of this study
-    results/*/…                                of every other finished study: each has a section of its own
+    results/<study>/records/…      for where the numbers come from
+    results/<study>/*.csv          the tables of this study
+    results/*/                     every other finished study: each has a section of its own in the report
 
 OUTPUTS:
     results/<study>/provenance.json
+    results/<study>/figures/<figure>.svg, .png
     REPORT.md
 
 STEPS:
     1. aggregate_provenance   commit, versions and hardware of the records
-    2. render_report          the templates of workflow/report, filled from the tables
+    2. plot_<figure>          one rule per figure of llmstudy.figures whose tables the study has
+    3. render_report          the templates of workflow/report, filled from the tables
 """
 
 from glob import glob
+
+from llmstudy import figures
 
 
 localrules:
@@ -22,17 +27,21 @@ localrules:
     render_report,
 
 
-MEASURED = [path for kind in ("latency", "memory", "quality", "samples") for path in records(kind)]
-TABLES = [
-    f"{RESULTS}/{table}.csv" for table in ("latency", "memory", "quality", "samples", "summary", "recommendation")
+TABLES = ["latency", "memory", "quality", "samples", "summary", "recommendation", *extras.enabled(config)]
+FIGURES = {name: entry for name, entry in figures.FIGURES.items() if set(entry.tables) <= set(TABLES)}
+# What other studies left: read as it is, made by no rule here.
+OTHER_STUDIES = [
+    path
+    for pattern in ("*.csv", "provenance.json", "figures/*.svg")
+    for path in sorted(glob(f"results/*/{pattern}"))
+    if not path.startswith(f"{RESULTS}/")
 ]
-OTHER_STUDIES = sorted(set(glob("results/*/*.csv") + glob("results/*/provenance.json")) - set(glob(f"{RESULTS}/*")))
 
 
 rule aggregate_provenance:
     input:
         library=dependencies.files("tables.provenance"),
-        records=MEASURED,
+        records=[path for kind in ("latency", "memory", "quality", "samples") for path in records(kind)],
         receipts=expand("resources/models/{model}/SOURCE.json", model=[model["name"] for model in config["models"]]),
     output:
         f"{RESULTS}/provenance.json",
@@ -47,12 +56,41 @@ rule aggregate_provenance:
         "../scripts/aggregate_provenance.py"
 
 
+for figure, entry in FIGURES.items():
+
+    rule:
+        name:
+            f"plot_{figure}"
+        localrule: True
+        input:
+            library=dependencies.files(f"figures.{figure}", "figures.plotting"),
+            tables=expand(f"{RESULTS}/{{table}}.csv", table=entry.tables),
+            provenance=f"{RESULTS}/provenance.json",
+        output:
+            svg=report(
+                f"{RESULTS}/figures/{figure}.svg",
+                caption=f"../report/captions/{figure}.rst",
+                category=entry.category,
+                labels={"figure": entry.title},
+            ),
+            png=f"{RESULTS}/figures/{figure}.png",
+        log:
+            f"{RESULTS}/logs/plot_{figure}.log",
+        conda:
+            "../../envs/report.yaml"
+        params:
+            figure=figure,
+        script:
+            "../scripts/plot_figure.py"
+
+
 rule render_report:
     input:
-        library=dependencies.files("rendering.report"),
+        library=dependencies.files("rendering.report", *(f"figures.{figure}" for figure in FIGURES)),
         templates=glob("workflow/report/**/*.j2", recursive=True),
-        tables=TABLES,
+        tables=expand(f"{RESULTS}/{{table}}.csv", table=TABLES),
         provenance=f"{RESULTS}/provenance.json",
+        figures=expand(f"{RESULTS}/figures/{{figure}}.svg", figure=FIGURES),
         others=OTHER_STUDIES,
     output:
         update("REPORT.md"),

@@ -10,7 +10,7 @@ from llmstudy.studies import Study
 
 PANELS = (
     ("prefill", "time_ms", "prefill time, ms"),
-    ("prefill", "extra_mib", "prefill memory above the inputs, MiB"),
+    ("prefill", "extra_mib", "prefill workspace, MiB"),
     ("decode", "time_ms", "decode step, ms"),
 )
 HEADLINE = "bars: range over repeats; both axes logarithmic"
@@ -54,7 +54,7 @@ def _panel(axis, rows: pd.DataFrame, quantity: str, kernels: list[str]) -> None:
         ends.append((own["context"].iloc[-1], own[quantity].iloc[-1], kernel, hue))
     axis.set_xscale("log", base=2)
     contexts = sorted(set(rows["context"].astype(int)))
-    axis.set_xticks(contexts, [str(context) for context in contexts], rotation=45)
+    axis.set_xticks(contexts, [f"{context // 1024}k" if context >= 1024 else str(context) for context in contexts])
     axis.minorticks_off()
     style.plain_log(axis, "y")
     axis.grid(axis="both")

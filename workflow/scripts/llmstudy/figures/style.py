@@ -152,6 +152,7 @@ def note(axis: Axes, y: float, text: str) -> None:
 
 def label_right(axis: Axes, xs: list[float], ys: list[float], texts: list[str], hues: list[str]) -> None:
     """Names at the right edge of the panel, each beside its point, moved apart where they would overlap."""
+    axis.get_xlim(), axis.get_ylim()  # settles limits that matplotlib would settle only when drawing
     places = axis.transData.transform(list(zip(xs, ys)))
     share = list(axis.transAxes.inverted().transform(places)[:, 1])
     step = 10.5 / (axis.get_figure().get_figheight() * 72 * axis.get_position().height)

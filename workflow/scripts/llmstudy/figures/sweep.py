@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from llmstudy.figures import style
 from llmstudy.studies import Study
 
-HEADLINE = "each point one threshold; 0: no outliers kept; inf: looked for, none kept; bars: 95 % across documents, range of runs"
+HEADLINE = "0: no decomposition   inf: outliers looked for, none kept   bars: 95 % over documents, range over runs"
 
 
 def rows(study: Study) -> pd.DataFrame:
@@ -21,7 +20,7 @@ def rows(study: Study) -> pd.DataFrame:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """One panel per model, thresholds joined in rising order."""
+    """One panel per model, those thresholds that look for outliers joined in rising order."""
     figure, axes = style.grid(list(dict.fromkeys(rows["model"])), 3.2)
     for model, axis in axes.items():
         own = rows[rows["model"] == model].sort_values("threshold")
@@ -29,9 +28,9 @@ def draw(rows: pd.DataFrame) -> Figure:
         loss = 100 * (own["ppl_ratio"] - 1)
         across = [own["tpot_ms"] - own["tpot_low_ms"], own["tpot_high_ms"] - own["tpot_ms"]]
         upwards = [100 * (own["ppl_ratio"] - own["ppl_ratio_low"]), 100 * (own["ppl_ratio_high"] - own["ppl_ratio"])]
-        axis.errorbar(
-            own["tpot_ms"], loss, xerr=np.abs(across), yerr=np.abs(upwards), color=hue, marker="o", elinewidth=0.8
-        )
+        axis.errorbar(own["tpot_ms"], loss, xerr=across, yerr=upwards, color=hue, fmt="o", elinewidth=0.8)
+        searched = own["threshold"] > 0
+        axis.plot(own.loc[searched, "tpot_ms"], loss[searched], color=hue)
         axis.set_title(model)
         axis.set_xlabel("time per output token, ms")
         axis.set_ylabel("perplexity lost, %")
