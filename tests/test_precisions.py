@@ -1,6 +1,7 @@
 """Precisions: the library's way to load and ours give the same model, synthetic weights are always the same ones."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import tiny
@@ -27,7 +28,8 @@ def folder(request, tmp_path_factory):
 
 
 def request_for(folder, **changes):
-    return precisions.LoadRequest(**({"weights": open_weights(folder), "device": "cpu", "attention": "sdpa"} | changes))
+    given = {"weights": open_weights(folder), "device": "cpu", "attention": "sdpa", "calibration_ids": IDS}
+    return precisions.LoadRequest(**(given | changes))
 
 
 def logits(model):
@@ -97,7 +99,7 @@ def test_declared_bits_are_those_stored(tmp_path, name):
     """What sizes jobs before anything is loaded, against the bytes of a loaded model; scales come on top."""
     from llmstudy.measure.footprint import total, weight_bytes
 
-    wide = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+    wide = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "initializer_range": 0.02}  # no outliers
     folder = tiny.fetch(tiny.synthetic(**wide), tmp_path / "model")
     try:
         model = precisions.get(name).load(request_for(folder))
@@ -186,3 +188,26 @@ def test_an_unknown_precision_is_told():
 def test_every_registered_module_holds_its_precisions():
     for name in precisions.MODULES:
         assert precisions.get(name).name == name
+
+
+def test_a_calibrated_precision_gets_text_in_a_measurement(folder, tiny_corpus, tmp_path, monkeypatch):
+    """A short text of the job's corpus, and only where it is needed: tokenising takes time."""
+    from llmstudy.measure import prompts
+    from llmstudy.measure.session import Session
+
+    monkeypatch.setattr(prompts, "CALIBRATION_TOKENS", 20)
+    seen = {}
+    for name in ("int8-fused-outlier", "int8-fused"):
+        session: Session = tiny.session(tiny.job("memory", folder, tiny_corpus, precision=name), tmp_path)
+        watched = dataclasses.replace(precisions.get(name), load=partial(seen.__setitem__, name))
+        monkeypatch.setitem(session.__dict__, "precision", watched)
+        session.load_model()
+    assert seen["int8-fused"].calibration_ids is None
+    ids = seen["int8-fused-outlier"].calibration_ids
+    tokenizer = open_weights(folder).tokenizer()
+    assert ids.dtype == torch.int64 and ids.tolist() == [tokenizer(tiny.DOCUMENTS[-1])["input_ids"][:20]]
+
+
+def test_without_text_a_calibrated_precision_is_unsupported(folder):
+    with pytest.raises(Unsupported, match="calibration text"):
+        precisions.get("int8-fused-outlier").load(request_for(folder, calibration_ids=None))

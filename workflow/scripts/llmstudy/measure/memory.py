@@ -7,6 +7,7 @@ the CPU they are the growth of the process's peak RSS over the state before load
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from llmstudy import runtimes
@@ -88,10 +89,8 @@ class PeakProbe:
             import torch
 
             torch.cuda.reset_peak_memory_stats()
-        try:
+        with suppress(OSError):  # without it the host's peak is the highest so far
             Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to the present RSS
-        except OSError:
-            pass  # without it the host's peak is the highest so far
 
     def reading(self) -> dict:
         """What the phase took."""

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from llmstudy.measure.session import Session
 
+CALIBRATION_TOKENS = 512
+
 
 def prompt_batch(session: Session, batch: int, prompt_tokens: int) -> torch.Tensor:
     """int64 [batch, prompt_tokens] on the device: every row begins with another document of the job's first corpus.
@@ -37,6 +39,17 @@ def prompt_batch(session: Session, batch: int, prompt_tokens: int) -> torch.Tens
             raise StudyError(f"corpus {name!r}: only {len(ids)} tokens for a prompt of {prompt_tokens}")
         rows.append(ids[:prompt_tokens])
     return torch.tensor(rows, device=session.device)
+
+
+def calibration_ids(session: Session) -> torch.Tensor:
+    """int64 [1, ≤ CALIBRATION_TOKENS] on the CPU: the start of the last document of the job's first corpus.
+
+    Perplexity is measured from the first document on, so unless a study takes the whole corpus the two do not meet.
+    """
+    import torch
+
+    text = session.corpus_documents(next(iter(session.job["corpora"])))[-1]
+    return torch.tensor([encode(session, text[: 12 * CALIBRATION_TOKENS])[:CALIBRATION_TOKENS]])
 
 
 def encode(session: Session, text: str) -> list[int]:

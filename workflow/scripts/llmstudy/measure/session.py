@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llmstudy import attention, precisions, provenance
 from llmstudy.errors import StudyError, Unsupported
+from llmstudy.measure.prompts import calibration_ids
 from llmstudy.sources.weights import open_weights
 
 SEED = 20230227  # torch's generators start from here in every measuring process
@@ -90,6 +91,7 @@ class Session:
             weights=self.weights,
             device=self.device,
             attention=attention.get(self.attention).implementation,
+            calibration_ids=calibration_ids(self) if self.precision.calibrated else None,
             device_map="auto" if self.device == "cuda" and torch.cuda.device_count() > 1 else None,
         )
         from transformers.utils import logging as transformers_logging

@@ -38,6 +38,7 @@ class Precision:
     weight_bits    stored bits per linear weight without scales: sizes jobs before anything is loaded
     compute_dtype  dtype of activations and of everything that is not a linear: ``float32``, ``float16``, ``bfloat16``
     load           LoadRequest → model in eval mode on its device(s); raises Unsupported with a reason
+    calibrated     whether ``load`` needs ``calibration_ids``
     """
 
     name: str
@@ -46,3 +47,4 @@ class Precision:
     compute_dtype: str
     load: Callable[[LoadRequest], PreTrainedModel]
     devices: tuple[str, ...] = ("cpu", "cuda")
+    calibrated: bool = False

@@ -85,5 +85,6 @@ PRECISIONS = {
         weight_bits=8,
         compute_dtype="bfloat16",
         load=load,
+        calibrated=True,
     )
 }
