@@ -1,4 +1,4 @@
-"""``int8-w8a8``: int8 weights, and int8 activations (dynamic, one scale per token) where there are more than 16 rows."""
+"""``int8-w8a8``: int8 weights, and dynamic int8 activations, one scale per token, for more than 16 rows."""
 
 from __future__ import annotations
 

@@ -6,12 +6,14 @@ autotuner would run inside a captured graph, and would make two runs of the stud
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 
-from llmstudy.precisions.int8 import triton_kernels as kernels
+from llmstudy.precisions.int8.triton_convert import dequantize_kernel
+from llmstudy.precisions.int8.triton_matvec import matvec_kernel
+from llmstudy.precisions.int8.triton_tiles import rows_kernel, tile_kernel
 
 INTERPRETED = triton.knobs.runtime.interpret
 
@@ -33,36 +35,87 @@ class LinearOperand:
     outlier: torch.Tensor | None = None
 
 
+# Above this many rows the library's dense product wins over the kernels here (float32 has no tensor cores in IEEE
+# precision, so that ``Tile`` serves it for agreement and not for speed).
+INT8_ROWS = 64
+DENSE_ROWS = 16
+
+
 @dataclass(frozen=True)
 class MatvecTile:
+    """One row of x: ``rounds`` times ``block_n`` outputs a program, x in chunks of ``block_k``."""
+
     block_n: int
     block_k: int
     warps: int
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
-class Tile:
+class RowsTile:
+    """A few rows of x: every warp multiplies its own ``block_k`` columns of a step."""
+
     block_m: int
     block_n: int
     block_k: int
     warps: int
     stages: int
-    prefetch: int = 0
 
 
-def matvec_tile(n_out: int, in_features: int, itemsize: int, gated: bool) -> MatvecTile:
-    """Tile of the matrix-vector kernel for one row."""
-    block_k = min(4096 // itemsize, triton.next_power_of_2(in_features))
-    return MatvecTile(block_n=2 if gated else 4, block_k=block_k, warps=4)
+@dataclass(frozen=True)
+class Tile:
+    """Any number of rows: the usual tiled product."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
 
 
-def linear_tile(m: int, n_out: int, in_features: int, itemsize: int, gated: bool) -> Tile:
-    """Tile of the tensor-core kernel for m rows."""
-    if itemsize == 4:  # float32 has no tensor cores in IEEE precision: small tiles, correctness only
+def fits(m: int, operand: LinearOperand) -> bool:
+    """Whether the kernels here are the right way to multiply m rows by the operand."""
+    if operand.weight.dtype == torch.int8:
+        return m <= INT8_ROWS
+    return m == 1 or (m <= DENSE_ROWS and operand.weight.dtype != torch.float32)
+
+
+def choose(m: int, n_out: int, in_features: int, dtype: torch.dtype, weight_dtype: torch.dtype, gated: bool):
+    """Kernel and tile for m rows of activations in ``dtype``."""
+    if m == 1:
+        tile = _matvec_tile(n_out, in_features, weight_dtype.itemsize, gated)
+        return replace(tile, block_k=min(tile.block_k, triton.next_power_of_2(in_features)))
+    if dtype == torch.float32:
         return Tile(block_m=16, block_n=32, block_k=32, warps=4, stages=2)
-    if m <= 64:
-        return Tile(block_m=max(16, triton.next_power_of_2(m)), block_n=32, block_k=256, warps=4, stages=4)
-    return Tile(block_m=128, block_n=128, block_k=64, warps=8, stages=3)
+    if m > INT8_ROWS:
+        return Tile(block_m=128, block_n=128, block_k=64, warps=8, stages=3)
+    block_m = max(8, triton.next_power_of_2(m))
+    if weight_dtype.itemsize == 2:
+        return RowsTile(block_m, block_n=32, block_k=64, warps=4, stages=3 if gated else 4)
+    return _int8_rows_tile(block_m, n_out)
+
+
+def _matvec_tile(n_out: int, in_features: int, itemsize: int, gated: bool) -> MatvecTile:
+    if itemsize > 1:
+        return MatvecTile(block_n=2, block_k=4096 // itemsize, warps=4, rounds=1 if gated or itemsize > 2 else 2)
+    if in_features > 4096:
+        return MatvecTile(block_n=2 if gated else 4, block_k=2048, warps=4)
+    if gated or n_out < 4096:
+        return MatvecTile(block_n=4, block_k=4096, warps=4)
+    if n_out < 8192:
+        return MatvecTile(block_n=4, block_k=4096, warps=8, rounds=2)
+    return MatvecTile(block_n=4, block_k=4096, warps=4, rounds=4)
+
+
+def _int8_rows_tile(block_m: int, n_out: int) -> RowsTile:
+    wide = n_out >= 8192
+    if block_m == 8:
+        return RowsTile(block_m, block_n=16, block_k=128, warps=4, stages=4)
+    if block_m == 16:
+        return RowsTile(block_m, block_n=32 if wide else 16, block_k=128 if wide else 256, warps=4, stages=3)
+    if block_m == 32 and not wide:
+        return RowsTile(block_m, block_n=32, block_k=128, warps=4, stages=4)
+    return RowsTile(block_m, block_n=32, block_k=64, warps=4, stages=4 if block_m == 32 else 3)
 
 
 def linear(
@@ -75,7 +128,7 @@ def linear(
     eps: float = 0.0,
     gated: bool = False,
     pdl: bool = False,
-    tile: MatvecTile | Tile | None = None,
+    tile: MatvecTile | RowsTile | Tile | None = None,
 ) -> torch.Tensor:
     """``x`` [m, in] contiguous → ``out`` [m, n]; n is half the operand's rows if ``gated`` (gate rows above up rows).
 
@@ -87,8 +140,7 @@ def linear(
     if out is None:
         out = torch.empty(m, n_out, dtype=x.dtype, device=x.device)
     if tile is None:
-        choose = matvec_tile(n_out, in_features, operand.weight.element_size(), gated) if m == 1 else None
-        tile = choose or linear_tile(m, n_out, in_features, x.element_size(), gated)
+        tile = choose(m, n_out, in_features, x.dtype, operand.weight.dtype, gated)
     outliers = 0 if operand.columns is None else operand.columns.numel()
     flags = {
         "K": in_features,
@@ -106,7 +158,7 @@ def linear(
     tensors = (operand.weight, scale, bias, columns, outlier, x if residual is None else residual, out)
     options = {"launch_pdl": True} if flags["PDL"] else {}
     if isinstance(tile, MatvecTile):
-        kernels.matvec_kernel[(triton.cdiv(n_out, tile.block_n),)](
+        matvec_kernel[(triton.cdiv(n_out, tile.block_n * tile.rounds),)](
             x,
             x if norm is None else norm,
             *tensors,
@@ -117,24 +169,42 @@ def linear(
             NORM=norm is not None,
             BLOCK_N=tile.block_n,
             BLOCK_K=tile.block_k,
+            ROUNDS=tile.rounds,
             num_warps=tile.warps,
             **options,
         )
         return out
-    assert norm is None, "the tiled kernel takes normalised rows"
-    kernels.tile_kernel[(triton.cdiv(m, tile.block_m) * triton.cdiv(n_out, tile.block_n),)](
+    if norm is not None:
+        raise ValueError("only the matrix-vector kernel applies a norm; give the others normalised rows")
+    grid = (triton.cdiv(m, tile.block_m) * triton.cdiv(n_out, tile.block_n),)
+    if isinstance(tile, RowsTile):
+        kernel, more = rows_kernel, {"WARPS": tile.warps}
+    else:
+        kernel, more = tile_kernel, {}
+    kernel[grid](
         x,
         *tensors,
         m,
         n_out,
         **flags,
+        **more,
         BLOCK_OUTLIERS=16 if outliers <= 16 else 32,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_K=tile.block_k,
         STAGES=tile.stages,
-        PREFETCH=min(tile.prefetch, triton.next_power_of_2(in_features)),
         num_warps=tile.warps,
         **options,
+    )
+    return out
+
+
+def dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """q int8 [out, in] times scale [out] in ``dtype``, at the speed of the memory."""
+    n_out, in_features = q.shape
+    out = torch.empty(q.shape, dtype=dtype, device=q.device)
+    block_k = min(1024, triton.next_power_of_2(in_features))
+    dequantize_kernel[(triton.cdiv(n_out, 8), triton.cdiv(in_features, block_k))](
+        q, scale, out, n_out, K=in_features, BLOCK_N=8, BLOCK_K=block_k, num_warps=4
     )
     return out

@@ -10,10 +10,8 @@ from torch.nn import functional
 
 from llmstudy.precisions.int8.quantize import QuantizedWeight, dequantize, quantize, reference_linear
 
-# Above this many rows a product is bound by arithmetic: the library's dense product over a dequantised weight wins.
-# On CUDA and on the CPU, from the tables in docs/performance.md.
-CUDA_KERNEL_ROWS = 64
-CPU_KERNEL_ROWS = 64
+# Above this many rows a product is bound by arithmetic, and the dense product over a dequantised weight wins.
+CPU_ROWS = 64
 # torch.int_mm wants more than 16 rows and multiples of 8 (cuBLAS): below it W8A8 falls back to the weight-only kernel.
 INT_MM_ROWS = 16
 # _weight_int8pack_mm reads 16 weights at a time and runs over the end of a row that has fewer.
@@ -81,14 +79,17 @@ class Int8Linear(nn.Module):
         return out.view(*x.shape[:-1], self.out_features)
 
     def _cuda(self, rows: torch.Tensor) -> torch.Tensor:
-        if rows.shape[0] <= CUDA_KERNEL_ROWS:
-            from llmstudy.precisions.int8.launch import linear
+        from llmstudy.precisions.int8 import launch
 
-            return linear(rows, self.operand)
-        return functional.linear(rows, dequantize(self.quantized, rows.dtype), self.bias)
+        if launch.fits(rows.shape[0], self.operand):
+            return launch.linear(rows, self.operand)
+        weight = launch.dequantize(self.weight, self.scale, rows.dtype)
+        if self.outlier_columns is not None:
+            weight[:, self.outlier_columns] = self.outlier_weight.to(rows.dtype)
+        return functional.linear(rows, weight, self.bias)
 
     def _cpu(self, rows: torch.Tensor) -> torch.Tensor:
-        if rows.shape[0] > CPU_KERNEL_ROWS:
+        if rows.shape[0] > CPU_ROWS:
             return functional.linear(rows, dequantize(self.quantized, rows.dtype), self.bias)
         if self.in_features % PACK_COLUMNS:
             return reference_linear(rows, self.quantized, self.bias)

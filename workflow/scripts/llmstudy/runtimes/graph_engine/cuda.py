@@ -6,7 +6,8 @@ import torch
 
 from llmstudy.errors import Unsupported
 from llmstudy.runtimes.base import Timeline
-from llmstudy.runtimes.graph_engine.forward import last_logits, run_layers
+from llmstudy.runtimes.graph_engine.forward import last_logits
+from llmstudy.runtimes.graph_engine.prompt import run_prompt
 from llmstudy.runtimes.graph_engine.step import DecodeStep
 from llmstudy.runtimes.graph_engine.weights import LlamaWeights
 
@@ -60,13 +61,11 @@ class CudaEngine:
             self.step_graph.replay()
             event.record()
         ready[-1].synchronize()
-        return Timeline(
-            tokens=self.step.tokens.cpu(), token_s=[start.elapsed_time(event) / 1000 for event in ready]
-        )
+        return Timeline(tokens=self.step.tokens.cpu(), token_s=[start.elapsed_time(event) / 1000 for event in ready])
 
     def _prefill(self) -> None:
         step = self.step
         step.position.fill_(step.prompt_tokens - 1)
-        x = run_layers(self.weights, step.cache, self.prompt, 0, step.cos, step.sin)
+        x = run_prompt(self.weights, step.cache, self.prompt, step.cos, step.sin)
         step.logits.copy_(last_logits(self.weights, x))
         step.sample()

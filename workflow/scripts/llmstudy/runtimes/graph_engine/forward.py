@@ -57,7 +57,9 @@ def attend(
     batch, tokens, _ = qkv.shape
     heads, kv_heads = weights.heads, weights.kv_heads
     q, k, v = (
-        qkv.view(batch, tokens, heads + 2 * kv_heads, weights.head_dim).transpose(1, 2).split((heads, kv_heads, kv_heads), 1)
+        qkv.view(batch, tokens, heads + 2 * kv_heads, weights.head_dim)
+        .transpose(1, 2)
+        .split((heads, kv_heads, kv_heads), 1)
     )
     stop = start + tokens
     q = rotate(q, cos[start:stop], sin[start:stop])
@@ -89,7 +91,7 @@ def run_layers(
     cos: torch.Tensor,
     sin: torch.Tensor,
 ) -> torch.Tensor:
-    """ids [batch, tokens] at position ``start`` → hidden state of the last token [batch, hidden], before the last norm."""
+    """ids [batch, tokens] at position ``start`` → last token's hidden state [batch, hidden], not normed."""
     x = functional.embedding(ids, weights.embedding)
     shape = (weights.hidden,)
     for index, layer in enumerate(weights.layers):

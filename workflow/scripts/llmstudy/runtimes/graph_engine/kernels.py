@@ -1,7 +1,7 @@
 """Triton kernels of a decode step that are not linears: RMSNorm, attention over the static cache, greedy sampling.
 
 Each waits for its predecessor before it touches anything that a kernel writes (programmatic dependent launch, see
-``precisions/int8/triton_kernels.py``); since all do, a kernel that passed its wait knows every earlier one complete.
+``precisions/int8/triton_matvec.py``); since all do, a kernel that passed its wait knows every earlier one complete.
 """
 
 from __future__ import annotations
@@ -12,18 +12,93 @@ from triton.language.extra import cuda as tl_cuda
 
 
 @triton.jit
-def rms_norm_kernel(x_ptr, norm_ptr, out_ptr, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """One row a program; rounds to the output's dtype before the weight, as the library does."""
+def rms_norm_kernel(
+    x_ptr,
+    added_ptr,
+    norm_ptr,
+    out_ptr,
+    eps,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ADD: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One row a program; ADD: the row of ``added`` is added to x in place first. Rounds to the output's dtype before it
+    multiplies by the weight, as the library does."""
     if PDL:
         tl_cuda.gdc_launch_dependents()
         tl_cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64) * WIDTH
     i = tl.arange(0, BLOCK)
     mask = i < WIDTH
-    x = tl.load(x_ptr + row + i, mask=mask, other=0).to(tl.float32)
+    x = tl.load(x_ptr + row + i, mask=mask, other=0)
+    if ADD:
+        x += tl.load(added_ptr + row + i, mask=mask, other=0)
+        tl.store(x_ptr + row + i, x, mask=mask)
+    x = x.to(tl.float32)
     x *= tl.rsqrt(tl.sum(x * x, axis=0) / WIDTH + eps)
     weight = tl.load(norm_ptr + i, mask=mask, other=0)
     tl.store(out_ptr + row + i, x.to(weight.dtype) * weight, mask=mask)
+
+
+@triton.jit
+def rotate_prompt_kernel(
+    qkv_ptr,
+    keys_ptr,
+    values_ptr,
+    cos_ptr,
+    sin_ptr,
+    tokens,
+    length,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HALF_BLOCK: tl.constexpr,
+    HEAD_BLOCK: tl.constexpr,
+):
+    """RoPE of a prompt: queries in place, keys and values into the cache; grid (batch * tokens,)."""
+    HALF: tl.constexpr = HEAD_DIM // 2
+    dtype: tl.constexpr = qkv_ptr.dtype.element_ty
+    sequence = tl.program_id(0) // tokens
+    position = tl.program_id(0) % tokens
+    d = tl.arange(0, HALF_BLOCK)
+    d_mask = d < HALF
+    cos = tl.load(cos_ptr + position * HEAD_DIM + d, mask=d_mask, other=0).to(tl.float32)[None, :]
+    sin = tl.load(sin_ptr + position * HEAD_DIM + d, mask=d_mask, other=0).to(tl.float32)[None, :]
+    row = qkv_ptr + tl.program_id(0).to(tl.int64) * ((HEADS + 2 * KV_HEADS) * HEAD_DIM)
+    for first in tl.static_range(0, HEADS + 2 * KV_HEADS, HEAD_BLOCK):
+        head = first + tl.arange(0, HEAD_BLOCK)
+        mask = (head < HEADS + 2 * KV_HEADS)[:, None] & d_mask[None, :]
+        at = row + head[:, None] * HEAD_DIM + d[None, :]
+        low = tl.load(at, mask=mask, other=0).to(tl.float32)
+        high = tl.load(at + HALF, mask=mask, other=0).to(tl.float32)
+        turned_low = low * cos - high * sin
+        turned_high = high * cos + low * sin
+        if first < HEADS:
+            is_query = mask & (head < HEADS)[:, None]
+            tl.store(at, turned_low.to(dtype), mask=is_query)
+            tl.store(at + HALF, turned_high.to(dtype), mask=is_query)
+        if first + HEAD_BLOCK > HEADS:
+            is_key = mask & ((head >= HEADS) & (head < HEADS + KV_HEADS))[:, None]
+            kv_row = (sequence * KV_HEADS + (head - HEADS) % KV_HEADS).to(tl.int64) * length + position
+            cache = kv_row[:, None] * HEAD_DIM + d[None, :]
+            tl.store(keys_ptr + cache, turned_low.to(dtype), mask=is_key)
+            tl.store(keys_ptr + cache + HALF, turned_high.to(dtype), mask=is_key)
+            is_value = mask & (head >= HEADS + KV_HEADS)[:, None]
+            tl.store(values_ptr + cache, low.to(dtype), mask=is_value)
+            tl.store(values_ptr + cache + HALF, high.to(dtype), mask=is_value)
+
+
+@triton.jit
+def swiglu_kernel(gate_up_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """silu(gate) * up of rows [2 * WIDTH]; grid (rows, blocks of columns)."""
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < WIDTH
+    gate = tl.load(gate_up_ptr + row * 2 * WIDTH + i, mask=mask, other=0).to(tl.float32)
+    up = tl.load(gate_up_ptr + row * 2 * WIDTH + WIDTH + i, mask=mask, other=0).to(tl.float32)
+    out = gate / (1.0 + tl.exp(-gate)) * up
+    tl.store(out_ptr + row * WIDTH + i, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -57,7 +132,6 @@ def attention_kernel(
     """
     if PDL:
         tl_cuda.gdc_launch_dependents()
-        tl_cuda.gdc_wait()
     GROUP: tl.constexpr = HEADS // KV_HEADS
     sequence = tl.program_id(0) // KV_HEADS
     kv_head = tl.program_id(0) % KV_HEADS
@@ -71,6 +145,18 @@ def attention_kernel(
     sign = tl.where(d < HEAD_DIM // 2, -1.0, 1.0)
     cos = tl.load(cos_ptr + position * HEAD_DIM + d, mask=d_mask, other=0).to(tl.float32)
     sin = tl.load(sin_ptr + position * HEAD_DIM + d, mask=d_mask, other=0).to(tl.float32) * sign
+    share = tl.cdiv(tl.cdiv(position, TOKEN_BLOCK), SPLITS) * TOKEN_BLOCK
+    stop = tl.minimum(split * share + share, position)
+    cache = tl.program_id(0).to(tl.int64) * length * HEAD_DIM
+    # Position and earlier keys and values were written by earlier replays: the first block can be on its way while the
+    # projection before this kernel still runs.
+    t = split * share + tl.arange(0, TOKEN_BLOCK)
+    k_at = keys_ptr + cache + t[None, :] * HEAD_DIM + d[:, None]
+    v_at = values_ptr + cache + t[:, None] * HEAD_DIM + d[None, :]
+    k = tl.load(k_at, mask=(t < stop)[None, :] & d_mask[:, None], other=0)
+    v = tl.load(v_at, mask=(t < stop)[:, None] & d_mask[None, :], other=0)
+    if PDL:
+        tl_cuda.gdc_wait()
     g = tl.arange(0, GROUP_BLOCK)
     q_mask = (g < GROUP)[:, None] & d_mask[None, :]
     row = qkv_ptr + sequence * ((HEADS + 2 * KV_HEADS) * HEAD_DIM)
@@ -84,7 +170,6 @@ def attention_kernel(
     k_new = k_new.to(dtype)
     v_new = tl.load(k_head + KV_HEADS * HEAD_DIM + d, mask=d_mask, other=0)
 
-    cache = tl.program_id(0).to(tl.int64) * length * HEAD_DIM
     first = split == 0
     tl.store(keys_ptr + cache + position * HEAD_DIM + d, k_new, mask=d_mask & first)
     tl.store(values_ptr + cache + position * HEAD_DIM + d, v_new, mask=d_mask & first)
@@ -93,17 +178,13 @@ def attention_kernel(
     total = tl.where(first, 1.0, 0.0) + tl.zeros([GROUP_BLOCK], tl.float32)
     acc = tl.where(first, 1.0, 0.0) * v_new.to(tl.float32)[None, :] + tl.zeros([GROUP_BLOCK, DIM_BLOCK], tl.float32)
 
-    share = tl.cdiv(tl.cdiv(position, TOKEN_BLOCK), SPLITS) * TOKEN_BLOCK
-    stop = tl.minimum(split * share + share, position)
-    for begin in tl.range(split * share, stop, TOKEN_BLOCK, num_stages=2):
-        t = begin + tl.arange(0, TOKEN_BLOCK)
-        t_mask = t < stop
-        k = tl.load(
-            keys_ptr + cache + t[None, :] * HEAD_DIM + d[:, None], mask=t_mask[None, :] & d_mask[:, None], other=0
-        )
-        v = tl.load(
-            values_ptr + cache + t[:, None] * HEAD_DIM + d[None, :], mask=t_mask[:, None] & d_mask[None, :], other=0
-        )
+    for begin in tl.range(split * share, stop, TOKEN_BLOCK):
+        t_mask = begin + tl.arange(0, TOKEN_BLOCK) < stop
+        k_at += TOKEN_BLOCK * HEAD_DIM
+        v_at += TOKEN_BLOCK * HEAD_DIM
+        ahead = begin + TOKEN_BLOCK + tl.arange(0, TOKEN_BLOCK) < stop
+        k_next = tl.load(k_at, mask=ahead[None, :] & d_mask[:, None], other=0)
+        v_next = tl.load(v_at, mask=ahead[:, None] & d_mask[None, :], other=0)
         scores = tl.dot(q, k, input_precision="ieee") * scale_log2
         scores = tl.where(t_mask[None, :], scores, float("-inf"))
         peak_next = tl.maximum(peak, tl.max(scores, axis=1))
@@ -112,6 +193,8 @@ def attention_kernel(
         total = total * decay + tl.sum(p, axis=1)
         acc = tl.dot(p.to(dtype), v, acc * decay[:, None], input_precision="ieee")
         peak = peak_next
+        k = k_next
+        v = v_next
 
     out_head = out_ptr + (sequence * HEADS + kv_head * GROUP) * HEAD_DIM
     if SPLITS == 1:

@@ -8,15 +8,18 @@ import torch
 import triton
 from torch import nn
 
-from llmstudy.precisions.int8.launch import INTERPRETED, LinearOperand, linear
+from llmstudy.precisions.int8.launch import INTERPRETED, LinearOperand, fits, linear
 from llmstudy.precisions.int8.linear import Int8Linear
 from llmstudy.runtimes.graph_engine import kernels
-from llmstudy.runtimes.graph_engine.forward import StaticCache, rotary_table, swiglu
+from llmstudy.runtimes.graph_engine.forward import StaticCache, rotary_table
+from llmstudy.runtimes.graph_engine.prompt import swiglu
 from llmstudy.runtimes.graph_engine.weights import DenseLinear, LlamaWeights
 
-TOKEN_BLOCK = 64
-# Programs that an attention launch should have: two for each of a large GPU's 132 multiprocessors.
-ATTENTION_PROGRAMS = 264
+TOKEN_BLOCK = 32
+ATTENTION_WARPS = 2
+# Programs that an attention launch should have: eight for each of a large GPU's 132 multiprocessors, since each waits
+# for a few dependent loads and little else.
+ATTENTION_PROGRAMS = 1056
 
 
 class DecodeStep:
@@ -43,13 +46,10 @@ class DecodeStep:
 
         programs = batch * weights.kv_heads
         group = weights.heads // weights.kv_heads
-        wanted = max(1, min(ATTENTION_PROGRAMS // programs, triton.cdiv(length, TOKEN_BLOCK), 32))
-        self.splits = triton.next_power_of_2(wanted + 1) // 2
+        self.splits = attention_splits(programs, length)
         self.group_block = max(16, triton.next_power_of_2(group))
         self.dim_block = max(16, triton.next_power_of_2(weights.head_dim))
-        self.partial = torch.empty(
-            programs, group, self.splits, self.dim_block, dtype=torch.float32, device=device
-        )
+        self.partial = torch.empty(programs, group, self.splits, self.dim_block, dtype=torch.float32, device=device)
         self.stats = torch.empty(programs, 2, group, self.splits, dtype=torch.float32, device=device)
         self.arrivals = torch.zeros(programs, dtype=torch.int32, device=device)
         # A launch may overlap its predecessor only if that is one of our kernels, which all wait in turn.
@@ -97,18 +97,16 @@ class DecodeStep:
         out: torch.Tensor | None = None,
         first: bool = False,
     ) -> torch.Tensor:
-        """norm → projection → swiglu or residual, fused as far as the projection allows; a residual is updated in place."""
+        """norm → projection → swiglu or residual, fused as far as the projection allows; a residual changes in place."""
         # The first launch of a step follows whatever ran before: it must not overlap that.
         pdl = self.pdl and not first
         operand = operand_of(module)
         if norm is not None and (self.batch > 1 or operand is None):
             x = self._rms_norm(x, norm, pdl)
             norm, pdl = None, self.pdl
-        if operand is not None:
+        if operand is not None and fits(self.batch, operand):
             out = residual if out is None else out
-            return linear(
-                x, operand, out=out, residual=residual, norm=norm, eps=self.weights.eps, gated=gated, pdl=pdl
-            )
+            return linear(x, operand, out=out, residual=residual, norm=norm, eps=self.weights.eps, gated=gated, pdl=pdl)
         y = module(x)
         if gated:
             y = swiglu(y)
@@ -120,11 +118,13 @@ class DecodeStep:
         width = x.shape[1]
         kernels.rms_norm_kernel[(self.batch,)](
             x,
+            x,
             norm,
             self.normed,
             self.weights.eps,
             WIDTH=width,
             BLOCK=triton.next_power_of_2(width),
+            ADD=False,
             PDL=pdl,
             num_warps=8,
             **_overlap(pdl),
@@ -154,9 +154,15 @@ class DecodeStep:
             DIM_BLOCK=self.dim_block,
             TOKEN_BLOCK=TOKEN_BLOCK,
             PDL=self.pdl,
-            num_warps=4,
+            num_warps=ATTENTION_WARPS,
             **_overlap(self.pdl),
         )
+
+
+def attention_splits(programs: int, length: int) -> int:
+    """Into how many shares an attention launch divides the context: a power of two, one if there are enough heads."""
+    wanted = max(1, min(ATTENTION_PROGRAMS // programs, triton.cdiv(length, TOKEN_BLOCK), 32))
+    return triton.next_power_of_2(wanted + 1) // 2
 
 
 def operand_of(module: nn.Module) -> LinearOperand | None:

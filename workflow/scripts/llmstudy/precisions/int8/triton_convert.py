@@ -1,0 +1,75 @@
+"""Triton: int8 weights into floating-point numbers, and the activation that two kernels share."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def to_float32(q, FAST: tl.constexpr):
+    """Weights → float32. For int8 the conversion unit of an SM is slower than memory here, so FAST builds the number
+    from bits: byte + 128 as the low mantissa byte of 2²³, minus 2²³ + 128."""
+    if FAST and q.dtype == tl.int8:
+        converted = tl.inline_asm_elementwise(
+            asm="""{
+                .reg .b32 u, t;
+                .reg .f32 f;
+                xor.b32 u, $4, 0x80808080;
+                prmt.b32 t, u, 0x4B000000, 0x7440; mov.b32 f, t; sub.f32 $0, f, 0f4B000080;
+                prmt.b32 t, u, 0x4B000000, 0x7441; mov.b32 f, t; sub.f32 $1, f, 0f4B000080;
+                prmt.b32 t, u, 0x4B000000, 0x7442; mov.b32 f, t; sub.f32 $2, f, 0f4B000080;
+                prmt.b32 t, u, 0x4B000000, 0x7443; mov.b32 f, t; sub.f32 $3, f, 0f4B000080;
+            }""",
+            constraints="=f,=f,=f,=f,r",
+            args=[q],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=4,
+        )
+    else:
+        converted = q.to(tl.float32)
+    return converted
+
+
+@triton.jit
+def int8_to_operand(q, dtype: tl.constexpr, FAST: tl.constexpr):
+    """int8 → the dtype of a tensor-core operand, exactly. For fp16 FAST puts byte + 128 under the exponent of 1024;
+    for bf16 the compiler's own sequence is already of that kind."""
+    if FAST and dtype == tl.float16:
+        converted = tl.inline_asm_elementwise(
+            asm="""{
+                .reg .b32 u, lo, hi, bias;
+                xor.b32 u, $2, 0x80808080;
+                mov.b32 bias, 0x64806480;
+                prmt.b32 lo, u, 0x64646464, 0x4140;
+                prmt.b32 hi, u, 0x64646464, 0x4342;
+                sub.f16x2 $0, lo, bias;
+                sub.f16x2 $1, hi, bias;
+            }""",
+            constraints="=r,=r,r",
+            args=[q],
+            dtype=tl.float16,
+            is_pure=True,
+            pack=4,
+        )
+    else:
+        converted = q.to(dtype)
+    return converted
+
+
+@triton.jit
+def silu(x):
+    return x / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def dequantize_kernel(q_ptr, scale_ptr, out_ptr, n_out, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """q [n_out, K] times its row's scale in the output's dtype; grid (row blocks, column blocks)."""
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    at = rows.to(tl.int64)[:, None] * K + k[None, :]
+    mask = (rows < n_out)[:, None] & (k < K)[None, :]
+    scale = tl.load(scale_ptr + rows, mask=rows < n_out, other=0)
+    value = tl.load(q_ptr + at, mask=mask, other=0).to(tl.float32) * scale[:, None]
+    tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=mask)
