@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from llmstudy.measure.session import Session, log
+from llmstudy.runtimes.eager import greedy
 
 
 def measure(session: Session) -> dict:
     """``{"prompts": [{"prompt", "text", "tokens"}]}``: greedy, the configured number of new tokens each."""
     import torch
-    from transformers import GenerationConfig
 
     tokenizer = session.weights.tokenizer()
     model, _ = session.load_model()
-    generation = GenerationConfig(
-        max_new_tokens=session.settings["new_tokens"], do_sample=False, eos_token_id=None, pad_token_id=0
-    )
+    generation = greedy(model, session.settings["new_tokens"])
     samples: dict = {"prompts": []}
     for number, prompt in enumerate(session.settings["prompts"], 1):
         inputs = tokenizer(prompt, return_tensors="pt").to(session.device)

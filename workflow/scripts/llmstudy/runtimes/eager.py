@@ -23,16 +23,25 @@ class TokenClock(BaseStreamer):
         """Nothing to flush."""
 
 
+def greedy(model, new_tokens: int) -> GenerationConfig:
+    """The config for exactly ``new_tokens`` greedy tokens.
+
+    It takes the place of the model's own too: transformers fills what a config leaves at None from there, and a
+    publisher's end of text, penalty or temperature would change how many tokens are timed, and which.
+    """
+    config = GenerationConfig(
+        max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0, use_cache=True
+    )
+    model.generation_config = config
+    return config
+
+
 class EagerRuntime:
     """Greedy ``model.generate`` with a dynamic KV cache."""
 
     def __init__(self, model, batch: int, prompt_tokens: int, new_tokens: int):
         self.model = model
         self.new_tokens = new_tokens
-        # No end-of-text token: every run yields the same number of tokens.
-        self.generation = GenerationConfig(
-            max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0, use_cache=True
-        )
 
     def prepare(self) -> PrepareInfo:
         return PrepareInfo()
@@ -48,7 +57,7 @@ class EagerRuntime:
             output = self.model.generate(
                 input_ids,
                 attention_mask=torch.ones_like(input_ids),
-                generation_config=self.generation,
+                generation_config=greedy(self.model, self.new_tokens),
                 streamer=clock,
             )
         tokens = output[:, input_ids.shape[1] :].cpu()

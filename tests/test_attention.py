@@ -1,0 +1,102 @@
+"""Attention: the kernel that is asked for is the one that ran, and anything else is told."""
+
+import pytest
+import tiny
+import torch
+from llmstudy import attention
+from llmstudy.errors import StudyError, Unsupported
+from torch.nn.attention import SDPBackend
+from torch.nn.functional import scaled_dot_product_attention
+
+FLASH, MATH = "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Run a tiny model whose attention implementation is that of a choice."""
+    from transformers import LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("model")
+    tiny.save_model(folder)
+
+    def run(name: str):
+        model = LlamaForCausalLM.from_pretrained(folder, attn_implementation=attention.get(name).implementation)
+        ids = torch.tensor([[5, 9, 200, 31, 8]])
+
+        def forward():
+            with torch.inference_mode():
+                return model(ids).logits
+
+        return forward
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"), [("eager", "matmul-softmax"), ("sdpa", FLASH), ("sdpa-math", MATH), ("sdpa-flash", FLASH)]
+)
+def test_the_kernel_that_ran_is_proven(run, name, kernel):
+    with attention.forced(name):
+        assert attention.prove(name, run(name)) == [kernel]
+
+
+def test_all_kernels_compute_the_same(run):
+    found = []
+    for name in ("eager", "sdpa", "sdpa-math", "sdpa-flash"):
+        with attention.forced(name):
+            found.append(run(name)())
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "ran", "told"),
+    [
+        ("sdpa-math", "sdpa-flash", FLASH),
+        ("sdpa-flash", "sdpa-math", MATH),
+        ("sdpa-flash", "eager", "matmul-softmax"),
+        ("sdpa-cudnn", "sdpa", FLASH),
+        ("eager", "sdpa", FLASH),
+        ("flash_attention_2", "sdpa", FLASH),
+    ],
+)
+def test_a_fallback_is_not_passed_off_as_what_was_asked_for(run, asked, ran, told):
+    with attention.forced(ran), pytest.raises(Unsupported, match=f"{asked}.*{told}"):
+        attention.prove(asked, run(ran))
+
+
+def test_a_forced_backend_without_a_kernel_raises_instead_of_falling_back():
+    q = torch.randn(1, 2, 4, 8)
+    with attention.forced("sdpa-cudnn"), pytest.raises(RuntimeError):
+        scaled_dot_product_attention(q, q, q)
+
+
+def test_nothing_stays_forced():
+    q = torch.randn(1, 2, 4, 8)
+    with attention.forced("sdpa-math"):
+        assert attention.kernels_that_ran(lambda: scaled_dot_product_attention(q, q, q)) == {MATH}
+    assert attention.kernels_that_ran(lambda: scaled_dot_product_attention(q, q, q)) == {FLASH}
+
+
+def test_every_backend_is_one_of_this_torch():
+    backends = [choice.backend for choice in attention.CHOICES.values() if choice.backend]
+    assert len(backends) == 4 and all(hasattr(SDPBackend, backend) for backend in backends)
+
+
+def test_an_unknown_choice_is_told():
+    with pytest.raises(StudyError, match="'flash'.*sdpa-flash"):
+        attention.get("flash")
+
+
+def test_a_wrong_kernel_becomes_an_unsupported_workload(tiny_weights, tiny_corpus, tmp_path, monkeypatch):
+    """Through the measurement: the model is told to use eager attention while the record asks for sdpa-flash."""
+    import dataclasses
+
+    from llmstudy.measure import bandwidth, measure
+
+    monkeypatch.setitem(bandwidth.COPY_BYTES, "cpu", 2**16)
+    wrong = dataclasses.replace(attention.CHOICES["sdpa-flash"], implementation="eager")
+    monkeypatch.setitem(attention.CHOICES, "sdpa-flash", wrong)
+    told = tiny.job("latency", tiny_weights, tiny_corpus, attention="sdpa-flash")
+    entry = measure(tiny.session(told, tmp_path))["workloads"][0]
+    assert entry["status"] == "unsupported" and "matmul-softmax ran instead" in entry["reason"]
