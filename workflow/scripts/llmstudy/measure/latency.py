@@ -61,7 +61,6 @@ def measure_workload(session: Session, model, workload: dict, meter: EnergyMeter
         with session.attention_forced():
             compile_s = runtime.prepare().compile_s
             cold = run_once(runtime, input_ids, workload)
-            kernels = prove_attention(session, model, workload, input_ids)
             warmup, steady = warm_up(lambda: run_once(runtime, input_ids, workload), settings["warmup"])
             before = conditions.snapshot()
             meter.start()
@@ -70,6 +69,8 @@ def measure_workload(session: Session, model, workload: dict, meter: EnergyMeter
             after = conditions.snapshot()
     finally:
         runtime.close()
+    session.free()  # a static cache of the proof must not stand beside that of the measurement
+    kernels = prove_attention(session, model, workload, input_ids)
     tokens = len(runs) * workload["batch"] * workload["new_tokens"]
     return {
         "compile_s": compile_s,
@@ -105,12 +106,22 @@ def run_once(runtime, input_ids, workload: dict) -> dict:
 
 
 def prove_attention(session: Session, model, workload: dict, input_ids) -> list[str]:
-    """Which attention kernels run for this workload; raises Unsupported if it is not the configured one."""
+    """Which attention kernels run for this workload; raises Unsupported if it is not the configured one.
+
+    Preparing belongs to the proof: a captured graph shows its operators only while it is captured.
+    """
     runtime = runtimes.get(session.job["identity"]["runtime"])
-    if hasattr(runtime, "attention_kernels"):  # a runtime with kernels of its own names them
-        return runtime.attention_kernels(session.device)
     short = runtime(model, workload["batch"], workload["prompt_tokens"], PROVING_TOKENS)
-    return prove(session.attention, lambda: short.generate(input_ids))
+
+    def run() -> None:
+        short.prepare()
+        short.generate(input_ids)
+
+    try:
+        with session.attention_forced():
+            return prove(session.attention, run)
+    finally:
+        short.close()
 
 
 def warm_up(run, settings: dict) -> tuple[list[float], bool]:
