@@ -17,6 +17,12 @@ MODULES = {
     "quality": "quality",
     "reference": "reference",
     "samples": "generation",
+    "outliers": "outliers",
+    "sweep": "sweep",
+    "sensitivity": "sensitivity",
+    "invariance": "invariance",
+    "profile": "profile",
+    "attention": "attention_sweep",
 }
 
 

@@ -1,0 +1,14 @@
+"""Find where one configuration overtakes another: crossover.csv from latency.csv."""
+
+from pathlib import Path
+
+from llmstudy import steps
+from llmstudy.tables import crossover
+
+with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
+    crossover.write(
+        Path(snakemake.input.latency),  # noqa: F821
+        snakemake.params.references,  # noqa: F821
+        snakemake.params.attention,  # noqa: F821
+        Path(snakemake.output[0]),  # noqa: F821
+    )

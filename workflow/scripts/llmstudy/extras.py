@@ -1,0 +1,107 @@
+"""The optional measurements of a study (config key ``extras``): which records they need and what each job is told.
+
+outliers     LLM.int8()'s outlier ledger, from the reference model's activations
+sweep        LLM.int8() at several thresholds, one process each
+sensitivity  loss when one part of the reference model is rounded to int8
+invariance   whether a prompt's logits depend on its neighbours in the batch
+profile      why a decode step takes as long as it does
+attention    every attention kernel alone, over context lengths
+
+Pure functions over a completed config, like ``plan``; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from llmstudy import attention, plan
+from llmstudy.errors import StudyError
+from llmstudy.plan import Measurement
+
+# What needs real weights: random ones have no outliers like a trained model's, and no loss worth comparing.
+REAL_ONLY = ("outliers", "sweep", "sensitivity", "invariance")
+KINDS = (*REAL_ONLY, "profile", "attention")
+SWEPT = "llm-int8"
+
+
+def enabled(config: dict) -> list[str]:
+    """The extras that the study asks for, tables made of other tables (``crossover``, ``capacity``) included."""
+    return [name for name, settings in config["extras"].items() if settings["enabled"]]
+
+
+def measurements(config: dict, kind: str) -> list[Measurement]:
+    """All records of a kind that the study needs; of a sweep one per model, to be measured at every threshold."""
+    if not config["extras"][kind]["enabled"]:
+        return []
+    models = [model for model in config["models"] if kind not in REAL_ONLY or plan.is_real(model)]
+    return [Measurement(kind, model["name"], *one) for model in models for one in _configurations(config, model, kind)]
+
+
+def _configurations(config: dict, model: dict, kind: str) -> list[tuple[str, str, str]]:
+    precisions = model["precisions"] or config["precisions"]
+    kernel = plan.quality_attention(config)
+    if kind == "profile":
+        return plan.configurations(config, model)
+    if kind == "attention":  # kernels alone, in 16 bit: no weights are loaded
+        return [("bf16", name, "eager") for name in config["extras"]["attention"]["kernels"] or config["attention"]]
+    if kind == "invariance":
+        return [(precision, kernel, "eager") for precision in precisions]
+    if kind == "sweep":
+        return [(SWEPT, kernel, "eager")]
+    return [(plan.focus(config)[model["name"]]["reference"], kernel, "eager")]
+
+
+def thresholds(config: dict) -> list[str]:
+    """The sweep's thresholds as they stand in paths: ``6``, ``2.5``, ``inf``."""
+    return [f"{float(threshold):g}" for threshold in config["extras"]["sweep"]["thresholds"]]
+
+
+def sweep_path(config: dict, measurement: Measurement, threshold: str) -> str:
+    """Where the record of one threshold lies."""
+    return measurement.path(config["study"]).removesuffix(f"r{measurement.repeat}.json") + f"t{threshold}.json"
+
+
+def job(config: dict, measurement: Measurement) -> dict:
+    """What a measuring process of an extra is told."""
+    told = plan.job(config, measurement)
+    corpus = _corpus(config, measurement.kind)
+    return told | {
+        "corpora": {corpus: f"resources/corpora/{corpus}"},
+        "settings": settings(config, measurement),
+    }
+
+
+def sweep_job(config: dict, measurement: Measurement, threshold: str) -> dict:
+    """What the process of one threshold is told."""
+    told = job(config, measurement)
+    return told | {"settings": told["settings"] | {"threshold": threshold}}
+
+
+def settings(config: dict, measurement: Measurement) -> dict:
+    """What an extra measures: its own keys, and the text where it needs any."""
+    kind, quality = measurement.kind, config["quality"]
+    own = {key: value for key, value in config["extras"][kind].items() if key not in ("enabled", "kernels")}
+    shared = {"protocol": quality["protocols"][0], "bos": quality["bos"], "corpus": _corpus(config, kind)}
+    if kind == "sweep":
+        # The text is where quality begins, so that the reference's log-probabilities of it are the ones already kept.
+        del own["thresholds"]
+        text = {key: quality[key] for key in ("documents", "tokens_per_document")}
+        limits = [limit for limit in (own.pop("tokens"), quality["max_tokens"]) if limit]
+        return own | shared | text | {"max_tokens": min(limits), "reference": config["reference"]}
+    if kind in ("outliers", "sensitivity"):
+        window = quality["protocols"][0]["window"]  # disjoint: what is compared here is not the protocol's own figure
+        return own | shared | {"protocol": {"window": window, "stride": window}, "max_tokens": None}
+    return own
+
+
+def _corpus(config: dict, kind: str) -> str:
+    return plan.quality_corpora(config)[0] if kind in ("sweep", "sensitivity") else config["corpora"][0]["name"]
+
+
+def check(config: dict) -> None:
+    """Raise StudyError for a kernel that is not known or a threshold that is named twice."""
+    for name in config["extras"]["attention"]["kernels"] or []:
+        if name not in attention.CHOICES:
+            allowed = ", ".join(attention.CHOICES)
+            raise StudyError(f"extras.attention.kernels: {name!r} is not known; allowed: {allowed}")
+    twice = sorted({one for one in thresholds(config) if thresholds(config).count(one) > 1})
+    if twice:
+        raise StudyError(f"extras.sweep.thresholds: {twice[0]} stands there twice; each needs a record of its own")

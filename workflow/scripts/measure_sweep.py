@@ -1,0 +1,5 @@
+"""Measure LLM.int8() at one outlier threshold."""
+
+from llmstudy import steps
+
+steps.measure(snakemake)  # noqa: F821 - Snakemake provides it
