@@ -12,6 +12,7 @@ from llmstudy.files import atomic_write
 
 IDENTITY = ["study", "model", "weights", "precision", "attention", "runtime", "device", "status", "reason"]
 WORKLOAD = ["batch", "prompt_tokens", "new_tokens"]
+TEXT = ("reason", "flags", "text", "reference_text")
 GIB = 2**30
 
 
@@ -41,9 +42,7 @@ def write_table(rows: list[dict], columns: list[str], path: Path) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a table back; text columns have no missing values."""
-    table = pd.read_csv(path, keep_default_na=True)
-    for column in ("reason", "flags", "text", "reference_text"):
-        if column in table:
-            table[column] = table[column].fillna("").astype(str)
-    return table
+    """Read a table back; text columns have no missing values, and a text that says NA stays one."""
+    columns = pd.read_csv(path, nrows=0).columns
+    missing = {column: [""] for column in columns if column not in TEXT}
+    return pd.read_csv(path, keep_default_na=False, na_values=missing, dtype=dict.fromkeys(TEXT, str))
