@@ -48,7 +48,7 @@ def quantize(weight: torch.Tensor, outlier_columns: torch.Tensor | None = None) 
     q = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     for first in range(0, weight.shape[0], SLICE_ROWS):
         part = slice(first, first + SLICE_ROWS)
-        q[part] = weight[part].float().div_(divisor[part, None]).round_().clamp_(-LEVELS, LEVELS).to(torch.int8)
+        q[part] = (weight[part].float() / divisor[part, None]).round_().clamp_(-LEVELS, LEVELS).to(torch.int8)
     return QuantizedWeight(q, scale, outlier_columns if kept is not None else None, kept)
 
 

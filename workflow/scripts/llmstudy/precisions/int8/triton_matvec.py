@@ -65,8 +65,8 @@ def matvec_kernel(
     FAST: tl.constexpr,
 ):
     """One row of x on the ordinary cores; a program makes ROUNDS times BLOCK_N outputs and loads the weights of the
-    next round before it multiplies those of this one. NORM multiplies x by the RMSNorm weight first and the sum by 1/rms
-    last, so that the norm costs no kernel of its own."""
+    next round before it multiplies those of this one. NORM multiplies x by the RMSNorm weight first and the sum by
+    1/rms last, so that the norm costs no kernel of its own."""
     INT8: tl.constexpr = w_ptr.dtype.element_ty == tl.int8
     CHUNKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     rows = tl.program_id(0) * (BLOCK_N * ROUNDS) + tl.arange(0, BLOCK_N)

@@ -97,7 +97,7 @@ class DecodeStep:
         out: torch.Tensor | None = None,
         first: bool = False,
     ) -> torch.Tensor:
-        """norm → projection → swiglu or residual, fused as far as the projection allows; a residual changes in place."""
+        """norm → projection → swiglu or residual, fused as far as possible; a residual changes in place."""
         # The first launch of a step follows whatever ran before: it must not overlap that.
         pdl = self.pdl and not first
         operand = operand_of(module)

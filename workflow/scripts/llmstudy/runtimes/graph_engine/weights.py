@@ -100,6 +100,11 @@ def extract(model: nn.Module) -> LlamaWeights:
     attention = model.model.layers[0].self_attn
     if config.hidden_act not in ("silu", "swish"):
         raise Unsupported(f"the graph runtime knows the activation silu, not {config.hidden_act!r}")
+    if getattr(model.model.rotary_emb, "rope_type", "default") in ("dynamic", "longrope"):
+        raise Unsupported(
+            f"the graph runtime computes rotary angles once, but rope type {model.model.rotary_emb.rope_type!r} changes "
+            "them with the length"
+        )
     return LlamaWeights(
         embedding=model.model.embed_tokens.weight.detach(),
         layers=tuple(_layer(layer) for layer in model.model.layers),

@@ -1,0 +1,85 @@
+"""Triton's linear kernels, interpreted, against float64; bf16 is left to the GPU (the interpreter's dot lacks it)."""
+
+import itertools
+
+import pytest
+import torch
+import triton_on_numpy  # noqa: F401
+from llmstudy.precisions.int8.launch import (
+    LinearOperand,
+    MatvecTile,
+    RowsTile,
+    Tile,
+    choose,
+    dequantize,
+    linear,
+)
+from llmstudy.precisions.int8.quantize import dequantize as reference_dequantize
+from llmstudy.precisions.int8.quantize import quantize
+from torch.nn import functional
+
+TILES = {
+    "chosen": None,
+    "matvec": MatvecTile(block_n=4, block_k=32, warps=4, rounds=3),
+    "rows": RowsTile(block_m=16, block_n=16, block_k=16, warps=2, stages=2),
+    "tile": Tile(block_m=16, block_n=16, block_k=16, warps=4, stages=2),
+}
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("stored", ["int8", "int8 + outliers", "dense"])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize(
+    ("tile", "m"),
+    [("chosen", 1), ("chosen", 3), ("chosen", 70), ("matvec", 1), ("rows", 5), ("rows", 20), ("tile", 20)],
+)
+def test_a_linear_of_awkward_shape(tile, m, gated, stored, dtype):
+    torch.manual_seed(0)
+    n, k = 37, 75
+    weight = torch.randn(2 * n if gated else n, k).to(dtype)
+    bias, residual, x = torch.randn(len(weight)).to(dtype), torch.randn(m, n).to(dtype), torch.randn(m, k).to(dtype)
+    norm = torch.rand(k).to(dtype) if m == 1 else None
+    if stored == "dense":
+        operand, full = LinearOperand(weight, None, bias), weight.double()
+    else:
+        quantized = quantize(weight, torch.tensor([0, 11, 74]) if "outliers" in stored else None)
+        columns, outlier = quantized.outlier_columns, quantized.outlier_weight
+        operand = LinearOperand(quantized.q, quantized.scale, bias, columns, outlier)
+        full = reference_dequantize(quantized, torch.float32).double()
+    normed = x.double()
+    if norm is not None:
+        normed = normed / (normed.square().mean() + 1e-5).sqrt() * norm.double()
+    expected = normed @ full.T + bias.double()
+    if gated:
+        expected = functional.silu(expected[:, :n]) * expected[:, n:]
+    expected = expected + residual.double()
+    out = torch.full((m, n), torch.nan, dtype=dtype)
+    linear(x, operand, out=out, residual=residual, norm=norm, eps=1e-5, gated=gated, tile=TILES[tile])
+    assert ((out.double() - expected).norm() / expected.norm()).item() < TOLERANCE[dtype]
+
+
+def test_several_rows_take_no_norm():
+    with pytest.raises(ValueError, match="normalised rows"):
+        linear(torch.randn(2, 16), LinearOperand(torch.randn(4, 16)), norm=torch.ones(16))
+
+
+def test_dequantised_weights_are_the_reference_s():
+    quantized = quantize(torch.randn(19, 45))
+    out = dequantize(quantized.q, quantized.scale, torch.float16)
+    torch.testing.assert_close(out, reference_dequantize(quantized, torch.float32).half(), rtol=1e-3, atol=1e-4)
+
+
+def test_every_shape_has_a_tile_that_covers_it():
+    for m, n, k, dtype, int8, gated in itertools.product(
+        (1, 2, 16, 33, 64, 65, 4096),
+        (8, 576, 4096, 32000),
+        (16, 576, 11008),
+        (torch.float32, torch.bfloat16),
+        (0, 1),
+        (0, 1),
+    ):
+        tile = choose(m, n, k, dtype, torch.int8 if int8 else dtype, bool(gated))
+        assert isinstance(tile, MatvecTile) == (m == 1)
+        if isinstance(tile, RowsTile):
+            assert tile.block_m >= m

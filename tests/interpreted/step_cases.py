@@ -1,0 +1,57 @@
+"""The decode step and prefill of the CUDA engine, interpreted, against the library's generate in fp32."""
+
+import pytest
+import torch
+import triton_on_numpy  # noqa: F401
+from conftest import tiny_llama_config
+from llmstudy.precisions.int8.linear import Int8Linear
+from llmstudy.runtimes.eager import EagerRuntime
+from llmstudy.runtimes.graph_engine import step as step_module
+from llmstudy.runtimes.graph_engine.forward import last_logits
+from llmstudy.runtimes.graph_engine.prompt import run_prompt
+from llmstudy.runtimes.graph_engine.step import DecodeStep
+from llmstudy.runtimes.graph_engine.weights import extract
+from torch import nn
+from transformers import LlamaForCausalLM
+
+PROMPT, NEW = 37, 3
+
+
+@pytest.mark.parametrize(
+    ("batch", "int8", "splits", "changes"),
+    [
+        (1, False, 4, {}),
+        (2, True, 2, {"tie_word_embeddings": True}),
+        (1, True, 1, {"num_key_value_heads": 6, "head_dim": 10, "attention_bias": True}),
+    ],
+)
+def test_tokens_equal_those_of_generate(monkeypatch, batch, int8, changes, splits):
+    monkeypatch.setattr(step_module, "TOKEN_BLOCK", 16)
+    monkeypatch.setattr(step_module, "attention_splits", lambda programs, length: splits)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(tiny_llama_config(num_hidden_layers=1, initializer_range=0.2, **changes)).eval()
+    if int8:
+        for path, module in list(model.named_modules()):
+            if isinstance(module, nn.Linear) and path != "lm_head":
+                bias = None if module.bias is None else module.bias.data
+                model.set_submodule(path, Int8Linear.from_weight(module.weight.data, bias))
+    ids = torch.randint(3, 199, (batch, PROMPT))
+    expected = EagerRuntime(model, batch, PROMPT, NEW).generate(ids).tokens
+    weights = extract(model)
+    with torch.inference_mode():
+        step = DecodeStep(weights, batch, PROMPT, NEW)
+        step.position.fill_(PROMPT - 1)
+        step.logits.copy_(last_logits(weights, run_prompt(weights, step.cache, ids, step.cos, step.sin)))
+        step.sample()
+        for _ in range(NEW - 1):
+            step.run()
+    assert torch.equal(step.tokens, expected)
+    assert step.position.tolist() == [PROMPT + NEW - 1] * batch
+    assert not step.arrivals.any()
+
+
+def test_splits_never_exceed_the_blocks_of_the_context():
+    assert step_module.attention_splits(programs=32, length=577) == 16
+    assert step_module.attention_splits(programs=32, length=16384) == 32
+    assert step_module.attention_splits(programs=2048, length=4096) == 1
+    assert step_module.attention_splits(programs=1, length=step_module.TOKEN_BLOCK) == 1

@@ -1,0 +1,156 @@
+"""Measures decode and prefill of the graph runtime on random weights of a true shape, and prints a table.
+
+    python workflow/scripts/bench_kernels.py --shape llama-2-7b --output bench.json
+
+Reproduces the table of docs/performance.md. Every row is judged by its share of the copy bandwidth that is measured
+in the same process (MBU): bytes a step must read / TPOT / bandwidth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from llmstudy import precisions  # noqa: E402
+from llmstudy.errors import StudyError, Unsupported  # noqa: E402
+from llmstudy.runtimes.graph import GraphRuntime  # noqa: E402
+from llmstudy.sources.synthetic import llama_config, random_tensor  # noqa: E402
+
+WORKLOADS = [(1, 512), (8, 512), (16, 512), (32, 512), (1, 1024), (1, 2048), (1, 4096)]
+
+
+@dataclass(frozen=True)
+class RandomWeights:
+    """Random weights of a shape, drawn on the device and never written; what a precision's ``load`` asks for."""
+
+    shape: str
+    real: bool = False
+
+    def config(self):
+        return llama_config(self.shape)
+
+    def tensor(self, name, shape, dtype, device):
+        return random_tensor(name, tuple(shape), dtype, device, seed=0, deviation=0.02)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One workload: medians over generations and their range, in milliseconds."""
+
+    precision: str
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+    ttft_ms: float
+    tpot_ms: float
+    tpot_min_ms: float
+    tpot_max_ms: float
+    mbu: float
+    compile_s: float
+    peak_gib: float
+
+
+def copy_bandwidth(gib: float = 4.0) -> float:
+    """Bytes read plus written per second by a device-to-device copy, median of ten."""
+    source = torch.empty(int(gib * 2**30), dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(13):
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        target.copy_(source)
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop) / 1000)
+    return 2 * source.numel() / statistics.median(times[3:])
+
+
+def step_bytes(model, batch: int, context: int) -> int:
+    """Bytes that one decode step must read: every weight but the embedding's other rows, and the valid KV cache."""
+    config = model.config
+    tensors = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
+    if not config.tie_word_embeddings:
+        tensors.pop(model.model.embed_tokens.weight.data_ptr())
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    cache = 2 * config.num_hidden_layers * batch * context * config.num_key_value_heads * config.head_dim
+    return weights + cache * model.dtype.itemsize
+
+
+def measure(model, name: str, batch: int, prompt: int, new: int, repeats: int, bandwidth: float) -> Row:
+    """Two generations to warm up, then ``repeats`` measured ones."""
+    torch.cuda.reset_peak_memory_stats()
+    runtime = GraphRuntime(model, batch, prompt, new)
+    try:
+        compile_s = runtime.prepare().compile_s
+        ids = torch.randint(3, model.config.vocab_size, (batch, prompt), device="cuda")
+        lines = [runtime.generate(ids).token_s for _ in range(repeats + 2)][2:]
+    finally:
+        runtime.close()
+    tpot = [(line[-1] - line[0]) / (new - 1) for line in lines]
+    middle = statistics.median(tpot)
+    return Row(
+        precision=name,
+        batch=batch,
+        prompt_tokens=prompt,
+        new_tokens=new,
+        ttft_ms=statistics.median(line[0] for line in lines) * 1000,
+        tpot_ms=middle * 1000,
+        tpot_min_ms=min(tpot) * 1000,
+        tpot_max_ms=max(tpot) * 1000,
+        mbu=step_bytes(model, batch, prompt + new // 2) / middle / bandwidth,
+        compile_s=compile_s,
+        peak_gib=torch.cuda.max_memory_allocated() / 2**30,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shape", default="llama-2-7b")
+    parser.add_argument("--precisions", nargs="+", default=["bf16", "int8-fused"])
+    parser.add_argument("--new-tokens", type=int, default=129)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("bench.json"))
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("bench_kernels measures CUDA kernels and found no CUDA device")
+    bandwidth = copy_bandwidth()
+    result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "bandwidth_gb_s": bandwidth / 1e9}
+    rows = []
+    for name in options.precisions:
+        request = precisions.LoadRequest(RandomWeights(options.shape), "cuda", "sdpa")
+        model = precisions.get(name).load(request)
+        for batch, prompt in WORKLOADS:
+            try:
+                rows.append(measure(model, name, batch, prompt, options.new_tokens, options.repeats, bandwidth))
+            except (Unsupported, torch.cuda.OutOfMemoryError) as error:
+                print(f"{name}, batch {batch}, prompt {prompt}: {error}", file=sys.stderr)
+            gc.collect()
+        del model
+        gc.collect()
+        torch.cuda.empty_cache()
+        options.output.write_text(json.dumps(result | {"rows": [asdict(row) for row in rows]}, indent=1))
+    print(f"{result['device']}, torch {result['torch']}, copy bandwidth {bandwidth / 1e12:.2f} TB/s\n")
+    print(
+        "| precision | batch | prompt | TTFT ms | TPOT ms (range) | MBU | peak GiB |\n| --- | --- | --- | --- | --- | --- | --- |"
+    )
+    for row in rows:
+        print(
+            f"| {row.precision} | {row.batch} | {row.prompt_tokens} | {row.ttft_ms:.1f} | {row.tpot_ms:.3f} "
+            f"({row.tpot_min_ms:.3f}–{row.tpot_max_ms:.3f}) | {row.mbu:.2f} | {row.peak_gib:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except StudyError as error:
+        raise SystemExit(str(error)) from None
