@@ -61,7 +61,6 @@ for figure, entry in FIGURES.items():
     rule:
         name:
             f"plot_{figure}"
-        localrule: True
         input:
             library=dependencies.files(f"figures.{figure}", "figures.plotting"),
             tables=expand(f"{RESULTS}/{{table}}.csv", table=entry.tables),
@@ -76,6 +75,7 @@ for figure, entry in FIGURES.items():
             png=f"{RESULTS}/figures/{figure}.png",
         log:
             f"{RESULTS}/logs/plot_{figure}.log",
+        localrule: True
         conda:
             "../../envs/report.yaml"
         params:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
+from llmstudy.studies import Study
 from llmstudy.ties.rows import number
 
 NOT_APPLICABLE = "n/a"
@@ -72,6 +73,17 @@ def plain(text: str) -> str:
     return text
 
 
-def details(summary: str, body: str) -> str:
-    """A folded block."""
-    return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>"
+def details(summary: str, body: str, open: bool = False) -> str:
+    """A folded block; GitHub reads Markdown inside only after an empty line."""
+    return f"<details{' open' if open else ''}>\n<summary>{html(summary)}</summary>\n\n{body}\n\n</details>"
+
+
+def html(text: str) -> str:
+    """Code spans as HTML, because Markdown is not read inside a summary."""
+    parts = text.split("`")
+    return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
+
+
+def file(study: Study, table: str) -> str:
+    """Link to the file of a table."""
+    return f"[{table}.csv]({study.folder.as_posix()}/{table}.csv)"

@@ -7,17 +7,31 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from llmstudy import ties
+from llmstudy import figures, ties
+from llmstudy.figures.plotting import shown
 from llmstudy.files import atomic_write
-from llmstudy.rendering import answer, markdown
+from llmstudy.rendering import answer, diagrams, explanations, machine, markdown, memory, quality, speed
 from llmstudy.studies import Study, finished, in_order, load
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "report"
 MASTER = "REPORT.md.j2"
+PARTS = {
+    "answer": answer,
+    "diagrams": diagrams,
+    "explanations": explanations,
+    "machine": machine,
+    "markdown": markdown,
+    "memory": memory,
+    "quality": quality,
+    "speed": speed,
+}
 
 
 def write(results: Path, lead: list[str], configured: str, output: Path) -> None:
-    """Render every finished study below ``results`` into ``output``, those of ``lead`` first."""
+    """Render every finished study below ``results`` into ``output``, those of ``lead`` first.
+
+    ``results`` is relative to the folder of ``output``, as the report's links need it.
+    """
     studies = [load(results / name) for name in in_order(finished(results), lead, configured)]
     text = render(studies)
     with atomic_write(output) as file:
@@ -27,10 +41,23 @@ def write(results: Path, lead: list[str], configured: str, output: Path) -> None
 def render(studies: list[Study]) -> str:
     """The report of these studies, in this order."""
     every = joined(studies)
-    template = environment().get_template(MASTER)
-    return template.render(
-        studies=studies, tie=lambda name: ties.sentence(name, every), answer=answer, markdown=markdown
+    drawn = {study.name: shown(study) for study in studies}
+    return (
+        environment()
+        .get_template(MASTER)
+        .render(
+            studies=studies,
+            tie=lambda name: ties.sentence(name, every),
+            figure=lambda study, name: picture(study, name) if name in drawn[study.name] else "",
+            **PARTS,
+        )
     )
+
+
+def picture(study: Study, name: str) -> str:
+    """A figure by its relative path, with the title as its text."""
+    path = f"{study.folder.as_posix()}/figures/{name}"
+    return f"![{figures.FIGURES[name].title}, study {study.name}]({path}.svg)"
 
 
 def joined(studies: list[Study]) -> dict[str, pd.DataFrame]:

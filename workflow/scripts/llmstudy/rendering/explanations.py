@@ -1,0 +1,202 @@
+"""Tables of the optional measurements: what explains speed and loss."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from llmstudy.figures.style import sort
+from llmstudy.rendering import markdown
+from llmstudy.studies import Study
+from llmstudy.ties.rows import number
+
+
+def profile(study: Study) -> str | None:
+    """Where a decode step's time goes; None if it was not profiled."""
+    frame = study.table("profile")
+    if frame.empty:
+        return None
+    rows = []
+    for _, row in ordered(study, frame, "runtime", "attention").iterrows():
+        names = [f"`{row['model']}`", f"`{row['precision']}`", f"{row['attention']}, {row['runtime']}"]
+        if row["status"] != "ok":
+            rows.append([*names, markdown.failure(row), *[f"`{row['status']}`"] * 5])
+            continue
+        counts = ("launches_per_token", "syncs_per_token", "operators_per_token")
+        rows.append(
+            [
+                *names,
+                *(markdown.value(row[column]) for column in counts),
+                markdown.percent(row["device_busy_share"]),
+                markdown.percent(row["mbu"]),
+                str(row["limit"]),
+            ]
+        )
+    header = ["model", "precision", "as", "launches", "synchronisations", "operators", "device busy", "MBU", "limit"]
+    return markdown.table(header, rows, "lllrrrrrl")
+
+
+def invariance(study: Study) -> str | None:
+    """Dependence of a prompt's logits on its neighbours; None if not measured."""
+    return listing(
+        study,
+        "invariance",
+        {
+            "batch": ("batch", markdown.value),
+            "neighbours": ("neighbours", str),
+            "max_abs_delta_logit": ("largest change of a logit", markdown.value),
+            "top1_changes": ("first choices changed", markdown.value),
+            "positions": ("of positions", markdown.value),
+        },
+        "llrlrrr",
+    )
+
+
+def sweep(study: Study) -> str | None:
+    """Loss and decode time of LLM.int8() over its threshold; None if not measured."""
+    return listing(
+        study,
+        "sweep",
+        {
+            "threshold": ("threshold", lambda x: f"{x:g}"),
+            "tpot_ms": ("TPOT, ms", markdown.value),
+            "ppl_ratio": (
+                "perplexity ÷ reference's",
+                lambda x: markdown.NOT_APPLICABLE if pd.isna(x) else markdown.ratio(x),
+            ),
+            "kl_nats": ("KL, nats", markdown.value),
+            "top1_agreement": ("top-1 agreement", markdown.percent),
+        },
+        "llrrrrr",
+    )
+
+
+def sensitivity(study: Study, count: int = 5) -> str | None:
+    """The parts whose rounding costs most; None if not measured."""
+    frame = study.table("sensitivity")
+    if frame.empty or not frame["delta_nll"].notna().any():
+        return None
+    worst = (
+        frame[frame["status"] == "ok"]
+        .sort_values("delta_nll", ascending=False)
+        .groupby("model", sort=False)
+        .head(count)
+    )
+    rows = [
+        [
+            f"`{row['model']}`",
+            str(row["layer"]),
+            str(row["linear"]),
+            markdown.with_interval(row["delta_nll"], row["delta_nll_low"], row["delta_nll_high"]),
+        ]
+        for _, row in worst.iterrows()
+    ]
+    return markdown.table(["model", "layer", "linear", "Δ NLL, nats per token"], rows, "lrlr")
+
+
+def outliers(study: Study) -> str | None:
+    """Per threshold the share of columns and rows that some outlier touches, mean and largest; None if not measured."""
+    frame = study.table("outliers")
+    if frame.empty or not frame["threshold"].notna().any():
+        return None
+    rows = []
+    for (model, threshold), own in frame[frame["status"] == "ok"].groupby(["model", "threshold"], sort=False):
+        worst = own.loc[own["column_share"].idxmax()]
+        rows.append(
+            [
+                f"`{model}`",
+                f"{threshold:g}",
+                f"{own['column_share'].mean():.2%}",
+                f"{worst['column_share']:.2%} (layer {worst['layer']}, {worst['linear']})",
+                f"{own['row_share'].mean():.2%}",
+                number(own["max_abs"].max()),
+            ]
+        )
+    header = ["model", "threshold", "columns, mean", "columns, most", "rows, mean", "largest magnitude"]
+    return markdown.table(header, rows, "lrrrrr")
+
+
+def attention(study: Study) -> str | None:
+    """Each kernel at the longest context that any ran, prefill and decode; None if not measured."""
+    frame = study.table("attention")
+    if frame.empty:
+        return None
+    rows = []
+    for (model, phase), own in frame.groupby(["model", "phase"], sort=False):
+        longest = own.loc[own["time_ms"].notna(), "context"].max()
+        for _, row in own[own["context"] == longest].iterrows():
+            names = [f"`{model}`", phase, f"{longest:.0f}", f"`{row['attention']}`"]
+            if row["status"] != "ok":
+                rows.append([*names, markdown.failure(row), *[f"`{row['status']}`"] * 3])
+                continue
+            rate = (
+                f"{number(row['tflops'])} TFLOP/s" if pd.notna(row["tflops"]) else markdown.value(row["gb_s"], " GB/s")
+            )
+            rows.append(
+                [
+                    *names,
+                    markdown.with_interval(row["time_ms"], row["time_low_ms"], row["time_high_ms"]),
+                    rate,
+                    markdown.value(row["extra_mib"]),
+                    markdown.value(row["max_abs_error"]),
+                ]
+            )
+    header = ["model", "phase", "context", "kernel", "time, ms [range]", "rate", "workspace, MiB", "largest error"]
+    return markdown.table(header, rows, "llrlrrrr") if rows else None
+
+
+def crossover(study: Study) -> str | None:
+    """Where one configuration overtakes another, in words; None if there are fewer than two points to compare."""
+    frame = study.table("crossover")
+    if frame.empty:
+        return None
+    rows = [
+        [
+            f"`{row['model']}`",
+            f"`{row['precision']}` {row['attention']}, {row['runtime']}",
+            f"`{row['reference']}`",
+            f"{row['along']}, by {row['quantity']}",
+            markdown.plain(str(row["text"])),
+        ]
+        for _, row in ordered(study, frame).iterrows()
+    ]
+    return markdown.table(["model", "candidate", "against", "along", "cross-over"], rows, "lllll")
+
+
+def capacity(study: Study) -> str | None:
+    """The largest batch that fits; None if not predicted."""
+    return listing(
+        study,
+        "capacity",
+        {
+            "attention": ("attention", str),
+            "runtime": ("runtime", str),
+            "context_tokens": ("context", lambda x: f"{x:.0f}"),
+            "largest_batch": ("largest batch", markdown.value),
+            "fits_gib": ("predicted peak, GiB", markdown.value),
+            "device_gib": ("device, GiB", markdown.value),
+            "largest_ok": ("largest run", lambda x: "none tried" if pd.isna(x) else f"{x:.0f}"),
+            "smallest_oom": ("smallest out of memory", lambda x: "none" if pd.isna(x) else f"{x:.0f}"),
+        },
+        "llllrrrrrr",
+    )
+
+
+def listing(study: Study, name: str, columns: dict, align: str) -> str | None:
+    """Model, precision and some columns of a table; ``columns``: column → (title, how to show it)."""
+    frame = study.table(name)
+    if frame.empty:
+        return None
+    rows = []
+    for _, row in ordered(study, frame).iterrows():
+        names = [f"`{row['model']}`", f"`{row['precision']}`"]
+        if row["status"] != "ok":
+            rows.append([*names, markdown.failure(row), *[f"`{row['status']}`"] * (len(columns) - 1)])
+        else:
+            rows.append([*names, *(show(row[column]) for column, (_, show) in columns.items())])
+    return markdown.table(["model", "precision", *(title for title, _ in columns.values())], rows, align)
+
+
+def ordered(study: Study, frame: pd.DataFrame, *then: str) -> pd.DataFrame:
+    """Rows by model as configured, then by precision as everywhere."""
+    parts = [sort(frame[frame["model"] == model], *then) for model in study.models]
+    return pd.concat(parts)

@@ -1,0 +1,90 @@
+"""Tables of quality and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from llmstudy import selection
+from llmstudy.figures.style import sort
+from llmstudy.rendering import markdown
+from llmstudy.studies import Study
+
+SAMPLE_CHARACTERS = 400
+
+
+def table(study: Study, model: str) -> str | None:
+    """Every precision of a model at the first corpus and protocol; None if quality was not measured."""
+    graded = selection.graded(study)
+    own = graded[graded["model"] == model] if len(graded) else graded
+    if own.empty:
+        return None
+    rows = []
+    for _, row in sort(own).iterrows():
+        again = row["precision"] == study.focus(model)["reference"]
+        name = f"`{row['precision']}`" + (" again (noise floor)" if again else "")
+        if row["status"] != "ok":
+            rows.append([name, markdown.failure(row), *[f"`{row['status']}`"] * 5])
+            continue
+        rows.append(
+            [
+                name,
+                markdown.with_interval(row["ppl"], row["ppl_low"], row["ppl_high"]),
+                markdown.with_interval(row["ppl_ratio"], row["ppl_ratio_low"], row["ppl_ratio_high"], markdown.ratio),
+                markdown.with_interval(row["kl_nats"], row["kl_low_nats"], row["kl_high_nats"]),
+                markdown.value(row["kl_p99_nats"]),
+                markdown.with_interval(row["top1_agreement"], row["top1_low"], row["top1_high"], markdown.percent),
+                markdown.percent(row["top5_overlap"]),
+            ]
+        )
+    header = [
+        "precision",
+        "perplexity",
+        "÷ reference's",
+        "KL, nats",
+        "KL p99, nats",
+        "top-1 agreement",
+        "top-5 overlap",
+    ]
+    return markdown.table(header, rows)
+
+
+def conventions(study: Study, model: str) -> str | None:
+    """Every corpus and protocol in every convention; None if quality was not measured."""
+    own = study.of_model("quality", model)
+    if own.empty:
+        return None
+    rows = []
+    for _, row in sort(own, "corpus", "protocol").iterrows():
+        names = [f"`{row['precision']}`", row["corpus"], f"`{row['protocol']}`"]
+        if row["status"] != "ok":
+            rows.append([*names, markdown.failure(row), *[f"`{row['status']}`"] * 5])
+            continue
+        numbers = ("tokens", "nll", "ppl", "word_ppl", "byte_ppl", "bits_per_byte")
+        rows.append([*names, *(markdown.value(row[column]) for column in numbers)])
+    header = ["precision", "corpus", "protocol", "tokens", "NLL", "token PPL", "word PPL", "byte PPL", "bits per byte"]
+    return markdown.table(header, rows, "lllrrrrrr")
+
+
+def samples(study: Study) -> Iterator[tuple[str, str, str]]:
+    """(model, prompt, table of continuations) for every prompt."""
+    frame = study.table("samples")
+    for (model, prompt), rows in frame.groupby(["model", "prompt"], sort=False) if len(frame) else []:
+        reference = study.focus(model)["reference"]
+        lines = [continuation(row, reference) for _, row in sort(rows).iterrows()]
+        yield model, prompt, markdown.table(["precision", "continuation", "parts at token"], lines, "llr")
+
+
+def continuation(row: pd.Series, reference: str) -> list[str]:
+    """One precision's text and where it parts from the reference's."""
+    name = f"`{row['precision']}`"
+    if row["status"] != "ok":
+        return [name, markdown.failure(row), f"`{row['status']}`"]
+    text = markdown.plain(str(row["text"])[:SAMPLE_CHARACTERS].replace("\n", " ⏎ ")) or "(empty text)"
+    if row["precision"] == reference:
+        return [f"{name} (reference)", text, "–"]
+    if not row["reference_text"]:
+        return [name, text, "no reference"]
+    parted = row["first_divergence_token"]
+    return [name, text, "never" if pd.isna(parted) else f"{parted:.0f}"]

@@ -1,0 +1,95 @@
+"""Tables of speed."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from llmstudy import selection
+from llmstudy.figures.style import sort
+from llmstudy.rendering import markdown
+from llmstudy.studies import Study
+
+HEADER = ["precision", "attention", "runtime", "TTFT, ms", "TPOT, ms", "tokens/s", "MBU", "speed-up", "verdict"]
+
+
+def table(study: Study, model: str) -> str:
+    """Every configuration of a model at its workload, by precision, failures with their reason."""
+    summary = study.of_model("summary", model)
+    at_focus = selection.at_focus(study, "latency")
+    measured = selection.over_repeats(at_focus[at_focus["model"] == model])
+    intervals = measured.set_index(selection.CONFIGURATION) if len(measured) else measured
+    rows = []
+    for _, row in sort(summary, "runtime", "attention").iterrows():
+        key = tuple(row[column] for column in selection.CONFIGURATION)
+        names = [f"`{row['precision']}`", row["attention"], row["runtime"]]
+        if row["status"] != "ok":
+            rows.append([*names, markdown.failure(row), *[f"`{row['status']}`"] * 4, row["verdict"]])
+            continue
+        own = intervals.loc[key]
+        rows.append(
+            [
+                *names,
+                interval(own, "ttft_ms"),
+                interval(own, "tpot_ms"),
+                interval(own, "tokens_per_s"),
+                markdown.percent(row["mbu"]),
+                markdown.with_interval(row["speedup"], row["speedup_low"], row["speedup_high"]),
+                row["verdict"],
+            ]
+        )
+    return markdown.table(HEADER, rows, "lllrrrrrl")
+
+
+def interval(row: pd.Series, quantity: str) -> str:
+    """A quantity of latency with its interval over processes."""
+    return markdown.with_interval(row[quantity], row[f"{quantity}_low"], row[f"{quantity}_high"])
+
+
+def workloads(study: Study, model: str) -> str | None:
+    """TPOT and tokens/s at the other workloads, the fastest attention of each precision and runtime; None if none."""
+    latency = study.of_model("latency", model)
+    others = latency[~selection.of_workload(latency, study.focus(model))]
+    measured = selection.over_repeats(others)
+    if measured.empty:
+        return None
+    keys = ["precision", "runtime", *selection.WORKLOAD]
+    chosen = selection.fastest(measured.assign(status="ok"), keys)
+    rows = [
+        [
+            f"{row['batch']} × ({row['prompt_tokens']} + {row['new_tokens']})",
+            f"`{row['precision']}`",
+            row["attention"],
+            row["runtime"],
+            *(interval(row, quantity) for quantity in ("ttft_ms", "tpot_ms", "tokens_per_s")),
+            markdown.percent(row["mbu"]),
+        ]
+        for _, row in chosen.sort_values([*selection.WORKLOAD, "tpot_ms"]).iterrows()
+    ]
+    header = ["batch × (prompt + new)", "precision", "attention", "runtime", "TTFT, ms", "TPOT, ms", "tokens/s", "MBU"]
+    return markdown.table(header, rows, "llllrrrr")
+
+
+def flags(study: Study) -> list[str]:
+    """What the conditions of a measurement made worth saying, with the number of rows."""
+    latency = study.table("latency")
+    if "flags" not in latency:
+        return []
+    single = latency["flags"].str.split("; ").explode()
+    counts = single[single != ""].value_counts()
+    return [f"{markdown.plain(flag)} ({count} of {len(latency)} rows)" for flag, count in counts.items()]
+
+
+def failures(study: Study) -> str | None:
+    """Every configuration that failed anywhere, with table and full reason; None if none did."""
+    rows = []
+    for name, frame in study.tables.items():
+        if not {"status", "reason", *selection.CONFIGURATION} <= set(frame.columns) or name == "summary":
+            continue
+        failed = frame[frame["status"] != "ok"]
+        keys = [*selection.CONFIGURATION, "status", "reason"]
+        for key, group in failed.groupby(keys, sort=False, dropna=False):
+            model, precision, attention, runtime, status, reason = key
+            told = markdown.plain(str(reason)) if isinstance(reason, str) and reason else "no reason recorded"
+            configuration = f"`{model}` `{precision}` {attention}, {runtime}"
+            rows.append([name, configuration, str(len(group)), f"`{status}`", told])
+    return markdown.table(["table", "configuration", "rows", "status", "reason"], rows, "llrll") if rows else None
