@@ -1,0 +1,95 @@
+"""Markdown pages taken apart, and a checkout to try their commands in."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ROOT_PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "config/README.md",
+    "results/README.md",
+    "tests/README.md",
+]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def all_pages() -> list[str]:
+    """The documentation, relative to the repository; REPORT.md is made by the workflow and has tests of its own."""
+    return ROOT_PAGES + sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "docs").glob("*.md"))
+
+
+def read(page: str) -> str:
+    return (REPOSITORY / page).read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return [content for name, content in FENCE.findall(text) if name == language]
+
+
+def prose(text: str) -> str:
+    """The page without its fenced blocks."""
+    return FENCE.sub("", text)
+
+
+def section(text: str, title: str) -> str:
+    """What stands under a heading of the second level."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    assert found, f"no section {title!r}"
+    return found[1]
+
+
+def rows(text: str) -> list[list[str]]:
+    """Cells of all table rows without heads, stripped."""
+    found, head = [], True
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            head = True
+            continue
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if set("".join(cells)) <= set("-: "):
+            head = False
+        elif not head:
+            found.append(cells)
+    return found
+
+
+def code_spans(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", prose(text))
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors that GitHub gives the headings of a page, and those set by hand."""
+    titles = re.findall(r"^#+ (.*)$", prose(text), re.M)
+    slugs = {re.sub(r"[^\w\- ]", "", title.replace("`", "").lower()).strip().replace(" ", "-") for title in titles}
+    return slugs | set(re.findall(r'<a (?:id|name)="([^"]+)"', text))
+
+
+def workspace(folder: Path) -> Path:
+    """A folder that Snakemake takes for a checkout; results and fetched files of the real one are not in it."""
+    for name in ("Snakefile", "config", "envs", "slurm", "workflow"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    return folder
+
+
+def dry_run(folder: Path, *arguments: str) -> str:
+    """What ``snakemake -n`` prints in a workspace; fails the test where it fails."""
+    run = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-n", *arguments], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout + run.stderr
+
+
+def job_counts(output: str) -> dict[str, int]:
+    """Rule → number of jobs, from a dry run."""
+    found = re.search(r"^Job stats:\n.*\n[- ]+\n((?:\w+ +\d+\n)+)", output, re.M)
+    assert found, output
+    return {name: int(count) for name, count in (line.split() for line in found[1].splitlines())}
