@@ -8,7 +8,6 @@ import pandas as pd
 
 from llmstudy import selection
 from llmstudy.rendering import markdown
-from llmstudy.statistics.latency import process_interval
 from llmstudy.studies import SYNTHETIC, Study
 
 
@@ -48,13 +47,15 @@ def heading(precision: str, study: Study) -> str:
 def model_rows(study: Study, model: str, precisions: list[str]) -> list[list[str]]:
     """A line that names the model and its workload, then a line per metric."""
     chosen = selection.fastest(study.of_model("summary", model), ["precision"]).set_index("precision", drop=False)
+    measured = times(study)
     metrics: dict[str, Callable] = {
-        "end-to-end latency, ms": lambda row: end_to_end(study, row),
-        "TPOT, ms": lambda row: markdown.with_interval(row["tpot_ms"], row["tpot_low_ms"], row["tpot_high_ms"]),
+        "end-to-end latency, ms": lambda row: interval(measured, row, "e2e_ms"),
+        "TTFT, ms": lambda row: interval(measured, row, "ttft_ms"),
+        "TPOT, ms": lambda row: interval(measured, row, "tpot_ms"),
         "memory, GiB": lambda row: markdown.value(row["memory_gib"]),
     }
     if not study.is_synthetic(model):
-        metrics["perplexity"] = lambda row: markdown.with_interval(row["ppl"], row["ppl_low"], row["ppl_high"])
+        metrics["perplexity"] = lambda row: perplexity(row)
         metrics["perplexity ÷ original's"] = lambda row: perplexity_ratio(study, row)
     metrics["measured as"] = lambda row: f"{row['attention']}, {row['runtime']}"
     lines = []
@@ -74,14 +75,21 @@ def cell(chosen: pd.DataFrame, precision: str, show: Callable, why: bool) -> str
     return show(row)
 
 
-def end_to_end(study: Study, row: pd.Series) -> str:
-    """Time of the whole call with its interval over processes."""
-    latency = study.of_model("latency", row["model"])
-    same = (latency["status"] == "ok") & selection.of_workload(latency, study.focus(row["model"]))
-    for column in selection.CONFIGURATION:
-        same &= latency[column] == row[column]
-    found = process_interval(latency.loc[same, "e2e_ms"])
-    return markdown.with_interval(found.value, found.low, found.high)
+def times(study: Study) -> pd.DataFrame:
+    """Intervals of every configuration's times at its model's workload, by configuration."""
+    measured = selection.over_repeats(selection.at_focus(study, "latency"))
+    return measured.set_index(selection.CONFIGURATION) if len(measured) else measured
+
+
+def interval(times: pd.DataFrame, row: pd.Series, quantity: str) -> str:
+    """A quantity of a configuration with its interval over processes."""
+    own = times.loc[tuple(row[column] for column in selection.CONFIGURATION)]
+    return markdown.with_interval(own[quantity], own[f"{quantity}_low"], own[f"{quantity}_high"])
+
+
+def perplexity(row: pd.Series) -> str:
+    """Perplexity with its interval over documents."""
+    return markdown.with_interval(row["ppl"], row["ppl_low"], row["ppl_high"], markdown.perplexity)
 
 
 def perplexity_ratio(study: Study, row: pd.Series) -> str:

@@ -54,6 +54,11 @@ def with_interval(x: float, low: float, high: float, show=number) -> str:
     return f"{show(float(x))}<br>[{show(float(low))}, {show(float(high))}]"
 
 
+def perplexity(x: float) -> str:
+    """A perplexity or NLL with the digits in which precisions differ."""
+    return NOT_APPLICABLE if pd.isna(x) else f"{x:,.4g}" if x < 1000 else number(x)
+
+
 def ratio(x: float) -> str:
     """A ratio with enough digits to tell it from 1."""
     return f"{x:.4f}" if 0.5 < x < 2 else number(x)

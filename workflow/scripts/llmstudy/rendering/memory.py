@@ -31,13 +31,14 @@ def table(study: Study, model: str) -> str | None:
     return _table(sort(chosen.merge(memory, on=CONFIGURATION)), ["precision", "attention", "runtime"])
 
 
-def every(study: Study, model: str) -> str | None:
-    """Every configuration and workload of a model; None if memory was not measured."""
+def workloads(study: Study, model: str) -> str | None:
+    """The same configurations at the other workloads; None if there are none."""
     memory = study.of_model("memory", model)
     if memory.empty:
         return None
-    names = ["precision", "attention", "runtime", *selection.WORKLOAD]
-    return _table(sort(memory, *selection.WORKLOAD, "runtime", "attention"), names)
+    chosen = selection.fastest(study.of_model("summary", model), ["precision"])[CONFIGURATION]
+    others = chosen.merge(memory[~selection.of_workload(memory, study.focus(model))], on=CONFIGURATION)
+    return _table(sort(others, *selection.WORKLOAD), ["precision", "attention", "runtime", *selection.WORKLOAD])
 
 
 def _table(rows: pd.DataFrame, names: list[str]) -> str | None:

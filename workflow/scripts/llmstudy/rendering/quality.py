@@ -8,7 +8,7 @@ import pandas as pd
 
 from llmstudy import selection
 from llmstudy.figures.style import sort
-from llmstudy.rendering import markdown
+from llmstudy.rendering import answer, markdown
 from llmstudy.studies import Study
 
 SAMPLE_CHARACTERS = 400
@@ -30,7 +30,7 @@ def table(study: Study, model: str) -> str | None:
         rows.append(
             [
                 name,
-                markdown.with_interval(row["ppl"], row["ppl_low"], row["ppl_high"]),
+                answer.perplexity(row),
                 markdown.with_interval(row["ppl_ratio"], row["ppl_ratio_low"], row["ppl_ratio_high"], markdown.ratio),
                 markdown.with_interval(row["kl_nats"], row["kl_low_nats"], row["kl_high_nats"]),
                 markdown.value(row["kl_p99_nats"]),
@@ -61,8 +61,8 @@ def conventions(study: Study, model: str) -> str | None:
         if row["status"] != "ok":
             rows.append([*names, markdown.failure(row), *[f"`{row['status']}`"] * 5])
             continue
-        numbers = ("tokens", "nll", "ppl", "word_ppl", "byte_ppl", "bits_per_byte")
-        rows.append([*names, *(markdown.value(row[column]) for column in numbers)])
+        numbers = ("nll", "ppl", "word_ppl", "byte_ppl", "bits_per_byte")
+        rows.append([*names, markdown.value(row["tokens"]), *(markdown.perplexity(row[column]) for column in numbers)])
     header = ["precision", "corpus", "protocol", "tokens", "NLL", "token PPL", "word PPL", "byte PPL", "bits per byte"]
     return markdown.table(header, rows, "lllrrrrrr")
 

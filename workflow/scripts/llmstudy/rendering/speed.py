@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
 from llmstudy import selection
 from llmstudy.figures.style import sort
-from llmstudy.rendering import markdown
+from llmstudy.rendering import answer, markdown
 from llmstudy.studies import Study
 
 HEADER = ["precision", "attention", "runtime", "TTFT, ms", "TPOT, ms", "tokens/s", "MBU", "speed-up", "verdict"]
@@ -15,34 +13,25 @@ HEADER = ["precision", "attention", "runtime", "TTFT, ms", "TPOT, ms", "tokens/s
 def table(study: Study, model: str) -> str:
     """Every configuration of a model at its workload, by precision, failures with their reason."""
     summary = study.of_model("summary", model)
-    at_focus = selection.at_focus(study, "latency")
-    measured = selection.over_repeats(at_focus[at_focus["model"] == model])
-    intervals = measured.set_index(selection.CONFIGURATION) if len(measured) else measured
+    measured = answer.times(study)
     rows = []
     for _, row in sort(summary, "runtime", "attention").iterrows():
-        key = tuple(row[column] for column in selection.CONFIGURATION)
         names = [f"`{row['precision']}`", row["attention"], row["runtime"]]
         if row["status"] != "ok":
             rows.append([*names, markdown.failure(row), *[f"`{row['status']}`"] * 4, row["verdict"]])
             continue
-        own = intervals.loc[key]
         rows.append(
             [
                 *names,
-                interval(own, "ttft_ms"),
-                interval(own, "tpot_ms"),
-                interval(own, "tokens_per_s"),
+                answer.interval(measured, row, "ttft_ms"),
+                answer.interval(measured, row, "tpot_ms"),
+                answer.interval(measured, row, "tokens_per_s"),
                 markdown.percent(row["mbu"]),
                 markdown.with_interval(row["speedup"], row["speedup_low"], row["speedup_high"]),
                 row["verdict"],
             ]
         )
     return markdown.table(HEADER, rows, "lllrrrrrl")
-
-
-def interval(row: pd.Series, quantity: str) -> str:
-    """A quantity of latency with its interval over processes."""
-    return markdown.with_interval(row[quantity], row[f"{quantity}_low"], row[f"{quantity}_high"])
 
 
 def workloads(study: Study, model: str) -> str | None:
@@ -60,7 +49,10 @@ def workloads(study: Study, model: str) -> str | None:
             f"`{row['precision']}`",
             row["attention"],
             row["runtime"],
-            *(interval(row, quantity) for quantity in ("ttft_ms", "tpot_ms", "tokens_per_s")),
+            *(
+                markdown.with_interval(row[quantity], row[f"{quantity}_low"], row[f"{quantity}_high"])
+                for quantity in ("ttft_ms", "tpot_ms", "tokens_per_s")
+            ),
             markdown.percent(row["mbu"]),
         ]
         for _, row in chosen.sort_values([*selection.WORKLOAD, "tpot_ms"]).iterrows()
