@@ -28,7 +28,12 @@ rule aggregate_latency:
         library=dependencies.files("tables.latency"),
         records=records("latency"),
     output:
-        f"{RESULTS}/latency.csv",
+        report(
+            f"{RESULTS}/latency.csv",
+            caption="../report/captions/table_latency.rst",
+            category="Tables",
+            labels={"name": "latency.csv"},
+        ),
     log:
         f"{RESULTS}/logs/aggregate_latency.log",
     conda:
@@ -42,7 +47,12 @@ rule aggregate_memory:
         library=dependencies.files("tables.memory"),
         records=records("memory"),
     output:
-        f"{RESULTS}/memory.csv",
+        report(
+            f"{RESULTS}/memory.csv",
+            caption="../report/captions/table_memory.rst",
+            category="Tables",
+            labels={"name": "memory.csv"},
+        ),
     log:
         f"{RESULTS}/logs/aggregate_memory.log",
     conda:
@@ -56,13 +66,18 @@ rule aggregate_quality:
         library=dependencies.files("tables.quality"),
         records=records("quality"),
     output:
-        f"{RESULTS}/quality.csv",
-    params:
-        reference=config["reference"],
+        report(
+            f"{RESULTS}/quality.csv",
+            caption="../report/captions/table_quality.rst",
+            category="Tables",
+            labels={"name": "quality.csv"},
+        ),
     log:
         f"{RESULTS}/logs/aggregate_quality.log",
     conda:
         "../../envs/report.yaml"
+    params:
+        reference=config["reference"],
     script:
         "../scripts/aggregate_quality.py"
 
@@ -72,13 +87,18 @@ rule aggregate_samples:
         library=dependencies.files("tables.samples"),
         records=records("samples"),
     output:
-        f"{RESULTS}/samples.csv",
-    params:
-        reference=config["reference"],
+        report(
+            f"{RESULTS}/samples.csv",
+            caption="../report/captions/table_samples.rst",
+            category="Tables",
+            labels={"name": "samples.csv"},
+        ),
     log:
         f"{RESULTS}/logs/aggregate_samples.log",
     conda:
         "../../envs/report.yaml"
+    params:
+        reference=config["reference"],
     script:
         "../scripts/aggregate_samples.py"
 
@@ -90,15 +110,25 @@ rule judge_precisions:
         memory=f"{RESULTS}/memory.csv",
         quality=f"{RESULTS}/quality.csv",
     output:
-        summary=f"{RESULTS}/summary.csv",
-        recommendation=f"{RESULTS}/recommendation.csv",
-    params:
-        focus=plan.focus(config),
-        limits=config["limits"],
-        smallest=config["verdict"]["smallest_effect_percent"],
+        summary=report(
+            f"{RESULTS}/summary.csv",
+            caption="../report/captions/table_summary.rst",
+            category="Answer",
+            labels={"name": "summary.csv"},
+        ),
+        recommendation=report(
+            f"{RESULTS}/recommendation.csv",
+            caption="../report/captions/table_recommendation.rst",
+            category="Answer",
+            labels={"name": "recommendation.csv"},
+        ),
     log:
         f"{RESULTS}/logs/judge_precisions.log",
     conda:
         "../../envs/report.yaml"
+    params:
+        focus=plan.focus(config),
+        limits=config["limits"],
+        smallest=config["verdict"]["smallest_effect_percent"],
     script:
         "../scripts/judge_precisions.py"

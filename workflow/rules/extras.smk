@@ -86,7 +86,12 @@ rule aggregate_extra:
         library=extra_table_library,
         records=extra_records,
     output:
-        f"{RESULTS}/{{extra}}.csv",
+        report(
+            f"{RESULTS}/{{extra}}.csv",
+            caption="../report/captions/table_extra.rst",
+            category="Explanations",
+            labels={"name": "{extra}.csv"},
+        ),
     log:
         f"{RESULTS}/logs/aggregate_{{extra}}.log",
     conda:
@@ -101,7 +106,12 @@ rule aggregate_sweep:
         records=sweep_records(),
         quality=sweep_references(),
     output:
-        f"{RESULTS}/sweep.csv",
+        report(
+            f"{RESULTS}/sweep.csv",
+            caption="../report/captions/table_extra.rst",
+            category="Explanations",
+            labels={"name": "sweep.csv"},
+        ),
     log:
         f"{RESULTS}/logs/aggregate_sweep.log",
     conda:
@@ -117,7 +127,12 @@ rule find_crossovers:
         library=dependencies.files("tables.crossover"),
         latency=f"{RESULTS}/latency.csv",
     output:
-        f"{RESULTS}/crossover.csv",
+        report(
+            f"{RESULTS}/crossover.csv",
+            caption="../report/captions/table_extra.rst",
+            category="Explanations",
+            labels={"name": "crossover.csv"},
+        ),
     log:
         f"{RESULTS}/logs/find_crossovers.log",
     conda:
@@ -135,7 +150,12 @@ rule predict_capacity:
         memory=f"{RESULTS}/memory.csv",
         records=records("memory"),
     output:
-        f"{RESULTS}/capacity.csv",
+        report(
+            f"{RESULTS}/capacity.csv",
+            caption="../report/captions/table_extra.rst",
+            category="Explanations",
+            labels={"name": "capacity.csv"},
+        ),
     log:
         f"{RESULTS}/logs/predict_capacity.log",
     conda:

@@ -70,7 +70,7 @@ for figure, entry in FIGURES.items():
                 f"{RESULTS}/figures/{figure}.svg",
                 caption=f"../report/captions/{figure}.rst",
                 category=entry.category,
-                labels={"figure": entry.title},
+                labels={"name": entry.title},
             ),
             png=f"{RESULTS}/figures/{figure}.png",
         log:

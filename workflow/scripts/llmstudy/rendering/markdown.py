@@ -56,7 +56,9 @@ def with_interval(x: float, low: float, high: float, show=number) -> str:
 
 def perplexity(x: float) -> str:
     """A perplexity or NLL with the digits in which precisions differ."""
-    return NOT_APPLICABLE if pd.isna(x) else f"{x:,.4g}" if x < 1000 else number(x)
+    if pd.isna(x):
+        return NOT_APPLICABLE
+    return f"{x:.3f}" if x < 10 else f"{x:,.2f}"
 
 
 def ratio(x: float) -> str:
