@@ -139,9 +139,8 @@ def main() -> None:
         torch.cuda.empty_cache()
         options.output.write_text(json.dumps(result | {"rows": [asdict(row) for row in rows]}, indent=1))
     print(f"{result['device']}, torch {result['torch']}, copy bandwidth {bandwidth / 1e12:.2f} TB/s\n")
-    print(
-        "| precision | batch | prompt | TTFT ms | TPOT ms (range) | MBU | peak GiB |\n| --- | --- | --- | --- | --- | --- | --- |"
-    )
+    print("| precision | batch | prompt | TTFT ms | TPOT ms (range) | MBU | peak GiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
         print(
             f"| {row.precision} | {row.batch} | {row.prompt_tokens} | {row.ttft_ms:.1f} | {row.tpot_ms:.3f} "

@@ -96,10 +96,14 @@ def choose(m: int, n_out: int, in_features: int, dtype: torch.dtype, weight_dtyp
 
 
 def _matvec_tile(n_out: int, in_features: int, itemsize: int, gated: bool) -> MatvecTile:
+    # x and the rows of weights lie in registers: more columns need more threads.
+    columns = 4096 if gated else 12288
+    warps = min(16, 4 * triton.next_power_of_2(triton.cdiv(in_features, columns)))
     if itemsize > 1:
-        return MatvecTile(block_n=2, block_k=4096 // itemsize, warps=4, rounds=1 if gated or itemsize > 2 else 2)
+        rounds = 1 if gated or itemsize > 2 else 2
+        return MatvecTile(block_n=2, block_k=1024 * warps // itemsize, warps=warps, rounds=rounds)
     if in_features > 4096:
-        return MatvecTile(block_n=2 if gated else 4, block_k=2048, warps=4)
+        return MatvecTile(block_n=4 if warps == 4 else 2, block_k=512 * warps, warps=warps)
     if gated or n_out < 4096:
         return MatvecTile(block_n=4, block_k=4096, warps=4)
     if n_out < 8192:

@@ -100,11 +100,9 @@ def extract(model: nn.Module) -> LlamaWeights:
     attention = model.model.layers[0].self_attn
     if config.hidden_act not in ("silu", "swish"):
         raise Unsupported(f"the graph runtime knows the activation silu, not {config.hidden_act!r}")
-    if getattr(model.model.rotary_emb, "rope_type", "default") in ("dynamic", "longrope"):
-        raise Unsupported(
-            f"the graph runtime computes rotary angles once, but rope type {model.model.rotary_emb.rope_type!r} changes "
-            "them with the length"
-        )
+    rope_type = getattr(model.model.rotary_emb, "rope_type", "default")
+    if rope_type in ("dynamic", "longrope"):
+        raise Unsupported(f"the graph runtime computes rotary angles once; rope type {rope_type!r} changes them")
     return LlamaWeights(
         embedding=model.model.embed_tokens.weight.detach(),
         layers=tuple(_layer(layer) for layer in model.model.layers),
