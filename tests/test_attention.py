@@ -67,8 +67,10 @@ def test_a_fallback_is_not_passed_off_as_what_was_asked_for(run, asked, ran, tol
 
 def test_a_forced_backend_without_a_kernel_raises_instead_of_falling_back():
     q = torch.randn(1, 2, 4, 8)
-    with attention.forced("sdpa-cudnn"), pytest.raises(RuntimeError):
+    with pytest.raises(Unsupported, match="'sdpa-cudnn'.*no such kernel"), attention.forced("sdpa-cudnn"):
         scaled_dot_product_attention(q, q, q)
+    with pytest.raises(RuntimeError, match="own mistake"), attention.forced("sdpa-cudnn"):
+        raise RuntimeError("own mistake")
 
 
 def test_nothing_stays_forced():

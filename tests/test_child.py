@@ -130,6 +130,16 @@ def test_a_piece_in_the_making_is_not_reported(run):
     assert outcome.result["samples"] == {"all": [1]}
 
 
+@pytest.mark.parametrize(
+    ("statuses", "told"),
+    [(["ok", "oom"], ("ok", "")), (["oom", "error"], ("oom", "why oom")), ([], ("ok", "")), (["ok"], ("ok", ""))],
+)
+@pytest.mark.parametrize("kind", ["workloads", "protocols"])
+def test_a_measurement_without_one_success_is_not_ok(kind, statuses, told):
+    samples = {kind: [{"status": status, "reason": f"why {status}"} for status in statuses]}
+    assert tuple(worker.status_of(samples).values()) == told
+
+
 def test_a_full_disk_costs_the_piece_that_did_not_fit(run):
     outcome = run(
         f"""

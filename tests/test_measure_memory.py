@@ -53,6 +53,28 @@ def test_the_peak_of_the_host_sees_an_allocation_of_its_phase():
     assert probe.reading()["peak_rss_growth_bytes"] < grown / 2  # the next phase begins from what is left
 
 
+def test_code_does_not_count_as_memory_of_the_model(tiny_weights, tiny_corpus, tmp_path):
+    """In a process of its own: there importing transformers and bitsandbytes takes 160 MB, the model half of one."""
+    import json
+    import os
+    import subprocess
+    import sys
+
+    told = tiny.job("memory", tiny_weights, tiny_corpus, precision="nf4")
+    (tmp_path / "job.json").write_text(json.dumps(told))
+    command = [
+        sys.executable,
+        "-m",
+        "llmstudy.worker",
+        *(str(tmp_path / name) for name in ("job.json", "out.json", ".")),
+    ]
+    library = os.path.dirname(os.path.dirname(memory.__file__))
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": os.path.dirname(library)})
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["status"] == "ok"
+    assert result["samples"]["load"]["peak_rss_growth_bytes"] < 40 * 2**20
+
+
 def test_one_workload_that_does_not_fit_costs_no_other(session, monkeypatch):
     real = memory.prompt_batch
 

@@ -149,7 +149,11 @@ def test_a_rules_outputs_are_filled_from_what_the_child_leaves(monkeypatch, tmp_
     faults.install(
         monkeypatch,
         tmp_path / "stand-in",
-        "for name in ('arrays.npz', 'text.top5.npy'): (session.artifacts / name).write_text(name)",
+        """
+        for name in ('arrays.npz', 'text.top5.npy'):
+            (session.artifacts / name).write_text(name)
+        return {}
+        """,
     )
     steps.measure(Rule(tmp_path, ["bf16.sdpa.r0.json", "bf16.sdpa.r0.npz", "reference/text.top5.npy"], faults.job()))
     assert records.read(tmp_path / "bf16.sdpa.r0.json")["status"] == "ok"

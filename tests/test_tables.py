@@ -228,6 +228,12 @@ def test_memory_in_gib_by_component_and_phase(record, tmp_path):
     assert math.isnan(row["peak_reserved_gib"]) and math.isnan(row["driver_gib"])  # does not apply on a CPU
 
 
+def test_the_hosts_peak_may_be_that_of_loading(record, tmp_path):
+    found = memory_samples(held(WORKLOADS[0])) | {"load": phase(9.0, 9.5)}
+    row = only(table(memory, [record("memory", found, settings={"workloads": WORKLOADS[:1]})], tmp_path))
+    assert row["peak_rss_gib"] == 9.5
+
+
 def test_on_a_gpu_the_allocators_peak_counts(record, tmp_path):
     found = memory_samples(held(WORKLOADS[0], cuda=True), cuda=True)
     row = only(table(memory, [record("memory", found, settings={"workloads": WORKLOADS[:1]})], tmp_path))

@@ -47,6 +47,9 @@ _KERNELS = (
     "flash_attn",
 )
 
+# What PyTorch says on a CPU and on a GPU when the forced backend cannot serve a call.
+_NO_KERNEL = ("No viable backend for scaled_dot_product_attention", "No available kernel")
+
 
 def get(name: str) -> Attention:
     """The choice called ``name``; raises StudyError if there is none."""
@@ -57,12 +60,22 @@ def get(name: str) -> Attention:
 
 @contextmanager
 def forced(name: str) -> Iterator[None]:
-    """Within this context PyTorch may use no other SDPA backend than the one that ``name`` asks for."""
+    """Within this context PyTorch may use no other SDPA backend than the one that ``name`` asks for.
+
+    Raises Unsupported where that backend has no kernel for the device, dtype or shape.
+    """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     backend = get(name).backend
     with sdpa_kernel(getattr(SDPBackend, backend)) if backend else nullcontext():
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            if not any(words in str(error) for words in _NO_KERNEL):
+                raise
+            raise Unsupported(
+                f"attention {name!r}: PyTorch has no such kernel for this device, dtype or shape"
+            ) from error
 
 
 def kernels_that_ran(run: Callable[[], object]) -> set[str]:

@@ -28,7 +28,7 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
         limit_host_memory(job["limits"].get("host_memory_mb"), result["device"])
 
         def save(samples: dict) -> None:
-            # A copy: a piece in the making never shows, and one that cannot be written (NaN, a full disk) costs no other.
+            # A copy: a piece in the making never shows; one that cannot be written (NaN, a full disk) costs no other.
             finished = json.loads(json.dumps(samples, allow_nan=False))
             replace_json(target, result | {"samples": finished})
             result["samples"] = finished
@@ -36,12 +36,20 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
         session = Session(job=job, device=result["device"], artifacts=Path(artifacts), save=save)
         result["provenance"] = session.provenance
         save(measure(session))
-        result |= {"status": "ok", "reason": ""}
+        result |= status_of(result["samples"])
     except BaseException as error:  # noqa: BLE001 - whatever happens becomes a record
         status, reason = classify(error)
         print("\n".join(traceback_tail(error, 60)), file=sys.stderr)
         result |= {"status": status, "reason": reason, "traceback": traceback_tail(error)}
     replace_json(target, result)
+
+
+def status_of(samples: dict) -> dict:
+    """``ok`` as soon as one workload or protocol is; when none is, the status and reason of the first."""
+    entries = samples.get("workloads", []) + samples.get("protocols", [])
+    if not entries or any(entry["status"] == "ok" for entry in entries):
+        return {"status": "ok", "reason": ""}
+    return {key: entries[0][key] for key in ("status", "reason")}
 
 
 def replace_json(path: Path, value: dict) -> None:

@@ -44,7 +44,7 @@ def rows_of(record: dict) -> list[dict]:
     for workload, entry in planned_workloads(record):
         row = identity(record, entry) | workload | shared
         if entry and entry["status"] == "ok":
-            row |= peaks(entry, shared)
+            row |= peaks(entry, samples["load"], shared["weights_gib"])
         rows.append(row)
     return rows
 
@@ -55,17 +55,17 @@ def weights_columns(weights: dict[str, dict[str, int]]) -> dict:
     return columns | {"weights_gib": sum(columns.values())}
 
 
-def peaks(entry: dict, shared: dict) -> dict:
+def peaks(entry: dict, load: dict, weights_gib: float) -> dict:
     """The columns of one measured workload."""
     decode = entry["decode"]
     kv_cache_gib = entry["kv_cache_bytes"] / GIB
     return {
         "kv_cache_gib": kv_cache_gib,
         "kv_cache_measured_prefill_gib": entry["kv_cache_measured_prefill_bytes"] / GIB,
-        "workspace_gib": max(0.0, peak(decode) - shared["weights_gib"] - kv_cache_gib),
+        "workspace_gib": max(0.0, peak(decode) - weights_gib - kv_cache_gib),
         "peak_prefill_gib": peak(entry["prefill"]),
         "peak_decode_gib": peak(decode),
-        "peak_rss_gib": max(entry[phase]["peak_rss_bytes"] for phase in ("prefill", "decode")) / GIB,
+        "peak_rss_gib": max(phase["peak_rss_bytes"] for phase in (load, entry["prefill"], decode)) / GIB,
         "peak_reserved_gib": _gib(decode.get("peak_reserved_bytes")),
         "driver_gib": _gib(decode.get("driver_bytes")),
     }
