@@ -182,6 +182,13 @@ def test_every_dependency_has_its_reason():
     assert set(requirements("requirements.txt")) | set(requirements("requirements-dev.txt")) <= named
 
 
+def test_the_files_that_tests_readme_tells_of_exist():
+    folder = pages.REPOSITORY / "tests"
+    told = [span for span in pages.code_spans(pages.read("tests/README.md")) if re.match(r"test_|\w+/$", span)]
+    assert len(told) > 15
+    assert [name for name in told if not list(folder.glob(name.rstrip("/")))] == []
+
+
 def test_hooks_run_the_pinned_tools():
     hooks = yaml.safe_load(pages.read(".pre-commit-config.yaml"))["repos"]
     pins = requirements("requirements-dev.txt")
