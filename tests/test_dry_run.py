@@ -1,0 +1,156 @@
+"""The workflow itself: a dry run of every shipped config, linters, and mistakes that stop before any job."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+from llmstudy import figures
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+# Once each in every study.
+ONCE = [
+    "aggregate_latency",
+    "aggregate_memory",
+    "aggregate_provenance",
+    "aggregate_quality",
+    "aggregate_samples",
+    "judge_precisions",
+    "render_report",
+    "all",
+]
+EXPECTED = {
+    # 5 precisions × 2 attention kernels (× 2 repeats); quality and samples under one kernel
+    "config.yaml": {
+        "fetch_weights": 1,
+        "fetch_corpus": 1,
+        "measure_latency": 20,
+        "measure_memory": 10,
+        "keep_reference": 1,
+        "measure_quality": 5,
+        "generate_samples": 5,
+    },
+    # 5 precisions × 2 attention kernels (× 5 repeats)
+    "llama2-7b.yaml": {
+        "fetch_weights": 1,
+        "fetch_corpus": 1,
+        "measure_latency": 50,
+        "measure_memory": 10,
+        "keep_reference": 1,
+        "measure_quality": 5,
+        "generate_samples": 5,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of what a fresh clone has, without anybody's results."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for part in ("workflow", "config", "envs"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Snakefile", folder)
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str) -> tuple[int, str]:
+    command = [BIN / "snakemake", *arguments]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    return run.returncode, run.stdout + run.stderr
+
+
+def jobs(output: str) -> dict[str, int]:
+    """Jobs by rule, from the table that a dry run prints."""
+    found = dict(re.findall(r"^(\w+) +(\d+)$", output, flags=re.MULTILINE))
+    assert sum(int(count) for rule, count in found.items() if rule != "total") == int(found.pop("total"))
+    return {rule: int(count) for rule, count in found.items()}
+
+
+def write(folder: Path, config: dict) -> str:
+    (folder / "study.yaml").write_text(yaml.safe_dump(config))
+    return "study.yaml"
+
+
+def test_every_shipped_config_is_expected():
+    assert {path.name for path in (ROOT / "config").glob("*.yaml")} - {"h200.yaml"} == set(EXPECTED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_dry_run_plans_exactly_these_jobs(checkout, name):
+    arguments = [] if name == "config.yaml" else ["--configfile", f"config/{name}"]
+    code, output = snakemake(checkout, "-n", "--cores", "1", *arguments)
+    assert code == 0, output
+    found = jobs(output)
+    plots = {rule: count for rule, count in found.items() if rule.startswith("plot_")}
+    assert {rule: count for rule, count in found.items() if rule not in plots} == EXPECTED[name] | dict.fromkeys(
+        ONCE, 1
+    )
+    assert set(plots.values()) == {1} and {rule.removeprefix("plot_") for rule in plots} <= set(figures.FIGURES)
+
+
+@pytest.mark.slow
+def test_the_reference_study_plans_its_jobs(checkout):
+    """Four models of which one has real weights: what is judged by text is measured for that one alone."""
+    from llmstudy import config as study_config
+    from llmstudy import plan
+
+    config = study_config.complete(yaml.safe_load((checkout / "config" / "h200.yaml").read_text()))
+    code, output = snakemake(checkout, "-n", "--cores", "1", "--configfile", "config/h200.yaml")
+    assert code == 0, output
+    found = jobs(output)
+    assert found["fetch_weights"] == len(config["models"])
+    for rule, kind in [("measure_latency", "latency"), ("measure_memory", "memory"), ("measure_quality", "quality")]:
+        assert found[rule] == len(plan.measurements(config, kind)) > 0
+
+
+@pytest.mark.slow
+def test_a_study_of_ones_own_takes_nothing_from_the_default_study(checkout, tmp_path):
+    """Snakemake merges config files key by key; 20 documents of the default must not cut another study's text."""
+    (tmp_path / "model").mkdir()
+    study = tiny.study(tmp_path)
+    del study["latency"]["repeats"]
+    code, output = snakemake(checkout, "-n", "--cores", "1", "--configfile", write(checkout, study))
+    assert code == 0, output
+    assert jobs(output)["measure_latency"] == 2 * 3  # the schema's three repeats, not the default study's two
+    assert '"documents": 20' not in output and "'documents': 20" not in output
+    del study["reference"]
+    code, output = snakemake(checkout, "-n", "--cores", "1", "--configfile", write(checkout, study))
+    assert code != 0 and "key 'reference' is missing" in output
+
+
+@pytest.mark.slow
+def test_a_mistake_stops_before_any_job_with_its_one_line(checkout, tmp_path):
+    (tmp_path / "model").mkdir()
+    study = tiny.study(tmp_path, precisions=["fp32", "int7"])
+    code, output = snakemake(checkout, "--cores", "1", "--configfile", write(checkout, study))
+    assert code != 0
+    told = [line for line in output.splitlines() if "int7" in line]
+    assert len(told) == 1 and "precisions: 'int7' is not known; allowed: fp32, fp16, bf16" in told[0]
+    assert "Traceback" not in output and "Job stats" not in output
+    assert not (checkout / "results").exists() and not (checkout / "resources").exists()
+
+
+@pytest.mark.slow
+def test_snakemakes_own_linter_is_content(checkout):
+    code, output = snakemake(checkout, "--lint")
+    assert code == 0, output
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ruff", "check", "--no-cache", "."],
+        ["ruff", "format", "--no-cache", "--check", "."],
+        ["snakefmt", "--check", "Snakefile", "workflow/rules"],
+    ],
+    ids=["ruff check", "ruff format", "snakefmt"],
+)
+def test_code_is_linted_and_formatted(command):
+    run = subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
