@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import hand_made_extras
 import numpy as np
 import pandas as pd
+from hand_made_extras import identity
 from llmstudy.statistics.recommend import recommend
 from llmstudy.statistics.summary import Focus, summarise
 from llmstudy.statistics.verdict import judge
@@ -45,7 +47,6 @@ ARCHITECTURES = {
                     "tie_word_embeddings": False},
 }  # fmt: skip
 PARAMETERS = {"smollm2-135m": 134.5e6, "llama-2-7b": 6.74e9, "llama-2-70b": 68.98e9}
-OOM = "CUDA out of memory. Tried to allocate 448.00 MiB. GPU 0 has a total capacity of 139.80 GiB"
 
 
 def write_study(
@@ -76,7 +77,7 @@ def write_study(
     tables = {name: pd.DataFrame(rows[name], columns=columns[name]) for name in rows}
     for name in rows:
         write_table(rows[name], columns[name], folder / f"{name}.csv")
-    for name, frame in explanations(folder.name, models).items():
+    for name, frame in hand_made_extras.tables(folder.name, models).items():
         frame.to_csv(folder / f"{name}.csv", index=False)
     judged = judgement(tables, models)
     judged.to_csv(folder / "summary.csv", index=False)
@@ -85,25 +86,6 @@ def write_study(
     provenance = provenance_of(folder.name, models) | changes
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
     return folder
-
-
-def identity(study: str, model: str, precision: str, attention: str, runtime: str) -> dict:
-    status, reason = "ok", ""
-    if model.endswith("70b") and precision == "bf16":
-        status, reason = "oom", OOM
-    elif runtime == "graph" and precision in ("llm-int8", "llm-int8-t0", "nf4"):
-        status, reason = "unsupported", f"runtime graph cannot capture {precision}: it decides on the host"
-    return {
-        "study": study,
-        "model": model,
-        "weights": "real" if model.startswith("smol") else "synthetic",
-        "precision": precision,
-        "attention": attention,
-        "runtime": runtime,
-        "device": "cuda",
-        "status": status,
-        "reason": reason,
-    }
 
 
 def latency_rows(one: dict, bandwidth: float, noise: np.random.Generator) -> list[dict]:
@@ -211,93 +193,6 @@ def samples_rows(study: str) -> list[dict]:
     return rows
 
 
-def explanations(study: str, models) -> dict[str, pd.DataFrame]:
-    """The optional tables of the real model, and attention kernels of every model."""
-    linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    one = identity(study, "smollm2-135m", "bf16", "sdpa", "eager")
-    outliers, sensitivity, sweep, attention = [], [], [], []
-    for layer in range(30):
-        for place, linear in enumerate(linears):
-            for threshold in (4.0, 6.0):
-                share = 0.002 * (place == 6) * layer / threshold + 0.001 * (layer == 29)
-                outliers.append(
-                    one | {"layer": layer, "linear": linear, "threshold": threshold, "column_share": share,
-                           "row_share": min(1, share * 90), "entry_share": share / 40, "max_abs": 9.0, "columns": 576,
-                           "tokens": 2048}
-                )  # fmt: skip
-    parts = [(layer, "all", 2e-4 * (1 + (layer in (0, 29)) * 6)) for layer in range(30)]
-    parts += [("all", linear, 1e-3 * (1 + place)) for place, linear in enumerate(linears)]
-    for layer, linear, delta in parts:
-        sensitivity.append(
-            one | {"layer": layer, "linear": linear, "delta_nll": delta, "delta_nll_se": delta / 5,
-                   "delta_nll_low": delta * 0.6, "delta_nll_high": delta * 1.4, "tokens": 2048, "blocks": 8}
-        )  # fmt: skip
-    for threshold, tpot, ratio in [
-        (0, 62, 1.032),
-        (2, 130, 1.002),
-        (4, 110, 1.01),
-        (6, 104, 1.018),
-        (np.inf, 90, 1.032),
-    ]:
-        sweep.append(
-            one | {"precision": "llm-int8", "threshold": threshold, "tpot_ms": tpot, "tpot_low_ms": tpot * 0.98,
-                   "tpot_high_ms": tpot * 1.05, "ppl_ratio": ratio, "ppl_ratio_low": ratio - 0.003,
-                   "ppl_ratio_high": ratio + 0.003, "kl_nats": ratio - 1, "top1_agreement": 0.92, "ppl": 21.0 * ratio,
-                   "batch": 1, "prompt_tokens": 128, "new_tokens": 16, "runs": 3, "protocol": PROTOCOL}
-        )  # fmt: skip
-    for model in models:
-        for kernel, factor, memory in [
-            ("eager", 12, 1.0),
-            ("sdpa-math", 10, 0.9),
-            ("sdpa-flash", 1, 0),
-            ("sdpa-cudnn", 0.6, 0.001),
-        ]:
-            for context in (512, 2048, 8192, 16384):
-                for phase, power in (("prefill", 2), ("decode", 1)):
-                    own = identity(study, model, "bf16", kernel, "eager") | {"status": "ok", "reason": ""}
-                    time_ms = factor * (context / 512) ** power * 1e-2
-                    own |= {"context": context, "phase": phase, "time_ms": time_ms, "time_low_ms": time_ms * 0.97,
-                            "time_high_ms": time_ms * 1.1, "extra_mib": memory * context**2 / 1e4 + 1,
-                            "prompt_tokens": context if phase == "prefill" else None, "kernel": f"{kernel}_kernel",
-                            "tflops": 300 / factor if phase == "prefill" else None, "max_abs_error": 1e-4,
-                            "gb_s": 2000 / factor if phase == "decode" else None}  # fmt: skip
-                    if kernel == "eager" and context == 16384:
-                        own |= dict.fromkeys(("time_ms", "time_low_ms", "time_high_ms", "tflops", "gb_s", "extra_mib"))
-                        own |= {"status": "oom", "reason": OOM}
-                    attention.append(own)
-    found = {"attention": attention, "profile": profile_rows(study, models)}
-    if "smollm2-135m" in models:
-        found |= {
-            "outliers": outliers,
-            "sensitivity": sensitivity,
-            "sweep": sweep,
-            "invariance": invariance_rows(study),
-        }
-    return {name: pd.DataFrame(rows) for name, rows in found.items()}
-
-
-def profile_rows(study: str, models) -> list[dict]:
-    rows = []
-    for model in models:
-        for precision, launches in [("bf16", 700), ("llm-int8", 6200), ("int8-fused", 720), ("nf4", 1100)]:
-            rows.append(
-                identity(study, model, precision, "sdpa", "eager") | {"status": "ok", "reason": "", "batch": 1,
-                "prompt_tokens": 512, "new_tokens": 64, "tpot_ms": LAUNCH_MS[precision], "launches_per_token": launches,
-                "kernels_per_token": launches, "syncs_per_token": 224 if precision == "llm-int8" else 0,
-                "operators_per_token": launches * 2, "device_busy_share": 0.2, "matmul_share": 0.8, "mbu": 0.1,
-                "flops_share": 0.01, "limit": "launch-bound", "top_operations": "gemv 80%"}
-            )  # fmt: skip
-    return rows
-
-
-def invariance_rows(study: str) -> list[dict]:
-    return [
-        identity(study, "smollm2-135m", precision, "sdpa", "eager") | {"batch": 8, "neighbours": neighbours,
-        "max_abs_delta_logit": delta, "mean_abs_delta_logit": delta / 9, "top1_changes": int(delta * 10), "positions": 64}
-        for precision, delta in (("bf16", 0.1), ("llm-int8", 0.8)) for neighbours in ("copies", "others 1")
-    ]  # fmt: skip
-
-
 def focus(models) -> dict:
     batch, prompt, new = WORKLOADS[0]
     workload = {"batch": batch, "prompt_tokens": prompt, "new_tokens": new}
@@ -331,7 +226,7 @@ def provenance_of(study: str, models) -> dict:
         },
         "environments": [{
             "git_commit": "a" * 40, "git_dirty": False, "python": "3.12.3", "system": "Linux 6.8 x86_64",
-            "packages": {"torch": "2.11.0", "transformers": "5.17.0"}, "cpu": "a processor", "cpu_capabilities": ["avx2"],
+            "packages": {"torch": "2.11.0", "transformers": "5.17.0"}, "cpu": "a processor", "cpu_capabilities": [],
             "cores": 16, "threads": 16, "host_memory_gib": 128.0, "records": 60,
             "gpu": {"name": "NVIDIA H200", "count": 1, "memory_gib": 139.8, "multiprocessors": 132,
                     "compute_capability": "9.0", "cuda": "13.0", "driver": "580.1"},

@@ -1,0 +1,275 @@
+"""REPORT.md: every number from a table, every link and image there, no cell without a word."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import hand_made
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import REPOSITORY
+from llmstudy import studies
+from llmstudy.figures import FIGURES
+from llmstudy.rendering import answer, diagrams, machine, markdown, report
+from llmstudy.tables import latency, memory, provenance, quality, samples
+from llmstudy.ties.rows import number
+
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with two finished studies, their figures as empty files, and a study that has not finished."""
+    folder = tmp_path_factory.mktemp("report")
+    hand_made.write_study(folder / "results/h200")
+    hand_made.write_study(folder / "results/default", models=("smollm2-135m",), bandwidth=28.0)
+    for study in ("h200", "default"):
+        (folder / f"results/{study}/figures").mkdir()
+        for name in FIGURES:
+            (folder / f"results/{study}/figures/{name}.svg").touch()
+    (folder / "results/unfinished").mkdir()
+    (folder / "results/unfinished/latency.csv").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(place):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        report.write(Path("results"), ["h200"], "default", Path("REPORT.md"))
+    return (place / "REPORT.md").read_text(encoding="utf-8")
+
+
+def anchors(text):
+    """What GitHub makes of headings, and explicit ids."""
+    plain = FENCE.sub("", text)
+    found = set(re.findall(r'<a id="([^"]+)"', plain))
+    for heading in re.findall(r"^#+ (.+)$", plain, re.MULTILINE):
+        found.add(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-"))
+    return found
+
+
+def tables(text):
+    """Blocks of table lines."""
+    return [block.splitlines() for block in re.findall(r"(?:^\|.*\|\n)+", text + "\n", re.MULTILINE)]
+
+
+def cells(line):
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_every_relative_link_and_image_is_there(text, place):
+    targets = set(LINK.findall(FENCE.sub("", text)))
+    files = {target for target in targets if not target.startswith(("http", "#"))}
+    assert any(target.endswith(".svg") for target in files)
+    assert any(target.startswith("workflow/scripts/") for target in files)
+    missing = [target for target in files if not ((place / target).exists() or (REPOSITORY / target).exists())]
+    assert not missing
+    assert not {target[1:] for target in targets if target.startswith("#")} - anchors(text)
+
+
+def test_no_cell_is_empty_or_a_leaked_nothing(text):
+    for block in tables(text):
+        width = len(cells(block[0]))
+        for line in block[2:]:
+            assert len(cells(line)) == width, line
+            assert all(cells(line)[1:]), line
+            assert not {"nan", "None", "NaN", "nan %"} & set(cells(line)), line
+
+
+def test_markup_is_balanced(text):
+    assert text.count("<details") == text.count("</details>")
+    assert text.count("```") % 2 == 0
+    assert "{{" not in FENCE.sub("", text) and "{%" not in text
+
+
+def test_the_lead_stands_first_then_the_configured_then_the_rest(text):
+    assert re.findall(r"^### Study (\w+)$", text, re.MULTILINE) == ["h200", "default"]
+    assert studies.in_order(["a", "b", "c"], ["c", "gone"], "b") == ["c", "b", "a"]
+
+
+def test_a_study_without_a_summary_is_left_out(place, text):
+    assert studies.finished(place / "results") == ["default", "h200"]
+    assert "unfinished" not in text
+
+
+def test_the_first_screen_answers(text, place):
+    screen = text.split("## Results")[0]
+    with (place / "results/h200/recommendation.csv").open() as file:
+        for row in csv.DictReader(file):
+            assert row["sentence"] in screen
+    header = next(line for line in screen.splitlines() if line.startswith("| metric"))
+    assert cells(header)[1:4] == ["`bf16`<br>original", "`llm-int8`<br>8-bit", "`llm-int8-t0`<br>8-bit"]
+    assert "trade_off.svg" in screen
+
+
+def test_a_number_of_the_answer_comes_from_the_table(text, place):
+    table = pd.read_csv(place / "results/h200/latency.csv")
+    own = table[(table["model"] == "llama-2-7b") & (table["precision"] == "int8-fused") & (table["runtime"] == "graph")]
+    own = own[(own["batch"] == 1) & (own["prompt_tokens"] == 512)]["e2e_ms"]
+    assert len(own) == 3
+    block = next(block for block in tables(text) if block[0].startswith("| metric"))
+    column = next(index for index, cell in enumerate(cells(block[0])) if "int8-fused" in cell)
+    line = next(line for line in block if "llama-2-7b" in line)
+    assert cells(line)[column].startswith(number(np.exp(np.log(own).mean())))
+    assert "synthetic weights" in cells(line)[0]
+
+
+def test_a_failed_cell_says_status_and_reason(text):
+    block = next(block for block in tables(text) if block[0].startswith("| metric"))
+    line = next(line for line in block if "llama-2-70b" in line)
+    assert cells(line)[1].startswith("`oom`: CUDA out of memory")
+    failures = text.split("#### Failures (h200)")[1]
+    assert "runtime graph cannot capture nf4: it decides on the host" in failures
+    assert "no answer after 600 s" in failures
+
+
+def test_synthetic_models_are_labelled_wherever_their_numbers_stand(text):
+    results = text.split("## Results")[1].split("## Method")[0]
+    titles = re.findall(r"<summary>(.*llama-2.*)</summary>", results)
+    assert titles and all("synthetic weights" in title for title in titles)
+    assert "llama-2-7b" not in results.split("#### Quality (h200)")[1].split("#### Samples")[0]
+
+
+def test_generated_text_cannot_become_markup(text):
+    block = text.split("#### Samples (h200)")[1].split("####")[0]
+    assert "&lt;b&gt;nothing&lt;/b&gt;" in block and "<b>" not in block
+    assert r"\*fox\* \| a hen" in block
+
+
+def test_a_study_without_optional_tables_or_quality_renders(tmp_path):
+    folder = hand_made.write_study(tmp_path / "speed", models=("llama-2-7b",))
+    for name in ("attention", "profile"):
+        (folder / f"{name}.csv").unlink()
+    text = report.render([studies.load(folder)])
+    assert "#### Memory (speed)" in text
+    assert "#### Quality (speed)" not in text and "Attention kernels (speed)" not in text
+    assert ".svg" not in text, "no figure was drawn"
+
+
+def test_a_study_of_which_nothing_ran_renders(tmp_path):
+    folder = hand_made.write_study(tmp_path / "failed", models=("smollm2-135m",))
+    for path in folder.glob("*.csv"):
+        if path.stem == "recommendation":
+            continue
+        table = pd.read_csv(path)
+        kept = [
+            *latency.IDENTITY,
+            *latency.WORKLOAD,
+            "corpus",
+            "protocol",
+            "prompt",
+            "text",
+            "reference_text",
+            "verdict",
+        ]
+        table["status"], table["reason"] = "timeout", "the limit of 600 s | was reached"
+        table[[column for column in table.columns if column not in kept]] = np.nan
+        table.to_csv(path, index=False)
+    text = report.render([studies.load(folder)])
+    assert r"`timeout`: the limit of 600 s \| was reached" in text
+    assert not any("nan" in cells(line) for block in tables(text) for line in block)
+
+
+def test_method_names_columns_and_files_that_exist():
+    lines = (REPOSITORY / "workflow/report/method.md.j2").read_text().splitlines()
+    rows = [cells(line) for line in lines if line.startswith("| ")][2:]
+    columns = {
+        "latency": latency.COLUMNS,
+        "memory": memory.COLUMNS,
+        "quality": quality.COLUMNS,
+        "samples": samples.COLUMNS,
+    }
+    checked = 0
+    for row in rows:
+        table = row[1].split(" ")[0]
+        for column in re.findall(r"`(\w+)`", row[1]) if table in columns else []:
+            assert column in columns[table], (table, column)
+            checked += 1
+        for target in LINK.findall(" ".join(row)):
+            assert (REPOSITORY / target).exists(), target
+    assert checked > 20
+
+
+def test_summary_columns_named_by_the_method_exist(place):
+    summary = pd.read_csv(place / "results/h200/summary.csv")
+    text = (REPOSITORY / "workflow/report/method.md.j2").read_text()
+    for cell in re.findall(r"\| summary ([^|]+)\|", text):
+        assert set(re.findall(r"`(\w+)`", cell)) <= set(summary.columns)
+
+
+def test_the_data_flow_names_rules_that_exist(place):
+    drawn = diagrams.data_flow(studies.load(place / "results/h200"))
+    rules = set(
+        re.findall(r"^rule (\w+):", "".join(p.read_text() for p in REPOSITORY.glob("workflow/rules/*.smk")), re.M)
+    )
+    named = set(re.findall(r"\b(?:fetch|measure|generate|keep|render)_\w+", drawn))
+    assert named and named <= rules
+
+
+def test_the_architecture_has_the_shapes_of_the_config(place):
+    drawn = diagrams.architecture(studies.load(place / "results/h200"), "smollm2-135m")
+    assert "30 times" in drawn and "k, v 192 × 576" in drawn and "gate, up 1536 × 576" in drawn
+    assert "the embedding again" in drawn
+
+
+def test_an_empty_cell_is_refused():
+    with pytest.raises(ValueError, match="missing cell"):
+        markdown.table(["a", "b"], [["x", " "]])
+
+
+def test_a_ratio_near_one_keeps_its_digits():
+    assert markdown.with_interval(1.0186, 1.0181, 1.019, markdown.ratio) == "1.0186<br>[1.0181, 1.0190]"
+    assert markdown.with_interval(2.5, np.nan, np.nan) == "2.5"
+    assert markdown.value(np.nan) == "n/a"
+
+
+def record(path, kind="latency", commit="a", started="2026-01-01T00:00:00", status="ok"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "schema": 1,
+        "identity": {"kind": kind},
+        "status": status,
+        "provenance": {"git_commit": commit, "packages": {"torch": "1"}, "started": started, "wall_s": 30.0},
+    }
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_provenance_counts_each_environment_once(tmp_path):
+    paths = [
+        record(tmp_path / "1.json", started="2026-01-02T00:00:00"),
+        record(tmp_path / "2.json"),
+        record(tmp_path / "3.json", commit="b", status="oom"),
+    ]
+    receipt = tmp_path / "model/SOURCE.json"
+    receipt.parent.mkdir()
+    receipt.write_text(json.dumps({"name": "m", "real": True, "weights_folder": ".", "source": {"type": "path"}}))
+    (receipt.parent / "config.json").write_text(json.dumps(hand_made.ARCHITECTURES["llama-2-7b"]))
+    config = {"study": "s", "b": 1}
+    provenance.write(paths, [str(receipt)], config, {"m": {}}, tmp_path / "provenance.json")
+    found = json.loads((tmp_path / "provenance.json").read_text())
+    assert [one["records"] for one in found["environments"]] == [2, 1]
+    assert found["environments"][0]["first_started"] == "2026-01-01T00:00:00"
+    assert found["statuses"] == {"ok": 2, "oom": 1} and found["wall_s"] == 90
+    assert found["models"]["m"]["architecture"]["hidden_size"] == 4096
+    assert found["config_sha256"] == provenance.config_hash({"b": 1, "study": "s"})
+
+
+def test_a_cpu_study_names_its_processor(tmp_path, place):
+    folder = tmp_path / "default"
+    shutil.copytree(place / "results/default", folder)
+    content = json.loads((folder / "provenance.json").read_text())
+    content["environments"][0].pop("gpu")
+    (folder / "provenance.json").write_text(json.dumps(content))
+    assert machine.device(studies.load(folder)) == "CPU a processor, 16 threads"
+
+
+def test_the_fastest_measured_configuration_speaks_for_a_precision(place):
+    study = studies.load(place / "results/h200")
+    rows = answer.model_rows(study, "llama-2-7b", ["bf16", "nf4"])
+    assert rows[-1] == ["measured as", "sdpa, graph", "sdpa, eager"]
