@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -76,6 +77,7 @@ def study(jobs: int) -> dict:
     return {
         "study": f"scaling-{jobs}",
         "device": "cuda",
+        "threads": 1,
         "models": [
             {"name": f"model-{number}", "source": {"type": "synthetic", "shape": "llama-2-7b", "seed": number}}
             for number in range(models)
@@ -89,8 +91,8 @@ def study(jobs: int) -> dict:
     }
 
 
-def simulate(jobs: int, run: bool) -> list[dict]:
-    """Time a dry run and, if asked, a run in which every job is done at once."""
+def simulate(jobs: int, run: bool) -> Iterator[dict]:
+    """Time a dry run and, if asked, a run in which every job is done at once; a row for each."""
     with tempfile.TemporaryDirectory(prefix="scaling-") as name:
         folder = Path(name)
         for part in ("workflow", "config", "envs"):
@@ -103,12 +105,11 @@ def simulate(jobs: int, run: bool) -> list[dict]:
         snakemake = [sys.executable, "-m", "snakemake", "--configfile=study.yaml", "--quiet", "rules"]
         row, shown = timed([*snakemake, "--dry-run"], folder, jobs, "dry run")
         check_size(shown, jobs)
-        rows = [row]
+        yield row
         if run:
-            # As many at once as the profile lets SLURM have.
-            rows.append(timed([*snakemake, "--executor", "immediate", "--cores", "100"], folder, jobs, "run")[0])
-            rows.append(timed([*snakemake, "--dry-run"], folder, jobs, "dry run, all done")[0])
-    return rows
+            # One core a job: as many at once as the profile lets SLURM have.
+            yield timed([*snakemake, "--executor", "immediate", "--cores", "100"], folder, jobs, "run")[0]
+            yield timed([*snakemake, "--dry-run"], folder, jobs, "dry run, all done")[0]
 
 
 def timed(command: list[str], folder: Path, jobs: int, mode: str) -> tuple[dict, str]:
@@ -148,5 +149,6 @@ if __name__ == "__main__":
     table = csv.DictWriter(sys.stdout, COLUMNS)
     table.writeheader()
     for size in arguments.sizes:
-        table.writerows(simulate(size, arguments.run))
-        sys.stdout.flush()
+        for measured in simulate(size, arguments.run):
+            table.writerow(measured)
+            sys.stdout.flush()

@@ -1,0 +1,128 @@
+"""What the study asks SLURM, answered by scripts in SLURM's place."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from llmstudy import slurm, steps
+from llmstudy.errors import StudyError
+
+RUN = "llmstudy_5a19bf7c-7b1f-4f3c-9d3b-0f2f4b0b7a11"
+
+
+@pytest.fixture
+def answer(tmp_path, monkeypatch):
+    """Put a script in place of a SLURM command: it prints ``text``, notes its arguments and ends with ``status``."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def replace(command: str, text: str, status: int = 0) -> Path:
+        notes = tmp_path / f"{command}.arguments"
+        script = folder / command
+        stream = 2 if status else 1
+        script.write_text(f'#!/bin/sh\necho "$@" >> {notes}\ncat >&{stream} <<"END"\n{text}\nEND\nexit {status}\n')
+        script.chmod(0o755)
+        return notes
+
+    return replace
+
+
+def queue(folder: Path) -> str:
+    return "\n".join(
+        [
+            f"11|RUNNING|{RUN}|rule_measure_memory_wildcards_tiny_fp32|{folder}",
+            f"12|PENDING|{RUN}|rule_measure_memory_wildcards_tiny_bf16|{folder}",
+            f"13|RUNNING|{RUN}|rule_measure_memory_wildcards_tiny_fp32|{folder}/elsewhere",
+            f"14|RUNNING|bash||{folder}",
+        ]
+    )
+
+
+def test_only_jobs_that_snakemake_submitted_from_this_folder_count(answer, tmp_path):
+    answer("squeue", queue(tmp_path))
+    assert [job.number for job in slurm.queued_jobs(tmp_path)] == ["11", "12"]
+    assert [job.state for job in slurm.queued_jobs(tmp_path)] == ["RUNNING", "PENDING"]
+
+
+def test_a_folder_reached_by_a_link_is_the_same_folder(answer, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    answer("squeue", queue(tmp_path / "link"))
+    assert len(slurm.queued_jobs(tmp_path / "real")) == 2
+
+
+def test_a_start_is_refused_in_one_line_that_says_what_to_do(answer, tmp_path):
+    answer("squeue", queue(tmp_path))
+    with pytest.raises(StudyError, match="queue: 2 .*11 RUNNING rule_measure_memory.*settle_jobs.py wait") as caught:
+        slurm.check_nothing_queued(tmp_path)
+    assert "\n" not in str(caught.value)
+    slurm.check_nothing_queued(tmp_path / "another")
+
+
+def test_a_silent_slurm_is_an_error_and_not_an_empty_queue(answer, tmp_path):
+    answer("squeue", "slurm_load_jobs error: Unable to contact slurm controller", status=1)
+    with pytest.raises(StudyError, match="squeue: slurm_load_jobs error: Unable to contact"):
+        slurm.queued_jobs(tmp_path)
+
+
+def test_no_slurm_commands_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StudyError, match="is this a machine of the cluster"):
+        slurm.queued_jobs(tmp_path)
+
+
+def test_partitions(answer):
+    answer("sinfo", "cpu\ngpu\ngpu")
+    slurm.check_partitions({"cpu", "gpu", "cpu,gpu", None})
+    with pytest.raises(StudyError, match="'fat' is not a partition of this cluster; allowed: cpu, gpu"):
+        slurm.check_partitions({"cpu,fat"})
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("59", 59),
+        ("1:00", 60),
+        ("35:00", 2100),
+        ("2:00:01", 7201),
+        ("3-01:00:00", 262_800),
+        ("UNLIMITED", None),
+        ("", None),
+    ],
+)
+def test_durations(text, seconds):
+    assert slurm.parse_duration(text) == seconds
+
+
+def test_a_measurement_ends_before_slurm_ends_its_job(answer, monkeypatch):
+    limits = {"seconds": 3600, "oom_attempts": 1}
+    asked = {"runtime": 65, "mem_mb": 4000}
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert steps.granted(limits, asked) == limits
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    notes = answer("squeue", "10:00")
+    assert steps.granted(limits, asked)["seconds"] == 540
+    assert "--jobs 7" in notes.read_text()
+    answer("squeue", "0:40")
+    assert steps.granted(limits, asked)["seconds"] == 30
+    answer("squeue", "1-00:00:00")
+    assert steps.granted(limits, asked)["seconds"] == 3600
+    answer("squeue", "no such job", status=1)
+    assert steps.granted({"seconds": 1e6}, asked)["seconds"] == 65 * 60 - 60
+    assert 0 < steps.granted(limits, asked)["host_memory_mb"] < 4000
+
+
+def test_settling_by_hand(answer, tmp_path):
+    script = [sys.executable, REPOSITORY / "workflow/scripts/settle_jobs.py"]
+    answer("squeue", queue(tmp_path))
+    shown = subprocess.run([*script, "list"], cwd=tmp_path, capture_output=True, text=True)
+    assert shown.stdout.splitlines() == [
+        "11 RUNNING rule_measure_memory_wildcards_tiny_fp32",
+        "12 PENDING rule_measure_memory_wildcards_tiny_bf16",
+    ]
+    answer("squeue", "down", status=1)
+    failed = subprocess.run([*script, "wait"], cwd=tmp_path, capture_output=True, text=True)
+    assert (failed.returncode, failed.stderr) == (1, "error: squeue: down\n")
