@@ -57,19 +57,19 @@ def architecture(study: Study, model: str) -> str:
     return fenced(
         [
             "flowchart TB",
-            f'  tokens(["token ids"]) --> embedding["embedding {words} × {hidden}"] --> norm1',
+            f'  tokens(["token ids"]) --> embedding["embedding {words} × {hidden}"] --> stream',
             f'  subgraph layer["decoder layer, {shape["num_hidden_layers"]} times"]',
             "    direction TB",
-            '    norm1["RMSNorm"] --> qkv',
+            '    stream["residual stream"] --> norm1["RMSNorm"] --> qkv',
             f'    qkv["q {heads * width} × {hidden}; k, v {kv_heads * width} × {hidden}"]',
             '    qkv --> rotary["rotary embedding"]',
             f'    rotary --> attention["attention: {heads} heads, {kv_heads} key-value heads of {width}"]',
             f'    attention --> out["o {hidden} × {heads * width}"] --> add1(("+"))',
-            "    norm1 -. residual .-> add1",
+            "    stream -.-> add1",
             '    add1 --> norm2["RMSNorm"]',
             f'    norm2 --> gate["gate, up {inner} × {hidden}"] --> silu["SiLU(gate) · up"]',
             f'    silu --> down["down {hidden} × {inner}"] --> add2(("+"))',
-            "    add1 -. residual .-> add2",
+            "    add1 -.-> add2",
             "  end",
             f'  add2 --> norm3["RMSNorm"] --> head["head {words} × {hidden}{tied}"] --> logits(["logits"])',
         ]

@@ -6,6 +6,12 @@ from llmstudy.rendering import markdown
 from llmstudy.studies import Study
 
 UNKNOWN = "not recorded"
+SHOWN = 3
+
+
+def left_out(study: Study) -> int:
+    """Environments that the table has no room for; provenance.json has them all."""
+    return max(0, len(study.provenance["environments"]) - SHOWN)
 
 
 def device(study: Study) -> str:
@@ -13,7 +19,8 @@ def device(study: Study) -> str:
     environment = next(iter(study.provenance["environments"]), {})
     if "gpu" in environment:
         return environment["gpu"]["name"]
-    return f"CPU {environment.get('cpu', UNKNOWN)}, {environment.get('threads', '?')} threads"
+    threads = environment.get("threads")
+    return f"CPU {environment.get('cpu', UNKNOWN)}" + (f", {threads} thread{'s' * (threads != 1)}" if threads else "")
 
 
 def outcome(study: Study) -> str:
@@ -25,8 +32,8 @@ def outcome(study: Study) -> str:
 
 
 def table(study: Study) -> str:
-    """Versions, hardware and times, a column per environment."""
-    environments = study.provenance["environments"]
+    """Versions, hardware and times, a column for each of the environments that most records come from."""
+    environments = study.provenance["environments"][:SHOWN]
     described = [facts(environment) for environment in environments]
     names = dict.fromkeys(name for one in described for name in one)
     header = ["", *(f"{environment['records']} records" for environment in environments)]

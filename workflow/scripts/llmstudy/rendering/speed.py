@@ -62,13 +62,15 @@ def workloads(study: Study, model: str) -> str | None:
 
 
 def flags(study: Study) -> list[str]:
-    """What the conditions of a measurement made worth saying, with the number of rows."""
+    """What the conditions of a measurement made worth saying, with the number of rows; numbers by an example."""
     latency = study.table("latency")
-    if "flags" not in latency:
-        return []
     single = latency["flags"].str.split("; ").explode()
-    counts = single[single != ""].value_counts()
-    return [f"{markdown.plain(flag)} ({count} of {len(latency)} rows)" for flag, count in counts.items()]
+    single = single[single != ""]
+    kinds = single.str.replace(r"\d+(\.\d+)?", "…", regex=True)
+    return [
+        f"{markdown.plain(same.iloc[0])} ({len(same)} of {len(latency)} rows{' or alike' * (same.nunique() > 1)})"
+        for _, same in single.groupby(kinds)
+    ]
 
 
 def failures(study: Study) -> str | None:
