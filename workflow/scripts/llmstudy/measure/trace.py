@@ -120,23 +120,24 @@ def covered(intervals: Iterable[tuple[float, float]]) -> float:
 
 
 def per_step(short: list[Trace], long: list[Trace], steps: int) -> dict:
-    """What one of the ``steps`` decode steps that ``long`` has more than ``short`` did; medians over the runs.
+    """What one of the ``steps`` decode steps that ``long`` has more than ``short`` did.
+
+    Counts are medians over the runs. Times are those of the shortest run: whatever disturbs a run makes it longer, and
+    a difference of two disturbed times means nothing.
 
     ``{"launches", "waits", "operators", "kernels", "busy_ms", "profiled_ms", "matmul_share", "top"}``: counts and ms
     per step, the share of matrix products in kernel (on a CPU: operator) time, and the longest kernels with their
     shares.
     """
 
-    def more(name: str) -> float:
-        middles = [median(getattr(trace, name) for trace in traces) for traces in (long, short)]
-        return (middles[0] - middles[1]) / steps
+    def more(name: str, of_runs: Callable = median) -> float:
+        longer, shorter = (of_runs(getattr(trace, name) for trace in traces) for traces in (long, short))
+        return (longer - shorter) / steps
 
-    found = {name: more(name) for name in ("launches", "waits", "operators", "kernels", "busy_ms")}
-    found["profiled_ms"] = more("wall_ms")
+    found = {name: more(name) for name in ("launches", "waits", "operators", "kernels")}
+    found |= {"busy_ms": more("busy_ms", min), "profiled_ms": more("wall_ms", min)}
     names = {name for trace in long for name in trace.own_ms}
-    own = {
-        name: max(0.0, median(t.own_ms[name] for t in long) - median(t.own_ms[name] for t in short)) for name in names
-    }
+    own = {name: max(0.0, min(t.own_ms[name] for t in long) - min(t.own_ms[name] for t in short)) for name in names}
     total = sum(own.values())
     share = {name: value / total if total else 0.0 for name, value in own.items()}
     found["matmul_share"] = sum(value for name, value in share.items() if MATMUL.search(name.lower()))

@@ -1,7 +1,8 @@
 """sensitivity.csv: one row per part of the model that was rounded to int8 while the rest stayed as it is.
 
 ``layer`` or ``linear`` is ``all`` where a part spans them. ``precision`` is that of the rest, the reference.
-``delta_nll`` in nats per token with standard error and 95 % interval over documents.
+``delta_nll`` in nats per token with standard error and 95 % interval over documents;
+``kl_nats`` the mean KL divergence from the unrounded model, which ranks parts that ``delta_nll`` cannot tell apart.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ COLUMNS = [
     "delta_nll_se",
     "delta_nll_low",
     "delta_nll_high",
+    "kl_nats",
+    "kl_se_nats",
     "tokens",
     "blocks",
 ]
@@ -43,6 +46,8 @@ def rows_of(record: dict) -> list[dict]:
             "delta_nll_se": part["se"],
             "delta_nll_low": part["low"],
             "delta_nll_high": part["high"],
+            "kl_nats": part["kl"],
+            "kl_se_nats": part["kl_se"],
         }
         for part in samples.get("parts", [])
     ]

@@ -1,0 +1,99 @@
+"""A decode step under the profiler: counts on made-up events, and on real operators whose number is known."""
+
+from collections import Counter
+
+import extra_jobs
+import pytest
+import torch
+from llmstudy.measure import profile
+from llmstudy.measure.flops import step_flops
+from llmstudy.measure.trace import Event, Trace, covered, per_step, record, reduce
+
+
+def test_overlapping_intervals_count_once():
+    assert covered([(5, 15), (0, 10), (20, 21), (6, 7)]) == 16
+    assert covered([]) == 0
+
+
+def host(name: str, top: bool = False) -> Event:
+    return Event(name, False, 0.0, 1.0, 1.0, top)
+
+
+def test_counts_launches_waits_and_device_time_of_a_gpu():
+    events = [
+        host("aten::linear", top=True),
+        host("aten::mm"),
+        host("cudaLaunchKernel"),
+        host("cuLaunchKernelEx"),
+        host("cudaLaunchKernelExC"),
+        host("cudaGraphLaunch"),
+        host("cudaMemcpyAsync"),
+        host("cudaStreamIsCapturing"),
+        host("cudaStreamSynchronize"),
+        host("cudaDeviceSynchronize"),
+        host("aten::_local_scalar_dense"),
+        Event("ampere_gemm", True, 100.0, 3100.0, 3000.0, False),
+        Event("elementwise", True, 2100.0, 4100.0, 2000.0, False),
+    ]
+    trace = reduce(events, 9.0, "cuda")
+    assert (trace.launches, trace.waits, trace.operators, trace.kernels) == (4, 2, 1, 2)
+    assert trace.busy_ms == 4.0 and trace.wall_ms == 9.0
+    assert trace.own_ms == {"ampere_gemm": 3.0, "elementwise": 2.0}
+
+
+def test_a_step_is_what_the_longer_generation_has_more():
+    short = [Trace(10, 1, 20, 30, 5.0, 8.0, Counter({"aten::mm": 3.0, "aten::cat": 2.0}))]
+    long = [Trace(10 + 8 * 4, 9, 20 + 8 * 7, 62, 13.0, 24.0, Counter({"aten::mm": 9.0, "aten::cat": 4.0}))]
+    step = per_step(short, long, 8)
+    assert step["launches"] == 4 and step["waits"] == 1 and step["operators"] == 7 and step["kernels"] == 4
+    assert step["busy_ms"] == 1.0 and step["profiled_ms"] == 2.0
+    assert step["matmul_share"] == 0.75
+    assert step["top"] == [["aten::mm", 0.75], ["aten::cat", 0.25]]
+
+
+def test_counts_real_operators():
+    a = torch.randn(64, 64)
+
+    def run():
+        return (torch.nn.functional.linear(a, a).softmax(-1)).sum().item()
+
+    trace = record(run, "cpu")
+    assert trace.operators == 4  # linear, softmax, sum, item
+    assert trace.waits == 1
+    assert trace.launches == 0
+    assert 0 < trace.busy_ms <= trace.wall_ms
+    assert trace.own_ms["aten::mm"] + trace.own_ms["aten::addmm"] > 0
+
+
+def test_operations_of_a_step_agree_with_a_counting_run(tiny_llama):
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import DynamicCache
+
+    context = 11
+    tiny_llama.set_attn_implementation("eager")
+    cache = DynamicCache(config=tiny_llama.config)
+    with torch.no_grad():
+        tiny_llama(torch.ones(2, context - 1, dtype=torch.int64), past_key_values=cache)
+        with FlopCounterMode(display=False) as counter:
+            tiny_llama(torch.ones(2, 1, dtype=torch.int64), past_key_values=cache)
+    assert counter.get_total_flops() == step_flops(tiny_llama.config, 2, context)
+
+
+@pytest.mark.parametrize(("precision", "runtime"), [("fp32", "eager"), ("fp32", "graph"), ("llm-int8", "eager")])
+def test_profiles_every_runtime(tmp_path, precision, runtime):
+    changes = {"precision": precision, "runtime": runtime}
+    session = extra_jobs.session(tmp_path, "profile", changes=changes, prompt_tokens=9, steps=3)
+    found = profile.measure(session)
+    step = found["step"]
+    assert step["operators"] == int(step["operators"]) > 20
+    assert found["tpot_ms"] > 0 and found["step_bytes"] > 0 and found["bandwidth_gb_s"] > 0
+    assert found["workload"] == {"batch": 1, "prompt_tokens": 9, "new_tokens": 5}
+    assert 0 < step["matmul_share"] < 1
+
+
+def test_the_graph_runtime_calls_fewer_operators_than_the_library(tmp_path):
+    operators = {}
+    for runtime in ("eager", "graph"):
+        session = extra_jobs.session(tmp_path, "profile", changes={"runtime": runtime}, prompt_tokens=9, steps=3)
+        operators[runtime] = profile.measure(session)["step"]["operators"]
+    assert operators["graph"] < operators["eager"]

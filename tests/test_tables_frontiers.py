@@ -1,0 +1,101 @@
+"""crossover.csv and capacity.csv out of synthetic tables whose answers are known."""
+
+import pandas as pd
+import pytest
+from llmstudy.tables import capacity, crossover
+
+WHERE = {
+    "study": "s",
+    "model": "m",
+    "weights": "real",
+    "runtime": "eager",
+    "device": "cpu",
+    "status": "ok",
+    "reason": "",
+}
+
+
+def test_crossovers_of_precisions_and_of_attention_kernels(tmp_path):
+    rows = []
+    for batch in (1, 4, 16):  # int8 gives batch² / 4 times bf16's tokens/s: even at batch 2
+        for precision, rate in (("bf16", 100.0), ("llm-int8", 100.0 * batch**2 / 4)):
+            one = WHERE | {"precision": precision, "attention": "sdpa", "batch": batch, "prompt_tokens": 64}
+            rows.append(one | {"new_tokens": 8, "tokens_per_s": rate, "ttft_ms": 10.0})
+    for prompt in (256, 1024):  # twice as slow at 256 tokens, twice as fast at 1 024: even at 512
+        for attention, ttft in (("eager", 10.0 * prompt / 256), ("sdpa", 20.0)):
+            one = WHERE | {"precision": "bf16", "attention": attention, "batch": 2, "prompt_tokens": prompt}
+            rows.append(one | {"new_tokens": 8, "tokens_per_s": 1.0, "ttft_ms": ttft})
+    pd.DataFrame(rows).to_csv(tmp_path / "latency.csv", index=False)
+    crossover.write(tmp_path / "latency.csv", {"m": "bf16"}, "eager", tmp_path / "crossover.csv")
+    found = pd.read_csv(tmp_path / "crossover.csv").set_index("along")
+    assert list(found.columns[:8]) == [
+        "study",
+        "model",
+        "weights",
+        "precision",
+        "attention",
+        "runtime",
+        "device",
+        "status",
+    ]
+    assert found.loc["batch", ["precision", "reference", "kind", "study", "device"]].tolist() == [
+        "llm-int8",
+        "bf16",
+        "overtakes",
+        "s",
+        "cpu",
+    ]
+    assert found.loc["batch", "x"] == pytest.approx(2)
+    assert found.loc["prompt_tokens", ["attention", "reference", "kind"]].tolist() == ["sdpa", "eager", "overtakes"]
+    assert found.loc["prompt_tokens", "x"] == pytest.approx(512)
+
+
+def test_one_workload_has_no_crossover(tmp_path):
+    rows = [
+        WHERE
+        | {"precision": precision, "attention": "sdpa", "batch": 1, "prompt_tokens": 64, "new_tokens": 8}
+        | {"tokens_per_s": 5.0, "ttft_ms": 9.0}
+        for precision in ("bf16", "nf4")
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "latency.csv", index=False)
+    crossover.write(tmp_path / "latency.csv", {"m": "bf16"}, "eager", tmp_path / "crossover.csv")
+    assert pd.read_csv(tmp_path / "crossover.csv").empty
+
+
+def memory_rows():
+    """10 GiB of weights, and 2⁻¹⁰ GiB for each token of each sequence."""
+    for batch, status in ((1, "ok"), (4, "ok"), (64, "oom")):
+        gib = 10 + batch * 1024 / 1024
+        one = WHERE | {
+            "precision": "bf16",
+            "attention": "sdpa",
+            "batch": batch,
+            "prompt_tokens": 1000,
+            "new_tokens": 24,
+        }
+        measured = {"weights_gib": 10.0, "kv_cache_gib": batch * 1.0, "peak_prefill_gib": gib, "peak_decode_gib": gib}
+        yield one | (measured if status == "ok" else {"status": "oom"})
+
+
+def test_capacity_with_what_was_really_seen(tmp_path):
+    pd.DataFrame(memory_rows()).to_csv(tmp_path / "memory.csv", index=False)
+    capacity.write(tmp_path / "memory.csv", [], [1024, 2048], 40.0, tmp_path / "capacity.csv")
+    short, long = pd.read_csv(tmp_path / "capacity.csv").to_dict("records")
+    assert (short["context_tokens"], short["largest_batch"], short["first_too_large"]) == (1024, 30, 31)
+    assert (short["fits_gib"], short["too_large_gib"]) == pytest.approx((40, 41))
+    assert (short["largest_ok"], short["smallest_oom"]) == (4, 64)
+    assert (short["study"], short["device"], short["status"], short["device_gib"]) == ("s", "cpu", "ok", 40)
+    assert (long["context_tokens"], long["largest_batch"]) == (2048, 15)
+    assert pd.isna(long["largest_ok"])
+
+
+@pytest.mark.parametrize(
+    ("provenance", "size"),
+    [
+        ({"host_memory_gib": 23.5}, 23.5),
+        ({"host_memory_gib": 128.0, "gpu": {"memory_gib": 139.8}}, 139.8),
+        ({}, float("inf")),
+    ],
+)
+def test_size_of_the_device(provenance, size):
+    assert capacity.size_of({"provenance": provenance}) == size
