@@ -16,7 +16,7 @@ from hand_made_extras import identity
 from llmstudy.statistics.recommend import recommend
 from llmstudy.statistics.summary import Focus, summarise
 from llmstudy.statistics.verdict import judge
-from llmstudy.tables import latency, memory, quality, samples
+from llmstudy.tables import capacity, crossover, latency, memory, quality, samples
 from llmstudy.tables.common import write_table
 
 PROTOCOL = "w1024-s512"
@@ -54,6 +54,7 @@ def write_study(
 ) -> Path:
     """Write a whole study to ``folder``, named like it; ``changes`` go to the provenance. Returns ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
+    reference = dict.fromkeys(models, "bf16")
     noise = np.random.default_rng(0)
     cells = [
         (model, precision, attention, runtime)
@@ -79,9 +80,10 @@ def write_study(
         write_table(rows[name], columns[name], folder / f"{name}.csv")
     for name, frame in hand_made_extras.tables(folder.name, models).items():
         frame.to_csv(folder / f"{name}.csv", index=False)
+    write_table(crossover.rows_of(tables["latency"], reference, "eager"), crossover.COLUMNS, folder / "crossover.csv")
+    write_table(capacity.rows_of(tables["memory"], [2048, 8192], 139.8), capacity.COLUMNS, folder / "capacity.csv")
     judged = judgement(tables, models)
     judged.to_csv(folder / "summary.csv", index=False)
-    reference = dict.fromkeys(models, "bf16")
     recommend(judged, reference, {}, SMALLEST).to_csv(folder / "recommendation.csv", index=False)
     provenance = provenance_of(folder.name, models) | changes
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))

@@ -143,7 +143,7 @@ def test_generated_text_cannot_become_markup(text):
 
 def test_a_study_without_optional_tables_or_quality_renders(tmp_path):
     folder = hand_made.write_study(tmp_path / "speed", models=("llama-2-7b",))
-    for name in ("attention", "profile"):
+    for name in ("attention", "profile", "crossover", "capacity"):
         (folder / f"{name}.csv").unlink()
     text = report.render([studies.load(folder)])
     assert "#### Memory (speed)" in text
@@ -209,6 +209,24 @@ def test_the_data_flow_names_rules_that_exist(place):
     )
     named = set(re.findall(r"\b(?:fetch|measure|generate|keep|render)_\w+", drawn))
     assert named and named <= rules
+
+
+def test_optional_tables_have_a_section_each(text):
+    for title in (
+        "Outliers of LLM.int8()",
+        "Threshold sweep",
+        "What loses most",
+        "Does the batch change",
+        "Attention kernels",
+    ):
+        assert f"#### {title}" in text
+    folded = re.findall(r"<summary>(.*)</summary>", text)
+    for title in (
+        "Where one configuration overtakes another",
+        "The largest batch that fits",
+        "Launches, synchronisations",
+    ):
+        assert any(summary.startswith(title) for summary in folded)
 
 
 def test_the_architecture_has_the_shapes_of_the_config(place):
