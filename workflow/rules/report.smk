@@ -27,6 +27,9 @@ localrules:
     render_report,
 
 
+EXTRA_KINDS = [kind for kind in extras.KINDS if kind != "sweep"]
+RECORDS = [path for kind in ("latency", "memory", "quality", "samples") for path in records(kind)]
+RECORDS += [one.path(STUDY) for kind in EXTRA_KINDS for one in extras.measurements(config, kind)] + sweep_records()
 TABLES = ["latency", "memory", "quality", "samples", "summary", "recommendation", *extras.enabled(config)]
 FIGURES = {name: entry for name, entry in figures.FIGURES.items() if set(entry.tables) <= set(TABLES)}
 # What other studies left: read as it is, made by no rule here.
@@ -41,7 +44,7 @@ OTHER_STUDIES = [
 rule aggregate_provenance:
     input:
         library=dependencies.files("tables.provenance"),
-        records=[path for kind in ("latency", "memory", "quality", "samples") for path in records(kind)],
+        records=RECORDS,
         receipts=expand("resources/models/{model}/SOURCE.json", model=[model["name"] for model in config["models"]]),
     output:
         f"{RESULTS}/provenance.json",
