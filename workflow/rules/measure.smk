@@ -14,7 +14,7 @@ OUTPUTS, below results/<study>/records/:
 STEPS:
     1. measure_latency   repeats are processes of their own, started in a seeded random order
     2. measure_memory    apart from latency, because reading memory disturbs timing
-    3. keep_reference    the reference's log-probabilities, kept while other precisions are compared with them
+    3. keep_reference    the reference's log-probabilities, which the other precisions are compared with
     4. measure_quality   perplexity and distance to the reference
     5. generate_samples  greedy continuations
 
@@ -76,19 +76,16 @@ rule keep_reference:
         text=quality_texts,
     output:
         record=f"{RESULTS}/records/reference/{{model}}.json",
-        logprobs=temp(
-            expand(
-                "resources/reference/{study}/{{model}}/{corpus}.logprobs.f16",
-                study=STUDY,
-                corpus=plan.quality_corpora(config),
-            )
+        # Not temp(): making them again for one more precision would repeat the quality of all the others.
+        logprobs=expand(
+            "resources/reference/{study}/{{model}}/{corpus}.logprobs.f16",
+            study=STUDY,
+            corpus=plan.quality_corpora(config),
         ),
-        top5=temp(
-            expand(
-                "resources/reference/{study}/{{model}}/{corpus}.top5.npy",
-                study=STUDY,
-                corpus=plan.quality_corpora(config),
-            )
+        top5=expand(
+            "resources/reference/{study}/{{model}}/{corpus}.top5.npy",
+            study=STUDY,
+            corpus=plan.quality_corpora(config),
         ),
     params:
         job=reference_job,
@@ -111,8 +108,7 @@ rule measure_quality:
         library=quality_library,
         source="resources/models/{model}/SOURCE.json",
         text=quality_texts,
-        # Temporary, so missing once all are compared: ancient, or adding one precision would repeat the others.
-        reference=ancient(reference_files),
+        reference=reference_files,
     output:
         record=f"{RESULTS}/records/quality/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
         arrays=f"{RESULTS}/records/quality/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.npz",

@@ -1,4 +1,4 @@
-"""The reference's log-probabilities, kept once as a temporary file that every precision is compared with.
+"""The reference's log-probabilities, kept as a file that every precision is compared with.
 
 ``logprobs.npy`` float16 [tokens, vocabulary]; ``top5.npy`` int32 [tokens, 5], exact. Readers renormalise after
 rounding, so the error of a KL divergence is of second order in the rounding; it is measured here and recorded.
