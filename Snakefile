@@ -30,6 +30,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/weights.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/aggregate.smk"
+include: "workflow/rules/extras.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/compare.smk"
 
@@ -38,3 +39,7 @@ rule all:
     default_target: True
     input:
         "REPORT.md",
+        # Named although REPORT.md needs them: of a target that is there Snakemake does not ask whether what it was
+        # made of is there too, and a fresh clone has a REPORT.md and no results of its own.
+        RECORDS,
+        expand("{results}/{table}.csv", results=RESULTS, table=TABLES),

@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install triton==3.6.0"
+    importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install triton==3.7.1"
 )
 @pytest.mark.parametrize("cases", ["kernel_cases.py", "step_cases.py"])
 def test_interpreted(repository, cases):
