@@ -5,6 +5,7 @@ import tiny
 import torch
 from llmstudy import runtimes
 from llmstudy.errors import StudyError
+from llmstudy.runtimes import eager
 from llmstudy.runtimes.eager import EagerRuntime
 
 
@@ -32,6 +33,18 @@ def test_tokens_are_those_of_greedy_decoding(model, batch, prompt, new_tokens):
     assert timeline.tokens.dtype == torch.int64 and timeline.tokens.device.type == "cpu"
     assert len(timeline.token_s) == new_tokens
     assert timeline.token_s == sorted(timeline.token_s) and timeline.token_s[0] > 0
+
+
+def test_a_stamp_follows_the_forward_pass_of_its_token(model, monkeypatch):
+    """A clock that counts forward passes: token 0 comes after the first, which is the prompt's; then one each."""
+    passes = [0]
+    handle = model.register_forward_hook(lambda *_: passes.__setitem__(0, passes[0] + 1))
+    monkeypatch.setattr(eager.time, "perf_counter", lambda: passes[0])
+    try:
+        timeline = EagerRuntime(model, 1, 4, 5).generate(torch.tensor([[5, 9, 200, 31]]))
+    finally:
+        handle.remove()
+    assert timeline.token_s == [1, 2, 3, 4, 5]
 
 
 def test_end_of_text_does_not_stop_it(tmp_path):
