@@ -229,9 +229,7 @@ def sweep_records():
 
 def sweep_references():
     """The quality records of the reference, which a sweep is paired with."""
-    return [
-        one.path(STUDY) for one in plan.measurements(config, "quality") if one.precision == config["reference"]
-    ]
+    return [one.path(STUDY) for one in plan.measurements(config, "quality") if one.precision == config["reference"]]
 
 
 def sweep_memory(wildcards, attempt):
