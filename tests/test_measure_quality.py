@@ -120,7 +120,7 @@ def test_log_probabilities_are_fp32_whatever_the_model_computes_in(job, tmp_path
 
 def test_rows_at_a_time_change_nothing(job, tmp_path, monkeypatch):
     _, whole = run(job(), tmp_path / "a")
-    monkeypatch.setattr(scoring, "ROWS", 7)
+    monkeypatch.setitem(scoring.ROWS, "cpu", 7)
     _, parts = run(job(), tmp_path / "b")
     np.testing.assert_array_equal(whole["nll"], parts["nll"])
 

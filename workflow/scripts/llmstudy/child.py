@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def run_child(job: dict, log: Path, artifacts: Path) -> Outcome:
     """Measure ``job`` in a process of its own and say what became of it.
 
     The child appends to ``log`` and reports through a file that it replaces atomically after each finished piece, so
-    that a killed child loses only the piece it was at. ``artifacts`` is a folder for larger files. Time limit: ``job["limits"]["seconds"]``.
+    that a killed child loses only the piece it was at. ``artifacts`` is a folder for larger files. Time limit:
+    ``job["limits"]["seconds"]``.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="llmstudy-") as folder:
@@ -92,10 +94,8 @@ def _sleep_until_exit(process: subprocess.Popen, seconds: float) -> bool:
 
 def _kill_group(process: subprocess.Popen) -> None:
     """End the child and whatever it started; its process group is its own."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

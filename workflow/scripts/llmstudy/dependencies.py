@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def files(*modules: str) -> list[str]:
-    """Paths, relative to the working folder, of the given modules (``measure.latency``) and of all modules of this library they import.
+    """Paths, relative to the working folder, of the given modules (``measure.latency``) and of all that they import.
 
     ``__init__`` files are followed but not listed: those of the registries change whenever something is added.
     """

@@ -80,14 +80,14 @@ def outliers(tables: Tables) -> str | None:
 
 
 def sensitivity(tables: Tables) -> str | None:
-    """The linear whose quantisation alone raises NLL most."""
-    frame = _real(good_rows(tables, "sensitivity", "layer", "linear", "delta_nll"))
-    worst = leading(frame, "-delta_nll")
+    """The layer whose rounding to int8 alone moves the model's distribution most."""
+    frame = _real(good_rows(tables, "sensitivity", "layer", "linear", "kl_nats"))
+    worst = leading(frame[frame["linear"] == "all"], "-kl_nats")
     if worst is None:
         return None
     return (
-        f"Measured ({place(worst)}): of all linears quantised one at a time to `{worst.precision}`, `{worst.linear}` "
-        f"of layer {worst.layer} costs most, {number(worst.delta_nll)} nats per token ({link(worst, 'sensitivity')})."
+        f"Measured ({place(worst)}): of all layers rounded to int8 one at a time, layer {worst.layer} moves the "
+        f"distribution most, {number(worst.kl_nats)} nats of KL divergence per token ({link(worst, 'sensitivity')})."
     )
 
 
