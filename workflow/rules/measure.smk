@@ -29,19 +29,19 @@ rule measure_latency:
         text=prompt_corpus,
     output:
         record=f"{RESULTS}/records/latency/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
-    params:
-        job=latency_job,
     log:
         f"{RESULTS}/logs/measure_latency/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.log",
     priority: latency_order
+    conda:
+        "../../envs/measure.yaml"
     threads: measuring_threads
     resources:
         attempt=attempt_number,
         mem_mb=measuring_memory,
         runtime=measuring_minutes,
         gpu=measuring_gpus,
-    conda:
-        "../../envs/measure.yaml"
+    params:
+        job=latency_job,
     script:
         "../scripts/measure_latency.py"
 
@@ -53,18 +53,18 @@ rule measure_memory:
         text=prompt_corpus,
     output:
         record=f"{RESULTS}/records/memory/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
-    params:
-        job=memory_job,
     log:
         f"{RESULTS}/logs/measure_memory/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.log",
+    conda:
+        "../../envs/measure.yaml"
     threads: measuring_threads
     resources:
         attempt=attempt_number,
         mem_mb=measuring_memory,
         runtime=measuring_minutes,
         gpu=measuring_gpus,
-    conda:
-        "../../envs/measure.yaml"
+    params:
+        job=memory_job,
     script:
         "../scripts/measure_memory.py"
 
@@ -87,18 +87,18 @@ rule keep_reference:
             study=STUDY,
             corpus=plan.quality_corpora(config),
         ),
-    params:
-        job=reference_job,
     log:
         f"{RESULTS}/logs/keep_reference/{{model}}.log",
+    conda:
+        "../../envs/measure.yaml"
     threads: measuring_threads
     resources:
         attempt=attempt_number,
         mem_mb=reference_memory,
         runtime=measuring_minutes,
         gpu=reference_gpus,
-    conda:
-        "../../envs/measure.yaml"
+    params:
+        job=reference_job,
     script:
         "../scripts/keep_reference.py"
 
@@ -112,18 +112,18 @@ rule measure_quality:
     output:
         record=f"{RESULTS}/records/quality/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
         arrays=f"{RESULTS}/records/quality/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.npz",
-    params:
-        job=quality_job,
     log:
         f"{RESULTS}/logs/measure_quality/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.log",
+    conda:
+        "../../envs/measure.yaml"
     threads: measuring_threads
     resources:
         attempt=attempt_number,
         mem_mb=measuring_memory,
         runtime=measuring_minutes,
         gpu=measuring_gpus,
-    conda:
-        "../../envs/measure.yaml"
+    params:
+        job=quality_job,
     script:
         "../scripts/measure_quality.py"
 
@@ -135,17 +135,17 @@ rule generate_samples:
         text=prompt_corpus,
     output:
         record=f"{RESULTS}/records/samples/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
-    params:
-        job=samples_job,
     log:
         f"{RESULTS}/logs/generate_samples/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.log",
+    conda:
+        "../../envs/measure.yaml"
     threads: measuring_threads
     resources:
         attempt=attempt_number,
         mem_mb=measuring_memory,
         runtime=measuring_minutes,
         gpu=measuring_gpus,
-    conda:
-        "../../envs/measure.yaml"
+    params:
+        job=samples_job,
     script:
         "../scripts/generate_samples.py"

@@ -25,14 +25,14 @@ rule fetch_weights:
         library=dependencies.files("sources.models"),
     output:
         "resources/models/{model}/SOURCE.json",
-    params:
-        model=model_config,
     log:
         f"{RESULTS}/logs/fetch_weights/{{model}}.log",
     # Downloads fail for reasons that pass; what was fetched is kept.
     retries: 2
     conda:
         "../../envs/measure.yaml"
+    params:
+        model=model_config,
     script:
         "../scripts/fetch_weights.py"
 
@@ -42,13 +42,13 @@ rule fetch_corpus:
         library=dependencies.files("sources.corpora"),
     output:
         "resources/corpora/{corpus}/text.jsonl",
-    params:
-        corpus=corpus_config,
     log:
         f"{RESULTS}/logs/fetch_corpus/{{corpus}}.log",
     # Downloads fail for reasons that pass; what was fetched is kept.
     retries: 2
     conda:
         "../../envs/measure.yaml"
+    params:
+        corpus=corpus_config,
     script:
         "../scripts/fetch_corpus.py"
