@@ -25,15 +25,21 @@ ONCE = [
     "all",
 ]
 EXPECTED = {
-    # 5 precisions × 2 attention kernels (× 2 repeats); quality and samples under one kernel
+    # 6 precisions × 2 attention kernels (× 2 repeats); quality (and one ruler's) and samples under one kernel
     "config.yaml": {
         "fetch_weights": 1,
         "fetch_corpus": 1,
-        "measure_latency": 20,
-        "measure_memory": 10,
+        "measure_latency": 24,
+        "measure_memory": 12,
         "keep_reference": 1,
-        "measure_quality": 5,
-        "generate_samples": 5,
+        "measure_quality": 6 + 1,
+        "generate_samples": 6,
+        "measure_extra": 1 + 1 + 6 + 12 + 3,  # outliers, sensitivity, invariance, profile, attention kernels
+        "measure_sweep": 4,
+        "aggregate_extra": 5,
+        "aggregate_sweep": 1,
+        "find_crossovers": 1,
+        "predict_capacity": 1,
     },
     # 5 precisions × 2 attention kernels (× 5 repeats)
     "llama2-7b.yaml": {

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from llmstudy.measure.session import Session
 
-# Rows of [rows, vocabulary] fp32 log-probabilities that exist at a time. On a CPU larger temporaries are mapped afresh by
-# the allocator each time, which costs more than the arithmetic; a GPU wants enough work per launch.
+# Rows of [rows, vocabulary] fp32 log-probabilities that exist at a time. On a CPU larger temporaries are mapped afresh
+# by the allocator each time, which costs more than the arithmetic; a GPU wants enough work per launch.
 ROWS = {"cpu": 32, "cuda": 512}
 
 
