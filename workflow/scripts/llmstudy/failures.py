@@ -10,10 +10,6 @@ from llmstudy.errors import StudyError, Unsupported
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed")
 
 
-# What PyTorch says when a forced attention backend does not serve a device, a dtype or a shape.
-_NO_KERNEL = ("no viable backend", "no available kernel")
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on the device or on the host."""
     if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorOutOfMemoryError"):
@@ -26,7 +22,7 @@ def classify(error: BaseException) -> tuple[str, str]:
     message = " ".join(str(error).split())[:400]
     if is_out_of_memory(error):
         return "oom", message or "out of memory"
-    if isinstance(error, Unsupported) or any(words in message.lower() for words in _NO_KERNEL):
+    if isinstance(error, Unsupported):
         return "unsupported", message
     if isinstance(error, StudyError):
         return "error", message
