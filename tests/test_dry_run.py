@@ -34,11 +34,10 @@ EXPECTED = {
         "keep_reference": 1,
         "measure_quality": 6 + 1,
         "generate_samples": 6,
-        "measure_extra": 1 + 1 + 6 + 12 + 3,  # outliers, sensitivity, invariance, profile, attention kernels
-        "measure_sweep": 4,
+        "measure_extra": 1 + 1 + 6 + 6 + 2,  # outliers, sensitivity, invariance, profile, attention kernels
+        "measure_sweep": 3,
         "aggregate_extra": 5,
         "aggregate_sweep": 1,
-        "find_crossovers": 1,
         "predict_capacity": 1,
     },
     # 5 precisions × 2 attention kernels (× 5 repeats)
