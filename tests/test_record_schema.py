@@ -1,4 +1,4 @@
-"""Every record that the library can write, and every committed one, is what workflow/schemas/record.schema.yaml says."""
+"""Every record that the library can write, and every committed one, fits workflow/schemas/record.schema.yaml."""
 
 import json
 from pathlib import Path
