@@ -71,6 +71,7 @@ def mistake(config: dict) -> str:
         ("quality.corpora", ["texts"], ["quality.corpora", "'texts'", "text"]),
         ("device", "tpu", ["device", "'tpu'", "auto", "cpu", "cuda"]),
         ("reference", "nf4", ["reference", "'nf4'", "fp32", "bf16"]),
+        ("models.0.precisions", ["bf16"], ["models.one.precisions", "'fp32'", "missing"]),
         # one name for one thing
         ("models.1", {"name": "one", "source": SYNTHETIC}, ["models", "'one'", "twice"]),
         (

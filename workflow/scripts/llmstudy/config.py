@@ -115,6 +115,15 @@ def _check_names(config: dict) -> None:
         raise StudyError(
             f"reference: {config['reference']!r} is not measured; allowed: {', '.join(config['precisions'])}"
         )
+    for model in config["models"]:
+        # Random weights have no quality to compare, so a shape too large for the reference may leave it out.
+        if model["source"]["type"] != "synthetic" and config["reference"] not in (
+            model["precisions"] or config["precisions"]
+        ):
+            raise StudyError(
+                f"models.{model['name']}.precisions: the reference {config['reference']!r} is missing; quality is "
+                "compared with it"
+            )
 
 
 def _check_known(key: str, names: list[str], allowed) -> None:
