@@ -82,7 +82,7 @@ def models(study: Study) -> str:
                 f"{shape['num_attention_heads']}, {shape['num_key_value_heads']}",
                 origin(model["source"]),
                 model.get("license") or configured.get(name, {}).get("license") or "none stated",
-                " ".join(note for note in notes if note) or "–",
+                "; ".join(note.rstrip(".") for note in notes if note) or "–",
             ]
         )
     header = ["model", "weights", "parameters", "layers × width", "heads, key-value heads", "source", "licence", "note"]
