@@ -109,7 +109,7 @@ def test_snakemake_commands_work(command, workspace):
 @pytest.mark.slow
 def test_merging_replaces_lists_and_keeps_what_mappings_do_not_name(workspace):
     counts = pages.job_counts(pages.dry_run(workspace, "--configfile", "config/config.yaml", "quick.yaml"))
-    # two precisions × two attention kernels, one repeat instead of two; a ruler, workloads and samples as in the default
+    # two precisions × two attention kernels, one repeat instead of two; the default study's ruler, workloads, samples
     assert (counts["measure_latency"], counts["measure_memory"], counts["measure_quality"]) == (4, 4, 2 + 1)
     assert counts["generate_samples"] == 2
 

@@ -122,8 +122,8 @@ def test_a_fresh_checkout_measures_although_a_report_is_committed(tmp_path):
             shutil.copy2(pages.REPOSITORY / name, folder / name)
     (folder / "REPORT.md").write_text("the report of another machine\n")
     counts = pages.job_counts(pages.dry_run(folder, "--cores", "1"))
-    # five precisions × two attention kernels, two repeats of the timing
-    assert (counts["measure_latency"], counts["measure_memory"], counts["render_report"]) == (20, 10, 1)
+    # six precisions × two attention kernels, two repeats of the timing
+    assert (counts["measure_latency"], counts["measure_memory"], counts["render_report"]) == (24, 12, 1)
 
 
 def rule_files() -> str:
@@ -200,7 +200,7 @@ def test_columns_and_verdicts_exist():
 
 def test_what_is_said_of_the_default_study():
     config = yaml.safe_load(pages.read("config/config.yaml"))
-    assert len(config["precisions"]) == 5 and "measures five precisions" in README
+    assert len(config["precisions"]) == 6 and "measures six precisions" in README
     assert config["models"][0]["source"]["member"].endswith("SmolLM2-135M-Instruct.Q4_1.gguf")
     vocabulary = 49152  # of SmolLM2's tokenizer
     needed = config["quality"]["kl_tokens"] * vocabulary * 2 / 2**30
