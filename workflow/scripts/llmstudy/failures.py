@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 
 from llmstudy.errors import StudyError, Unsupported
 
@@ -27,6 +28,15 @@ def classify(error: BaseException) -> tuple[str, str]:
     if isinstance(error, StudyError):
         return "error", message
     return "error", f"{type(error).__name__}: {message}"
+
+
+def attempted(run: Callable[[], dict]) -> dict:
+    """What ``run`` measured with status ok, or status and reason of its failure: one part must not cost the others."""
+    try:
+        return {"status": "ok", "reason": ""} | run()
+    except Exception as error:
+        status, reason = classify(error)
+        return {"status": status, "reason": reason}
 
 
 def traceback_tail(error: BaseException, lines: int = 15) -> list[str]:

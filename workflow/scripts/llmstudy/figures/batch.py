@@ -30,11 +30,7 @@ def rows(study: Study) -> pd.DataFrame:
 
 def draw(rows: pd.DataFrame) -> Figure:
     """One panel per model."""
-    figure, axes = style.grid(list(dict.fromkeys(rows["model"])), 3.1)
-    for model, axis in axes.items():
-        _panel(axis, rows[rows["model"] == model])
-    style.headline(figure, HEADLINE)
-    return figure
+    return style.by_model(rows, 3.1, _panel, HEADLINE)
 
 
 def _panel(axis, rows: pd.DataFrame) -> None:

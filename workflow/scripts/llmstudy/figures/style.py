@@ -7,7 +7,7 @@ names beside the marks say which is which, so nothing depends on colour alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -109,6 +109,15 @@ def grid(models: list[str], height: float) -> tuple[Figure, dict[str, Axes]]:
     for axis in axes.flat[len(models) :]:
         axis.remove()
     return figure, dict(zip(models, axes.flat))
+
+
+def by_model(rows: pd.DataFrame, height: float, draw: Callable[[Axes, pd.DataFrame], None], text: str) -> Figure:
+    """A figure with one panel per model, each drawn from that model's rows, under a headline."""
+    figure, axes = grid(list(dict.fromkeys(rows["model"])), height)
+    for model, axis in axes.items():
+        draw(axis, rows[rows["model"] == model])
+    headline(figure, text)
+    return figure
 
 
 def title(model: str, synthetic: bool) -> str:

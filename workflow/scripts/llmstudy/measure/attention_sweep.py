@@ -8,11 +8,12 @@ over n tokens; ``decode`` is one query row against n keys.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llmstudy import attention
 from llmstudy.errors import Unsupported
-from llmstudy.failures import classify
+from llmstudy.failures import attempted
 from llmstudy.measure.session import Session, log
 
 if TYPE_CHECKING:
@@ -29,12 +30,8 @@ def measure(session: Session) -> dict:
     samples: dict = operation.shape | {"points": []}
     for context in session.settings["contexts"]:
         for phase in ("prefill", "decode"):
-            entry: dict = {"context": context, "phase": phase}
-            try:
-                entry |= {"status": "ok", "reason": ""} | operation.measure(context, phase == "decode")
-            except Exception as error:  # a context that does not fit must not cost the shorter ones
-                status, reason = classify(error)
-                entry |= {"status": status, "reason": reason}
+            measured = attempted(partial(operation.measure, context, phase == "decode"))
+            entry = {"context": context, "phase": phase} | measured
             samples["points"].append(entry)
             log(f"{phase} over {context}: {entry}")
             session.free()

@@ -8,9 +8,10 @@ whole batch.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from llmstudy.failures import classify
+from llmstudy.failures import attempted
 from llmstudy.measure.prompts import prompt_batch
 from llmstudy.measure.session import Session, log
 
@@ -28,18 +29,18 @@ def measure(session: Session) -> dict:
     samples: dict = {"positions": len(alone), "batches": []}
     for batch in settings["batches"]:
         for neighbours, rows in compositions(batch, settings["neighbour_sets"]).items():
-            entry = {"batch": batch, "neighbours": neighbours}
-            try:
-                difference = compare(alone, logits_of_first(session, model, prompts[rows]))
-                entry |= {"status": "ok", "reason": ""} | difference
-            except Exception as error:  # a batch that does not fit must not cost the others
-                status, reason = classify(error)
-                entry |= {"status": status, "reason": reason}
+            measured = attempted(partial(measure_batch, session, model, alone, prompts[rows]))
+            entry = {"batch": batch, "neighbours": neighbours} | measured
             log(f"{entry}")
             samples["batches"].append(entry)
             session.save(samples)
             session.free()
     return samples
+
+
+def measure_batch(session: Session, model, alone, prompts) -> dict:
+    """How far the first prompt's logits in this batch lie from those of ``alone``."""
+    return compare(alone, logits_of_first(session, model, prompts))
 
 
 def compositions(batch: int, sets: int) -> dict[str, list[int]]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import statistics
 import time
+from functools import partial
 
 from llmstudy import runtimes
 from llmstudy.attention import prove
-from llmstudy.failures import classify
+from llmstudy.failures import attempted
 from llmstudy.measure import conditions, footprint
 from llmstudy.measure.bandwidth import copy_bandwidth_gb_s
 from llmstudy.measure.energy import EnergyMeter
@@ -39,12 +40,8 @@ def measure(session: Session) -> dict:
     samples["energy_source"] = meter.source
     for number, workload in enumerate(session.settings["workloads"], 1):
         log(f"workload {number}/{len(session.settings['workloads'])}: {workload}")
-        entry = {"workload": workload}
-        try:
-            entry |= {"status": "ok", "reason": ""} | measure_workload(session, model, workload, meter)
-        except Exception as error:  # one workload that does not fit must not cost the others
-            status, reason = classify(error)
-            entry |= {"status": status, "reason": reason}
+        measured = attempted(partial(measure_workload, session, model, workload, meter))
+        entry = {"workload": workload} | measured
         log(f"  {entry['status']} {entry['reason']}")
         samples["workloads"].append(entry)
         session.free()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 from llmstudy import runtimes
-from llmstudy.failures import classify
+from llmstudy.failures import attempted
 from llmstudy.measure import footprint, gpu
 from llmstudy.measure.prompts import prompt_batch
 from llmstudy.measure.session import Session, log
@@ -31,12 +32,9 @@ def measure(session: Session) -> dict:
     }
     session.save(samples)
     for workload in session.settings["workloads"]:
-        entry = {"workload": workload}
-        try:
-            entry |= {"status": "ok", "reason": ""} | measure_workload(session, model, workload, probe)
-        except Exception as error:  # an out-of-memory workload locates the limit; the others still count
-            status, reason = classify(error)
-            entry |= {"status": status, "reason": reason}
+        # An out-of-memory workload locates the limit; the others still count.
+        measured = attempted(partial(measure_workload, session, model, workload, probe))
+        entry = {"workload": workload} | measured
         log(f"{workload}: {entry['status']} {entry['reason']}")
         samples["workloads"].append(entry)
         session.free()
