@@ -21,6 +21,9 @@ class Session:
         self.job, self.device, self.artifacts, self.save = job, device, Path(artifacts), save
         self.provenance = {"threads": 1}
 
+    def import_libraries(self):
+        pass
+
 
 def measure(session):
 {body}

@@ -177,6 +177,14 @@ def test_disturbances_are_flagged(before, after, steady, told):
     assert conditions.flags(before, after, threads=4, steady=steady) == told
 
 
+def test_beside_a_gpu_only_a_full_machine_disturbs():
+    """The process that launches needs one core, whatever the others do."""
+    busy = {"load_average": 7.9, "cores": 8}
+    assert conditions.flags(busy, QUIET, threads=None, steady=True) == []
+    told = conditions.flags(busy | {"load_average": 8.1}, QUIET, threads=None, steady=True)
+    assert told == ["load average 8.1 on 8 cores"]
+
+
 def test_bandwidth_counts_bytes_read_and_written(monkeypatch):
     clock = iter(0.5 * count for count in range(100))
     monkeypatch.setattr(bandwidth.time, "perf_counter", lambda: next(clock))

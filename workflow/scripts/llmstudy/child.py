@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -34,8 +33,8 @@ def run_child(job: dict, log: Path, artifacts: Path) -> Outcome:
     """Measure ``job`` in a process of its own and say what became of it.
 
     The child appends to ``log`` and reports through a file that it replaces atomically after each finished piece, so
-    that a killed child loses only the piece it was at. ``artifacts`` is a folder for larger files. Time limit:
-    ``job["limits"]["seconds"]``.
+    that a killed child loses only the piece it was at. ``artifacts`` is a folder for larger files. The child ends
+    itself after ``job["limits"]["seconds"]``, in which waiting for its turn on a GPU does not count.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="llmstudy-") as folder:
@@ -54,13 +53,13 @@ def run_child(job: dict, log: Path, artifacts: Path) -> Outcome:
                 start_new_session=True,
             )
             try:
-                finished = _sleep_until_exit(process, job["limits"]["seconds"])
+                process.wait()  # without a timeout, which would poll and take time from a core
             finally:
                 _kill_group(process)
         wall_s = time.monotonic() - start
         result = json.loads(result_file.read_text()) if result_file.exists() else {}
     killed_for_memory = _kernel_oom_kills() > kills_before
-    status, reason = _judge(process.returncode, finished, killed_for_memory, result, job["limits"]["seconds"])
+    status, reason = _judge(process.returncode, killed_for_memory, result, job["limits"]["seconds"])
     return Outcome(status, reason, result, round(wall_s, 3))
 
 
@@ -74,22 +73,6 @@ def _environment() -> dict[str, str]:
         "HF_DATASETS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-
-
-def _sleep_until_exit(process: subprocess.Popen, seconds: float) -> bool:
-    """Whether the process ended within ``seconds``; sleeps in the kernel, because polling takes time from a core."""
-    if not hasattr(os, "pidfd_open"):  # not Linux
-        try:
-            process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
-    handle = os.pidfd_open(process.pid)
-    try:
-        ready, _, _ = select.select([handle], [], [], seconds)
-    finally:
-        os.close(handle)
-    return bool(ready)
 
 
 def _kill_group(process: subprocess.Popen) -> None:
@@ -121,8 +104,8 @@ def _kernel_oom_kills() -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
 
 
-def _judge(returncode: int, finished: bool, killed_for_memory: bool, result: dict, seconds: float) -> tuple[str, str]:
-    if not finished:
+def _judge(returncode: int, killed_for_memory: bool, result: dict, seconds: float) -> tuple[str, str]:
+    if returncode == -signal.SIGALRM:
         return "timeout", f"stopped after its limit of {seconds:.0f} s"
     if returncode == 0 and "status" in result:
         return result["status"], result["reason"]

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
 from llmstudy.failures import classify, traceback_tail
+from llmstudy.turn import turn
 
 
 def main(job_file: str, result_file: str, artifacts: str) -> None:
@@ -20,6 +22,7 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
     result: dict = {"device": job["device"]}
     target = Path(result_file)
     prefer_me_when_memory_runs_out()
+    limit_time(job["limits"]["seconds"])
     try:
         from llmstudy.measure import measure
         from llmstudy.measure.session import Session, resolve_device
@@ -35,7 +38,11 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
 
         session = Session(job=job, device=result["device"], artifacts=Path(artifacts), save=save)
         result["provenance"] = session.provenance
-        save(measure(session))
+        session.import_libraries()
+        limit_time(None)  # others' limits bound how long this one waits
+        with turn(job["identity"]["kind"], result["device"]):
+            limit_time(job["limits"]["seconds"])
+            save(measure(session))
         result |= status_of(result["samples"])
     except BaseException as error:  # noqa: BLE001 - whatever happens becomes a record
         status, reason = classify(error)
@@ -67,6 +74,14 @@ def limit_host_memory(megabytes: int | None, device: str) -> None:
     if megabytes and device == "cpu":
         size = megabytes * 1024 * 1024
         resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def limit_time(seconds: float | None) -> None:
+    """Let the kernel end this process with SIGALRM after ``seconds`` from now; None lifts the limit.
+
+    The signal keeps its default action: it works while Python is stuck inside a library, as no handler would.
+    """
+    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
 
 
 def prefer_me_when_memory_runs_out() -> None:

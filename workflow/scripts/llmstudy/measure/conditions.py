@@ -27,13 +27,18 @@ def snapshot() -> dict:
     return found
 
 
-def flags(before: dict, after: dict, threads: int, steady: bool) -> list[str]:
-    """Words for what may have disturbed the stretch between two snapshots."""
+def flags(before: dict, after: dict, threads: int | None, steady: bool) -> list[str]:
+    """Words for what may have disturbed the stretch between two snapshots.
+
+    threads: of this process where they do the work; None where a GPU does it, which a busy core beside the one that
+    launches does not disturb.
+    """
     found = []
     if not steady:
         found.append("not steady")
     # Our own threads count in the load average; one more than those is somebody else's work.
-    if before["load_average"] > threads + 1:
+    expected = before["cores"] if threads is None else threads + 1
+    if before["load_average"] > expected:
         found.append(f"load average {before['load_average']:.1f} on {before['cores']} cores")
     state = after.get("gpu", {})
     if state.get("foreign_processes"):

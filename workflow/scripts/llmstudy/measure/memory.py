@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 from llmstudy import runtimes
@@ -21,7 +20,6 @@ from llmstudy.measure.session import Session, log
 
 def measure(session: Session) -> dict:
     """``{"weights", "load", "workloads": [...]}``, bytes everywhere; saved after every workload."""
-    import_libraries(session)
     probe = PeakProbe(session.device)
     model, _ = session.load_model()
     samples: dict = {
@@ -42,40 +40,31 @@ def measure(session: Session) -> dict:
     return samples
 
 
-def import_libraries(session: Session) -> None:
-    """Import the code that loading needs, some 160 MB, so that on a CPU it does not count as memory of the model."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        AutoModelForCausalLM.from_config(session.weights.config())
-    for package in ("accelerate", "bitsandbytes"):
-        with suppress(ImportError):
-            import_module(package)
-
-
 def measure_workload(session: Session, model, workload: dict, probe: PeakProbe) -> dict:
     """Peaks of prefill and decode, and the KV cache measured from the tensors of a prefill."""
     input_ids = prompt_batch(session, workload["batch"], workload["prompt_tokens"])
     found: dict = {}
     for phase, new_tokens in (("prefill", 1), ("decode", workload["new_tokens"])):
-        session.free()
-        probe.reset()
-        runtime = runtimes.get(session.job["identity"]["runtime"])(
-            model, workload["batch"], workload["prompt_tokens"], new_tokens
-        )
-        try:
-            with session.attention_forced():
-                runtime.prepare()
-                runtime.generate(input_ids)
-        finally:
-            runtime.close()
-        found[phase] = probe.reading()
+        found[phase] = peaks_of_generation(session, model, input_ids, new_tokens, probe)
     tokens = workload["prompt_tokens"] + workload["new_tokens"]
     found["kv_cache_bytes"] = footprint.kv_bytes_per_token(model.config, model.dtype) * workload["batch"] * tokens
     session.free()
     found["kv_cache_measured_prefill_bytes"] = measured_kv_bytes(session, model, input_ids)
     return found
+
+
+def peaks_of_generation(session: Session, model, input_ids, new_tokens: int, probe: PeakProbe) -> dict:
+    """Peaks while ``new_tokens`` follow ``input_ids`` [batch, prompt tokens], what the runtime prepares included."""
+    session.free()
+    probe.reset()
+    runtime = runtimes.get(session.job["identity"]["runtime"])(model, *input_ids.shape, new_tokens)
+    try:
+        with session.attention_forced():
+            runtime.prepare()
+            runtime.generate(input_ids)
+    finally:
+        runtime.close()
+    return probe.reading()
 
 
 def measured_kv_bytes(session: Session, model, input_ids) -> int:

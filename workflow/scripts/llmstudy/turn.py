@@ -1,0 +1,51 @@
+"""Whose turn it is on a GPU: measurements of time and memory have it alone, the others share it.
+
+A process needs some ten seconds for its imports before it touches the GPU. With Snakemake's ``--resources gpu=2`` the
+next process can spend them while one measures; the lock here keeps the measurements themselves apart. Where SLURM
+grants a GPU to one job it is never waited for. On a CPU a measuring job asks Snakemake for every core instead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+# Kinds of records that another process on the same GPU would falsify.
+ALONE = frozenset({"latency", "memory", "profile", "attention", "sweep", "capacity"})
+
+
+@contextmanager
+def turn(kind: str, device: str) -> Iterator[None]:
+    """Wait for every visible GPU, hold them while measuring ``kind``, and leave them to the next process."""
+    with ExitStack() as held:
+        if device == "cuda":
+            for path in locks(visible_gpus()):
+                held.enter_context(locked(path, alone=kind in ALONE))
+        yield
+
+
+def visible_gpus() -> list[str]:
+    """The UUIDs of the GPUs that CUDA shows: indices differ between processes that see different GPUs."""
+    import torch
+
+    return [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
+
+
+def locks(gpus: Iterable[str]) -> list[Path]:
+    """The lock file of each GPU, in an order that all processes share, so that none can wait for another in a circle.
+
+    They belong to the user: on a shared machine nobody can hold up somebody else's study.
+    """
+    return [Path(tempfile.gettempdir()) / f"llmstudy-{os.getuid()}-{gpu}.lock" for gpu in sorted(gpus)]
+
+
+@contextmanager
+def locked(path: Path, alone: bool) -> Iterator[None]:
+    """Hold ``path`` alone or shared; the kernel releases it when the process ends, however it ends."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
