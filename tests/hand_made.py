@@ -16,8 +16,8 @@ from hand_made_extras import identity
 from llmstudy.statistics.recommend import recommend
 from llmstudy.statistics.summary import Focus, summarise
 from llmstudy.statistics.verdict import judge
-from llmstudy.tables import capacity, crossover, latency, memory, quality, samples
-from llmstudy.tables.common import write_table
+from llmstudy.tables import capacity, crossover, latency, memory, quality, samples, text
+from llmstudy.tables.common import read_table, write_table
 
 PROTOCOL = "w1024-s512"
 WORKLOADS = [(1, 512, 64), (8, 512, 64), (32, 512, 64), (1, 4096, 64)]
@@ -78,6 +78,7 @@ def write_study(
     tables = {name: pd.DataFrame(rows[name], columns=columns[name]) for name in rows}
     for name in rows:
         write_table(rows[name], columns[name], folder / f"{name}.csv")
+    write_table(text.rows_of(read_table(folder / "samples.csv"), "bf16"), text.COLUMNS, folder / "text.csv")
     for name, frame in hand_made_extras.tables(folder.name, models).items():
         frame.to_csv(folder / f"{name}.csv", index=False)
     write_table(crossover.rows_of(tables["latency"], reference, "eager"), crossover.COLUMNS, folder / "crossover.csv")

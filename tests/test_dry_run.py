@@ -20,6 +20,7 @@ ONCE = [
     "aggregate_provenance",
     "aggregate_quality",
     "aggregate_samples",
+    "aggregate_text",
     "judge_precisions",
     "render_report",
     "all",

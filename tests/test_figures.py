@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import REPOSITORY
 from llmstudy import figures, selection, studies
-from llmstudy.figures import bandwidth_floor, latency, plotting, roofline, rulers, style, trade_off
+from llmstudy.figures import agreement, bandwidth_floor, latency, plotting, roofline, rulers, style, trade_off
 
 BACKGROUNDS = ("#ffffff", "#0d1117")  # GitHub's light and dark page
 COLOUR = re.compile(r"#[0-9a-f]{6}\b")
@@ -145,6 +145,16 @@ def test_failed_configurations_keep_their_place_in_the_latency_figure(study):
     rows = latency.rows(study).set_index(["model", "precision", "runtime", "attention"])
     assert rows.loc[("llama-2-70b", "bf16", "graph", "sdpa"), "status"] == "oom"
     assert len(rows) == len(study.table("summary"))
+
+
+def test_agreement_leaves_out_the_reference_and_what_failed(study):
+    rows = agreement.rows(study).groupby("precision").size()
+    assert "bf16" not in rows and rows["nf4"] == 2 and rows["llm-int8"] == 1
+    with style.look():
+        axis = agreement.draw(agreement.rows(study)).axes[0]
+    ends = {line.get_color(): line.get_ydata() for line in axis.lines}
+    assert ends[style.colour("nf4")].tolist() == [100.0] * 4 + [0.0] * 45  # both part at token 3 of 48
+    assert set(ends[style.colour("int8-fused")]) == {100.0}
 
 
 def test_trade_off_shows_the_fastest_attention(study):

@@ -15,6 +15,7 @@ from llmstudy import studies
 from llmstudy.figures import FIGURES
 from llmstudy.rendering import answer, diagrams, machine, markdown, report
 from llmstudy.tables import latency, memory, provenance, quality, samples
+from llmstudy.tables import text as text_table
 from llmstudy.ties.rows import number
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -141,6 +142,18 @@ def test_generated_text_cannot_become_markup(text):
     assert r"\*fox\* \| a hen" in block
 
 
+def test_agreement_of_greedy_texts_stands_in_the_quality_chapter(text):
+    chapter = text.split("#### Quality (h200)")[1].split("#### Samples (h200)")[0]
+    block = next(block for block in tables(chapter) if "texts identical" in block[0])
+    lines = {cells(line)[0]: cells(line)[1:] for line in block[2:]}
+    # both texts of nf4 part at token 3 of 48; all of int8-fused's are the reference's
+    assert lines["`nf4`"][:5] == ["0 of 2", "3", "3.0 of 48", "0.0 %", "0.0 %"]
+    assert lines["`int8-fused`"][:4] == ["2 of 2", "half or more never part", "48.0 of 48", "100.0 %"]
+    assert lines["`bf16` (reference)"][0] == "–" and lines["`bf16` (reference)"][-2] == "0.900"
+    assert "identical after 32" in block[0] and "identical after 64" not in block[0]
+    assert "figures/agreement.svg" in chapter and "results/h200/text.csv" in chapter
+
+
 def test_a_study_without_optional_tables_or_quality_renders(tmp_path):
     folder = hand_made.write_study(tmp_path / "speed", models=("llama-2-7b",))
     for name in ("attention", "profile", "crossover", "capacity"):
@@ -183,6 +196,7 @@ def test_method_names_columns_and_files_that_exist():
         "memory": memory.COLUMNS,
         "quality": quality.COLUMNS,
         "samples": samples.COLUMNS,
+        "text": text_table.COLUMNS,
     }
     checked = 0
     for row in rows:

@@ -9,7 +9,14 @@ from llmstudy.statistics.conventions import conventions, count_bytes, count_word
 from llmstudy.statistics.divergence import agreement, compare_logits, summarise_kl, summarise_true_token, top_overlap
 from llmstudy.statistics.paired import compare_nll, perplexity
 from llmstudy.statistics.percentile import percentile_if_supported
-from llmstudy.statistics.text import agreement_curve, distinct_n, exact_match, first_divergence, repetition_rate
+from llmstudy.statistics.text import (
+    agreement_curve,
+    distinct_n,
+    exact_match,
+    first_divergence,
+    median_divergence,
+    repetition_rate,
+)
 
 
 def corpus(rng, documents, *, spread=0.5, effect=0.05, effect_spread=0.02):
@@ -213,6 +220,14 @@ def test_divergence_and_agreement_curve():
     assert exact_match(found) == 0.25
     with pytest.raises(ValueError, match="prompt"):
         exact_match([])
+
+
+def test_median_divergence_counts_texts_that_never_part():
+    assert median_divergence([5, None, 3]) == 5  # not 4, the median of those that part
+    assert median_divergence([4, 7, None, None, 1]) == 7
+    assert math.isnan(median_divergence([4, None])) and math.isnan(median_divergence([None]))
+    with pytest.raises(ValueError, match="prompt"):
+        median_divergence([])
 
 
 def test_repetition():

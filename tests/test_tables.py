@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from llmstudy import records
-from llmstudy.tables import latency, memory, quality, samples, summary
+from llmstudy.tables import latency, memory, quality, samples, summary, text
 from llmstudy.tables.common import IDENTITY, read_table
 
 GIB = 2**30
@@ -366,6 +366,46 @@ def test_a_prompt_without_a_text_has_the_records_status(record, tmp_path):
     frame = table(samples, paths, tmp_path, "fp32")
     assert only(frame, prompt="Once")["status"] == "ok"
     assert only(frame, prompt="Twice")["status"] == "timeout" and only(frame, prompt="Twice")["text"] == ""
+
+
+# -------------------------------------------------------------------------------------------------------------- text
+
+
+def test_texts_of_all_prompts_together(record, tmp_path):
+    """Three prompts of 10 tokens: one never parts, the others at tokens 2 and 9."""
+    settings, exact = {"prompts": ["a", "b", "c"]}, list(range(10))
+    parted = {"a": exact, "b": [*exact[:2], 77, 77, 77, 77, 77, 77, 77, 77], "c": [*exact[:9], 77]}
+    paths = [
+        record("samples", {"prompts": [said(prompt, exact, "x") for prompt in "abc"]}, "fp32", settings),
+        record("samples", {"prompts": [said(*one, "y") for one in parted.items()]}, "nf4", settings),
+        record("samples", {"prompts": [said("a", exact, "x")]}, "bf16", settings, status="timeout", reason="long"),
+        record("samples", {}, "fp4", settings, **OOM),
+    ]
+    samples.write(paths, "fp32", tmp_path / "samples.csv")
+    frame = table(text, tmp_path / "samples.csv", tmp_path, "fp32")
+    row = only(frame, precision="nf4")
+    assert (row["prompts"], row["new_tokens"], row["never_diverged"]) == (3, 10, 1)
+    assert row["exact_match"] == pytest.approx(1 / 3, rel=1e-5) and row["first_divergence_median_token"] == 9
+    assert row["identical_tokens_mean"] == pytest.approx((10 + 2 + 9) / 3, rel=1e-5)
+    assert row["agreement_8"] == pytest.approx(2 / 3, rel=1e-5) and math.isnan(row["agreement_16"])
+    assert row["distinct_2_mean"] == pytest.approx((1 + 3 / 9 + 1) / 3, rel=1e-5)
+    reference = only(frame, precision="fp32")
+    assert reference["distinct_2_mean"] == 1 and math.isnan(reference["exact_match"])
+    partial, failed = only(frame, precision="bf16"), only(frame, precision="fp4")
+    assert (partial["status"], partial["prompts"], partial["exact_match"]) == ("ok", 1, 1)
+    assert (failed["status"], failed["reason"]) == ("oom", "CUDA out of memory") and math.isnan(failed["prompts"])
+
+
+def test_texts_without_a_reference_still_tell_how_much_they_repeat(record, tmp_path):
+    settings = {"prompts": ["a"]}
+    paths = [
+        record("samples", {}, "fp32", settings, **OOM),
+        record("samples", {"prompts": [said("a", [7] * 11, "y")]}, "nf4", settings),
+    ]
+    samples.write(paths, "fp32", tmp_path / "samples.csv")
+    row = only(table(text, tmp_path / "samples.csv", tmp_path, "fp32"), precision="nf4")
+    assert row["distinct_2_mean"] == pytest.approx(0.1) and row["prompts"] == 1
+    assert row[["exact_match", "never_diverged", "identical_tokens_mean", "agreement_8"]].isna().all()
 
 
 # ----------------------------------------------------------------------------------------------------------- summary

@@ -74,6 +74,12 @@ def tables():
             ("nf4", "q", "xy", 7),
         )
     ]
+    texts = [
+        cell(SMALL_CPU, "fp32", prompts=4, new_tokens=24, distinct_2_mean=0.95),
+        cell(SMALL_CPU, "nf4", prompts=4, new_tokens=24, distinct_2_mean=0.8, exact_match=0.0)
+        | {"identical_tokens_mean": 5.25},
+        cell(SMALL_CPU, prompts=4, new_tokens=24, distinct_2_mean=0.94, exact_match=0.75, identical_tokens_mean=21.0),
+    ]
     extras = {
         "profile": [
             cell(SEVEN_B, "llm-int8", launches_per_token=5000, syncs_per_token=224, device_busy_share=0.2),
@@ -98,7 +104,7 @@ def tables():
             cell(SMALL_CPU, "fp32", layer="all", linear="down_proj", delta_nll=0.01, kl_nats=0.03),
         ],
     }
-    listed = {"latency": speed, "memory": stored, "quality": scored, "samples": written, **extras}
+    listed = {"latency": speed, "memory": stored, "quality": scored, "samples": written, "text": texts, **extras}
     return {name: pd.DataFrame(rows) for name, rows in listed.items()}
 
 
@@ -154,6 +160,14 @@ def test_a_study_in_which_everything_failed_still_renders(name, tables):
         ("failed_cells", ["1 ended as `oom`"]),
         ("reference_perplexity", ["20,479 tokens", "20.99", "`fp32`"]),
         ("greedy_divergence", ["`bf16` equals it in 2 of 2;", "`nf4` equals it in 0 of 2, the others part at token 5"]),
+        (
+            "greedy_agreement",
+            [
+                "4 greedy texts of 24 tokens",
+                "`bf16` for 21.0 tokens, 75% of the texts to the end, distinct-2 0.94; `nf4` for 5.2 tokens, 0% of",
+                "own distinct-2: `fp32` 0.95",
+            ],
+        ),
         ("top1_agreement", ["`fp32` 100.0%, `llm-int8` 92.1%, `nf4` 71.5%"]),
         ("rulers", ["`fp32` 0, `llm-int8` 0.0183, `nf4` 0.278"]),
         ("int8_quality", ["`llm-int8` 1.0185 [1.0170, 1.0200]"]),

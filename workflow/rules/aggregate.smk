@@ -7,11 +7,13 @@ REQUIRED INPUTS:
 OUTPUTS, below results/<study>/:
     latency.csv, memory.csv, quality.csv, samples.csv    one observation a row, units in the column names
     summary.csv                                          one row per model × precision × attention × runtime
+    text.csv                                             one row per configuration: agreement of its samples' text
     recommendation.csv                                   one sentence per model
 
 STEPS:
     1. aggregate_latency, aggregate_memory, aggregate_quality, aggregate_samples
-    2. judge_precisions   better, worse, mixed or not distinguishable from the reference, and which one to take
+    2. aggregate_text     samples.csv, its prompts taken together
+    3. judge_precisions   better, worse, mixed or not distinguishable from the reference, and which one to take
 """
 
 
@@ -20,6 +22,7 @@ localrules:
     aggregate_memory,
     aggregate_quality,
     aggregate_samples,
+    aggregate_text,
     judge_precisions,
 
 
@@ -101,6 +104,27 @@ rule aggregate_samples:
         reference=config["reference"],
     script:
         "../scripts/aggregate_samples.py"
+
+
+rule aggregate_text:
+    input:
+        library=dependencies.files("tables.text"),
+        samples=f"{RESULTS}/samples.csv",
+    output:
+        report(
+            f"{RESULTS}/text.csv",
+            caption="../report/captions/table_text.rst",
+            category="Tables",
+            labels={"name": "text.csv"},
+        ),
+    log:
+        f"{RESULTS}/logs/aggregate_text.log",
+    conda:
+        "../../envs/report.yaml"
+    params:
+        reference=config["reference"],
+    script:
+        "../scripts/aggregate_text.py"
 
 
 rule judge_precisions:

@@ -30,7 +30,7 @@ localrules:
 EXTRA_KINDS = [kind for kind in extras.KINDS if kind != "sweep"]
 RECORDS = [path for kind in ("latency", "memory", "quality", "samples") for path in records(kind)]
 RECORDS += [one.path(STUDY) for kind in EXTRA_KINDS for one in extras.measurements(config, kind)] + sweep_records()
-TABLES = ["latency", "memory", "quality", "samples", "summary", "recommendation", *extras.enabled(config)]
+TABLES = ["latency", "memory", "quality", "samples", "text", "summary", "recommendation", *extras.enabled(config)]
 FIGURES = {name: entry for name, entry in figures.FIGURES.items() if set(entry.tables) <= set(TABLES)}
 # What other studies left: read as it is, made by no rule here.
 OTHER_STUDIES = [

@@ -30,6 +30,7 @@ FIGURES = {
     "memory": Entry(("summary", "memory"), "Memory", "Memory by component"),
     "perplexity": Entry(("quality",), "Quality", "Perplexity"),
     "rulers": Entry(("quality",), "Quality", "KL divergence between its rulers"),
+    "agreement": Entry(("samples",), "Quality", "Agreement of greedy text with the reference's"),
     "outliers": Entry(("outliers",), "Explanations", "Outlier ledger"),
     "sweep": Entry(("sweep",), "Explanations", "Threshold sweep of LLM.int8()"),
     "sensitivity": Entry(("sensitivity",), "Explanations", "Sensitivity to rounding"),

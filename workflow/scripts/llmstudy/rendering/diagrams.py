@@ -14,6 +14,7 @@ MEASURED = {
 # table → the tables or kinds that it is made of
 DERIVED = {
     "summary": ("latency", "memory", "quality"),
+    "text": ("samples",),
     "crossover": ("latency",),
     "capacity": ("memory",),
 }

@@ -10,6 +10,7 @@ from llmstudy import selection
 from llmstudy.figures.style import sort
 from llmstudy.rendering import answer, markdown
 from llmstudy.studies import Study
+from llmstudy.tables.text import POSITIONS
 
 SAMPLE_CHARACTERS = 400
 
@@ -65,6 +66,47 @@ def conventions(study: Study, model: str) -> str | None:
         rows.append([*names, markdown.value(row["tokens"]), *(markdown.perplexity(row[column]) for column in numbers)])
     header = ["precision", "corpus", "protocol", "tokens", "NLL", "token PPL", "word PPL", "byte PPL", "bits per byte"]
     return markdown.table(header, rows, "lllrrrrrr")
+
+
+def agreement(study: Study, model: str) -> str | None:
+    """How long each precision's greedy texts stay those of the reference, and how much they repeat; None if unknown."""
+    own = study.of_model("text", model)
+    if own.empty:
+        return None
+    positions = [position for position in POSITIONS if own[f"agreement_{position}"].notna().any()]
+    rows = []
+    for _, row in sort(own).iterrows():
+        name = f"`{row['precision']}`"
+        if row["status"] != "ok":
+            rows.append([name, markdown.failure(row), *[f"`{row['status']}`"] * (len(positions) + 4)])
+            continue
+        repeats = [f"{row['distinct_2_mean']:.3f}", f"{row['repetition_4_mean']:.3f}"]
+        if pd.isna(row["exact_match"]):
+            again = row["precision"] == study.focus(model)["reference"]
+            missing = "–" if again else "no reference"
+            rows.append([name + " (reference)" * again, *[missing] * (len(positions) + 3), *repeats])
+            continue
+        median = row["first_divergence_median_token"]
+        rows.append(
+            [
+                name,
+                f"{row['never_diverged']:.0f} of {row['prompts']:.0f}",
+                "half or more never part" if pd.isna(median) else f"{median:g}",
+                f"{row['identical_tokens_mean']:.1f} of {row['new_tokens']:.0f}",
+                *(markdown.percent(row[f"agreement_{position}"]) for position in positions),
+                *repeats,
+            ]
+        )
+    header = [
+        "precision",
+        "texts identical",
+        "parts at token, median",
+        "identical tokens, mean",
+        *(f"identical after {position}" for position in positions),
+        "distinct-2",
+        "repeated 4-grams",
+    ]
+    return markdown.table(header, rows)
 
 
 def samples(study: Study) -> Iterator[tuple[str, str, str]]:

@@ -74,10 +74,13 @@ def flags(study: Study) -> list[str]:
 
 
 def failures(study: Study) -> str | None:
-    """Every configuration that failed anywhere, with table and full reason; None if none did."""
+    """Every configuration that failed anywhere, with table and full reason; None if none did.
+
+    Tables made of others would only say it twice.
+    """
     rows = []
     for name, frame in study.tables.items():
-        if not {"status", "reason", *selection.CONFIGURATION} <= set(frame.columns) or name == "summary":
+        if not {"status", "reason", *selection.CONFIGURATION} <= set(frame.columns) or name in ("summary", "text"):
             continue
         failed = frame[frame["status"] != "ok"]
         keys = [*selection.CONFIGURATION, "status", "reason"]

@@ -1,5 +1,6 @@
 """Differences between generated texts, as token ids."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,6 +34,18 @@ def exact_match(divergences: Sequence[int | None]) -> float:
     if not divergences:
         raise ValueError("an exact-match share needs at least one prompt")
     return sum(position is None for position in divergences) / len(divergences)
+
+
+def median_divergence(divergences: Sequence[int | None]) -> float:
+    """Median position of the first difference over all prompts, those that never part lying beyond every position.
+
+    NaN if half of them or more never part: the median is then not reached, as in survival analysis. The median of the
+    others alone would fall when a precision comes nearer to the reference and only its worst prompts still part.
+    """
+    if not divergences:
+        raise ValueError("a median divergence needs at least one prompt")
+    median = float(np.median([math.inf if position is None else position for position in divergences]))
+    return median if math.isfinite(median) else math.nan
 
 
 def distinct_n(tokens: Sequence[int], n: int) -> float:

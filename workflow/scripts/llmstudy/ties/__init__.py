@@ -37,6 +37,7 @@ TIES = {
         speed.failed_cells,
         quality.reference_perplexity,
         quality.greedy_divergence,
+        quality.greedy_agreement,
         quality.top1_agreement,
         quality.rulers,
         quality.int8_quality,

@@ -1,4 +1,4 @@
-"""Sentences from quality.csv, samples.csv and the optional outliers and sensitivity tables: real weights only."""
+"""Sentences from quality.csv, samples.csv, text.csv and optional outliers and sensitivity tables: real weights only."""
 
 from collections.abc import Callable
 
@@ -42,6 +42,28 @@ def greedy_divergence(tables: Tables) -> str | None:
     return (
         f"Measured ({place(best)}), greedy continuations held against the reference's: {'; '.join(parts)} "
         f"({link(best, 'samples')})."
+    )
+
+
+def greedy_agreement(tables: Tables) -> str | None:
+    """Per precision: mean tokens of greedy text that are the reference's, share identical to the end, distinct-2."""
+    every = _real(good_rows(tables, "text", "prompts", "new_tokens", "distinct_2_mean"))
+    compared = _real(good_rows(tables, "text", "prompts", "new_tokens", "exact_match", "identical_tokens_mean"))
+    best = leading(compared, "-prompts", "-new_tokens")
+    if best is None:
+        return None
+    repeats = every[(every[PLACE] == best[PLACE]).all(axis=1)].set_index("precision")["distinct_2_mean"]
+    rows = compared[(compared[PLACE] == best[PLACE]).all(axis=1)].sort_values("identical_tokens_mean", ascending=False)
+    parts = [
+        f"`{row.precision}` for {row.identical_tokens_mean:.1f} tokens, {row.exact_match:.0%} of the texts to the end, "
+        f"distinct-2 {repeats[row.precision]:.2f}"
+        for row in rows.itertuples()
+    ]
+    alone = [f"`{name}` {repeats[name]:.2f}" for name in repeats.index.difference(rows["precision"])]
+    reference = f"; the reference's own distinct-2: {', '.join(alone)}" if alone else ""
+    return (
+        f"Measured ({place(best)}), {int(best.prompts)} greedy texts of {int(best.new_tokens)} tokens stay identical "
+        f"to the reference's on average: {'; '.join(parts)}{reference} ({link(best, 'text')})."
     )
 
 

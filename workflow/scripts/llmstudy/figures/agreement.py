@@ -1,0 +1,50 @@
+"""How long greedy continuations stay those of the reference: the share of prompts still identical, token by token."""
+
+from __future__ import annotations
+
+import matplotlib.transforms
+import pandas as pd
+from matplotlib.figure import Figure
+
+from llmstudy.figures import style
+from llmstudy.statistics.text import agreement_curve
+from llmstudy.studies import Study
+from llmstudy.tables.text import compared, divergences
+
+HEADLINE = "greedy text against the reference's   lines that coincide are drawn beside each other"
+BESIDE_POINTS = 1.8
+
+
+def rows(study: Study) -> pd.DataFrame:
+    """A row per model, precision and prompt that was compared with the reference's text."""
+    samples = study.table("samples")
+    if samples.empty:
+        return samples
+    parts = [compared(study.of_model("samples", model), study.focus(model)["reference"]) for model in study.models]
+    return pd.concat(parts)
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """One panel per model."""
+    return style.by_model(rows, 2.9, _panel, HEADLINE)
+
+
+def _panel(axis, rows: pd.DataFrame) -> None:
+    tokens = int(rows["new_tokens"].min())
+    precisions = style.in_order(rows["precision"])
+    ends = []
+    for place, precision in enumerate(precisions):
+        own, hue = rows[rows["precision"] == precision], style.colour(precision)
+        share = 100 * agreement_curve(divergences(own), tokens)
+        aside = (len(precisions) - 1) / 2 - place
+        shift = matplotlib.transforms.ScaledTranslation(0, aside * BESIDE_POINTS / 72, axis.figure.dpi_scale_trans)
+        axis.plot(range(tokens + 1), share, color=hue, drawstyle="steps-post", transform=axis.transData + shift)
+        # A hair of the shift, so that labels of lines that end together keep the order of the lines.
+        ends.append((tokens, share[-1] + aside / 1e3, f"{precision}  {share[-1]:.0f} %", hue))
+    axis.set_xlim(0, tokens)
+    axis.set_ylim(-6, 106)
+    axis.grid(axis="both")
+    axis.set_title(f"{rows['model'].iloc[0]}, {rows['prompt'].nunique()} prompts")
+    axis.set_xlabel("generated tokens")
+    axis.set_ylabel("prompts still identical, %")
+    style.label_right(axis, *map(list, zip(*ends)))
