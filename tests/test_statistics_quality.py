@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from llmstudy.statistics.bootstrap import bootstrap_mean, document_blocks
 from llmstudy.statistics.conventions import conventions, count_bytes, count_words
-from llmstudy.statistics.divergence import agreement, compare_logits, summarise_kl, summarise_true_token, top_overlap
+from llmstudy.statistics.divergence import agreement, summarise_kl, summarise_true_token
 from llmstudy.statistics.paired import compare_nll, perplexity
 from llmstudy.statistics.percentile import percentile_if_supported
 from llmstudy.statistics.text import (
@@ -126,42 +126,6 @@ def test_conventions_are_one_loss_in_four_units():
     assert found.bits_per_byte == pytest.approx(math.log2(found.byte_ppl))
     with pytest.raises(ValueError, match="words"):
         conventions(60.0, tokens=12, words=0, byte_count=39)
-
-
-def test_kl_of_known_tables():
-    """Two-token vocabulary: KL of Bernoulli(p) from Bernoulli(q); shifting all logits changes nothing."""
-    p, q = np.array([0.9, 0.5, 0.01]), np.array([0.8, 0.5, 0.5])
-    reference = np.log(np.stack([p, 1 - p], axis=1)) + np.array([[5.0], [-300.0], [0.0]])
-    candidate = np.log(np.stack([q, 1 - q], axis=1)) + 1000.0
-    expected = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
-    found = compare_logits(reference.astype(np.float32), candidate, true_token=np.array([0, 1, 1]))
-    np.testing.assert_allclose(found.kl_nats, expected, rtol=1e-3, atol=1e-6)
-    np.testing.assert_allclose(found.delta_p, [-0.1, 0.0, -0.49], atol=1e-4)
-    assert found.same_top1.tolist()[0] is True
-
-
-def test_kl_of_exponential_tilting():
-    """Reference softmax(z), candidate softmax(t z): KL = (1 - t) E_p[z] - ln Z_1 + ln Z_t."""
-    rng = np.random.default_rng(7)
-    z = rng.standard_normal((50, 101)) * 3
-    log_partition = [np.log(np.exp(t * z).sum(axis=1)) for t in (1.0, 0.7)]
-    mean = (np.exp(z) * z).sum(axis=1) / np.exp(z).sum(axis=1)
-    expected = 0.3 * mean - log_partition[0] + log_partition[1]
-    found = compare_logits(z, 0.7 * z, true_token=np.zeros(50, dtype=int))
-    np.testing.assert_allclose(found.kl_nats, expected, rtol=1e-9)
-    assert found.same_top1.all() and (found.top5_overlap == 1).all()
-
-
-def test_kl_is_infinite_where_the_candidate_excludes_a_possible_token():
-    found = compare_logits(np.array([[0.0, 0.0]]), np.array([[0.0, -math.inf]]), np.array([0]))
-    assert found.kl_nats[0] == math.inf
-    excluded = compare_logits(np.array([[0.0, -math.inf]]), np.array([[0.0, -math.inf]]), np.array([0]))
-    assert excluded.kl_nats[0] == 0
-
-
-def test_top_overlap_ignores_order():
-    assert top_overlap([[1, 2, 3, 4, 5]], [[5, 4, 3, 2, 1]]).tolist() == [1.0]
-    assert top_overlap([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5]], [[9, 8, 1, 7, 2], [6, 7, 8, 9, 0]]).tolist() == [0.4, 0.0]
 
 
 def test_kl_summary_of_an_exponential_sample():

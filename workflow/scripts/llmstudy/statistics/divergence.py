@@ -39,20 +39,6 @@ class TrueTokenSummary:
     p99: float
 
 
-@dataclass(frozen=True)
-class TokenDivergence:
-    """Per-token comparison of two logit tables, each (tokens,).
-
-    `kl_nats` float64; `delta_p` float64; `same_top1` bool; `top5_overlap` float64, share of the five most probable
-    tokens in common.
-    """
-
-    kl_nats: np.ndarray
-    delta_p: np.ndarray
-    same_top1: np.ndarray
-    top5_overlap: np.ndarray
-
-
 def summarise_kl(kl_nats: np.ndarray, document: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> KlSummary:
     """Summary of per-token KL divergence, (tokens,) nats; rounding may have left values slightly below zero."""
     kl_nats = np.asarray(kl_nats, dtype=np.float64)
@@ -100,47 +86,3 @@ def agreement(same: np.ndarray, document: np.ndarray, *, resamples: int = RESAMP
     if share.value == 0:
         return Estimate(0.0, 0.0, 1 - bound, math.nan)
     return Estimate(share.value, share.low, share.high, share.se)
-
-
-def top_overlap(reference_ids: np.ndarray, candidate_ids: np.ndarray) -> np.ndarray:
-    """Share of the k most probable tokens in common, whatever their order.
-
-    `reference_ids`, `candidate_ids`: int (tokens, k), distinct within a row. Returns float64 (tokens,).
-    """
-    reference_ids, candidate_ids = np.asarray(reference_ids), np.asarray(candidate_ids)
-    if reference_ids.shape != candidate_ids.shape:
-        raise ValueError(f"top ids of shape {reference_ids.shape} and {candidate_ids.shape}")
-    return (reference_ids[:, :, None] == candidate_ids[:, None, :]).any(axis=2).mean(axis=1)
-
-
-def compare_logits(reference: np.ndarray, candidate: np.ndarray, true_token: np.ndarray) -> TokenDivergence:
-    """Per-token divergence of two logit tables, computed in float64.
-
-    `reference`, `candidate`: (tokens, vocabulary) logits of any float dtype; `true_token`: int (tokens,).
-    KL(P || Q) = sum over the vocabulary of P (ln P - ln Q), Kullback and Leibler (1951), with P the reference. A
-    candidate that gives a possible token zero probability has infinite KL.
-    """
-    log_p, log_q = _log_softmax(reference), _log_softmax(candidate)
-    if log_p.shape != log_q.shape:
-        raise ValueError(f"logits of shape {log_p.shape} and {log_q.shape}")
-    p = np.exp(log_p)
-    with np.errstate(invalid="ignore"):
-        kl = np.where(p > 0, p * (log_p - log_q), 0.0).sum(axis=1)
-    rows = np.arange(len(p))
-    best = min(5, p.shape[1])
-    return TokenDivergence(
-        kl_nats=kl,
-        delta_p=np.exp(log_q[rows, true_token]) - p[rows, true_token],
-        same_top1=log_p.argmax(axis=1) == log_q.argmax(axis=1),
-        top5_overlap=top_overlap(_top_ids(log_p, best), _top_ids(log_q, best)),
-    )
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    logits = np.asarray(logits, dtype=np.float64)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
-def _top_ids(scores: np.ndarray, number: int) -> np.ndarray:
-    return np.argpartition(-scores, number - 1, axis=1)[:, :number]
