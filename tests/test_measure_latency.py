@@ -199,7 +199,7 @@ def test_energy_is_what_the_work_added_to_idle(monkeypatch):
         now["j"] += seconds * watts
 
     monkeypatch.setattr(energy.time, "perf_counter", lambda: now["s"])
-    monkeypatch.setattr(energy.EnergyMeter, "_counter", staticmethod(lambda device: (lambda: now["j"], "test")))
+    monkeypatch.setattr(energy, "_rapl_counter", lambda: energy.Counter("test", lambda: [now["j"]], [None]))
     meter = energy.EnergyMeter("cpu", sleep=lambda seconds: work(seconds, 20.0))
     meter.start()
     work(3.0, 120.0)
@@ -216,13 +216,57 @@ def test_without_a_counter_there_is_no_energy(monkeypatch, tmp_path):
     assert meter.joules() is None and meter.source is None
 
 
-def test_rapl_counts_packages_alone(monkeypatch, tmp_path):
-    for name, value in {"intel-rapl:0": 5_000_000, "intel-rapl:1": 2_000_000, "intel-rapl:0:0": 999_000_000}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "energy_uj").write_text(f"{value}\n")
+@pytest.fixture
+def rapl(monkeypatch, tmp_path):
+    """Set a counter of a fake powercap folder, microjoules; ``most`` is where it begins again."""
     monkeypatch.setattr(energy, "RAPL", tmp_path)
-    read, source = energy._rapl_counter()
-    assert read() == 7.0 and source == "rapl"
+
+    def write(name, value, most=None):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "energy_uj").write_text(f"{value}\n")
+        if most is not None:
+            (tmp_path / name / "max_energy_range_uj").write_text(f"{most}\n")
+
+    return write
+
+
+def test_rapl_counts_packages_alone(rapl):
+    for name, value in {"intel-rapl:0": 5_000_000, "intel-rapl:1": 2_000_000, "intel-rapl:0:0": 999_000_000}.items():
+        rapl(name, value)
+    counter = energy._rapl_counter()
+    assert counter.read() == [5.0, 2.0] and counter.source == "rapl"
+
+
+def test_a_rapl_counter_that_begins_again_is_counted_on(rapl):
+    """Package 0 goes from 260 J over its range of 262 J to 8 J: 10 J; package 1 from 2 J to 5 J: 3 J."""
+    rapl("intel-rapl:0", 260_000_000, most=262_000_000)
+    rapl("intel-rapl:1", 2_000_000, most=262_000_000)
+    meter = energy.EnergyMeter("cpu", sleep=lambda seconds: None)
+    meter.start()
+    rapl("intel-rapl:0", 8_000_000)
+    rapl("intel-rapl:1", 5_000_000)
+    assert meter.idle_w == 0 and meter.joules() == pytest.approx(13.0)
+
+
+def test_a_rapl_counter_that_begins_again_while_idle_is_measured(rapl):
+    rapl("intel-rapl:0", 261_000_000, most=262_000_000)
+    meter = energy.EnergyMeter("cpu", sleep=lambda seconds: rapl("intel-rapl:0", 1_000_000))
+    assert meter.idle_w > 0
+    assert energy.Counter("rapl", lambda: [1.0], [262.0]).since([261.0]) == pytest.approx(2.0)
+
+
+def test_without_its_range_a_counter_that_begins_again_is_no_energy(rapl):
+    rapl("intel-rapl:0", 260_000_000)
+    meter = energy.EnergyMeter("cpu", sleep=lambda seconds: None)
+    meter.start()
+    rapl("intel-rapl:0", 261_000_000)
+    assert meter.joules() == pytest.approx(1.0)
+    rapl("intel-rapl:0", 8_000_000)
+    assert meter.joules() is None
+    rapl("intel-rapl:0", 260_000_000)
+    meter = energy.EnergyMeter("cpu", sleep=lambda seconds: rapl("intel-rapl:0", 1))
+    meter.start()
+    assert meter.joules() is None  # idle power is not known
 
 
 class FakeNvml:
