@@ -1,5 +1,6 @@
 """Figures: readable on both themes, the same bytes for the same tables, and the numbers that they compute."""
 
+import dataclasses
 import re
 import shutil
 
@@ -9,7 +10,17 @@ import pandas as pd
 import pytest
 from conftest import REPOSITORY
 from llmstudy import figures, selection, studies
-from llmstudy.figures import agreement, bandwidth_floor, latency, plotting, roofline, rulers, style, trade_off
+from llmstudy.figures import (
+    agreement,
+    bandwidth_floor,
+    latency,
+    plotting,
+    roofline,
+    rulers,
+    sensitivity,
+    style,
+    trade_off,
+)
 
 BACKGROUNDS = ("#ffffff", "#0d1117")  # GitHub's light and dark page
 COLOUR = re.compile(r"#[0-9a-f]{6}\b")
@@ -155,6 +166,28 @@ def test_agreement_leaves_out_the_reference_and_what_failed(study):
     ends = {line.get_color(): line.get_ydata() for line in axis.lines}
     assert ends[style.colour("nf4")].tolist() == [100.0] * 4 + [0.0] * 45  # both part at token 3 of 48
     assert set(ends[style.colour("int8-fused")]) == {100.0}
+
+
+def test_sensitivity_shows_divergence_with_an_interval_over_its_blocks(study):
+    table = study.table("sensitivity").copy()
+    table.loc[0, ["kl_nats", "kl_se_nats", "blocks"]] = [0.02, 0.004, "8 documents"]
+    table.loc[1, ["kl_nats", "kl_se_nats", "blocks"]] = [0.02, 0.01, "11 runs of 40 tokens"]
+    table.loc[2, ["kl_nats", "kl_se_nats", "blocks"]] = [0.02, np.nan, "1 block, no interval"]
+    table.loc[3, "status"] = "error"
+    rows = selection.rounded_parts(dataclasses.replace(study, tables={"sensitivity": table}))
+    # quantiles of Student's t with 7 and 10 degrees of freedom; the second interval would reach below 0
+    assert rows.loc[0, ["kl_low_nats", "kl_high_nats"]].tolist() == pytest.approx(
+        [0.02 - 2.364624 * 0.004, 0.02 + 2.364624 * 0.004]
+    )
+    assert rows.loc[1, ["kl_low_nats", "kl_high_nats"]].tolist() == pytest.approx([0, 0.02 + 2.228139 * 0.01])
+    assert rows.loc[2, ["kl_low_nats", "kl_high_nats"]].isna().all() and len(rows) == len(table) - 1
+    with style.look():
+        layers, linears = sensitivity.draw(sensitivity.rows(study)).axes
+    own = study.table("sensitivity")
+    drawn = layers.lines[0].get_ydata()
+    assert sorted(drawn) == sorted(own.loc[(own["linear"] == "all") & (own["layer"] != "all"), "kl_nats"])
+    # the divergence of the hand-made kinds falls where their delta_nll rises
+    assert [label.get_text() for label in linears.get_yticklabels()][0] == "q_proj"
 
 
 def test_trade_off_shows_the_fastest_attention(study):

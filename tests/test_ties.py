@@ -99,7 +99,7 @@ def tables():
             )
         ],
         "sensitivity": [
-            cell(SMALL_CPU, "fp32", layer="3", linear="all", delta_nll=-0.001, kl_nats=0.002),
+            cell(SMALL_CPU, "fp32", layer="3", linear="all", delta_nll=-0.001, kl_nats=0.002, kl_se_nats=0.0004),
             cell(SMALL_CPU, "fp32", layer="4", linear="all", delta_nll=0.004, kl_nats=0.001),
             cell(SMALL_CPU, "fp32", layer="all", linear="down_proj", delta_nll=0.01, kl_nats=0.03),
         ],
@@ -173,7 +173,7 @@ def test_a_study_in_which_everything_failed_still_renders(name, tables):
         ("int8_quality", ["`llm-int8` 1.0185 [1.0170, 1.0200]"]),
         ("nf4_quality", ["`llm-int8` 1.0185 [1.0170, 1.0200], `nf4` 1.2810"]),
         ("outliers", ["2.00%", "3.00%", "layer 7", "`down_proj`"]),
-        ("sensitivity", ["layer 3 moves", "0.002 nats"]),
+        ("sensitivity", ["layer 3 moves", "0.002 nats of KL divergence per token (standard error 0.0004)"]),
     ],
 )
 def test_numbers(name, expected, tables):

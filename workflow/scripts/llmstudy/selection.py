@@ -6,6 +6,7 @@ import pandas as pd
 
 from llmstudy.statistics.columns import CONFIGURATION, WORKLOAD
 from llmstudy.statistics.latency import Noise, pooled_noise, process_interval
+from llmstudy.statistics.student import critical_value
 from llmstudy.studies import Study
 
 INTERVALS = ("ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s")
@@ -75,3 +76,18 @@ def graded(study: Study) -> pd.DataFrame:
     focus = {model: (study.focus(model)["corpus"], study.focus(model)["protocol"]) for model in study.models}
     same = [focus[row.model] == (row.corpus, row.protocol) for row in quality.itertuples()]
     return quality[same]
+
+
+def rounded_parts(study: Study) -> pd.DataFrame:
+    """Measured rows of sensitivity.csv, with the 95 % interval of the divergence: ``kl_low_nats``, ``kl_high_nats``.
+
+    Student's t with the standard error over the table's blocks ("8 documents" are 7 degrees of freedom). A divergence
+    is never negative, so the low end is at least 0; both are NaN where the text was too short for a standard error.
+    """
+    table = study.table("sensitivity")
+    if table.empty:
+        return table
+    rows = table[(table["status"] == "ok") & table["kl_nats"].notna()]
+    blocks = rows["blocks"].astype(str).str.extract(r"^(\d+)", expand=False).astype(float)
+    half = rows["kl_se_nats"] * [critical_value(max(int(number) - 1, 1)) for number in blocks]
+    return rows.assign(kl_low_nats=(rows["kl_nats"] - half).clip(lower=0), kl_high_nats=rows["kl_nats"] + half)

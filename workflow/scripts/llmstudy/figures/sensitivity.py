@@ -5,20 +5,18 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
+from llmstudy import selection
 from llmstudy.figures import style
 from llmstudy.studies import Study
 from llmstudy.tables.sensitivity import ALL
 
-HEADLINE = "change of NLL when this part alone is rounded to int8, with its 95 % interval over documents"
+HEADLINE = "KL divergence from the unrounded model when this part alone is rounded to int8; bars: 95 % over documents"
 HUE = style.PRECISIONS["llm-int8"]
 
 
 def rows(study: Study) -> pd.DataFrame:
     """A row per part of a model."""
-    table = study.table("sensitivity")
-    if table.empty:
-        return table
-    return table[(table["status"] == "ok") & table["delta_nll"].notna()]
+    return selection.rounded_parts(study)
 
 
 def draw(rows: pd.DataFrame) -> Figure:
@@ -36,18 +34,19 @@ def draw(rows: pd.DataFrame) -> Figure:
 
 def _layers(axis, rows: pd.DataFrame) -> None:
     rows = rows.astype({"layer": float}).sort_values("layer")
-    error = [rows["delta_nll"] - rows["delta_nll_low"], rows["delta_nll_high"] - rows["delta_nll"]]
-    axis.errorbar(rows["layer"], rows["delta_nll"], yerr=error, fmt="o", color=HUE, elinewidth=1.5, markersize=4)
-    axis.axhline(0, color=style.INK, linewidth=0.8)
+    error = [rows["kl_nats"] - rows["kl_low_nats"], rows["kl_high_nats"] - rows["kl_nats"]]
+    axis.errorbar(rows["layer"], rows["kl_nats"], yerr=error, fmt="o", color=HUE, elinewidth=1.5, markersize=4)
+    axis.set_ylim(bottom=0)
     axis.grid(axis="y")
-    axis.set(xlabel="layer, all its linears", ylabel="Δ NLL, nats per token")
+    axis.set(xlabel="layer, all its linears", ylabel="KL divergence, nats per token")
 
 
 def _linears(axis, rows: pd.DataFrame) -> None:
-    rows = rows.sort_values("delta_nll", ascending=False)
+    rows = rows.sort_values("kl_nats", ascending=False)
     for place, row in enumerate(rows.itertuples()):
-        style.interval(axis, row.delta_nll, row.delta_nll_low, row.delta_nll_high, place, HUE)
+        style.interval(axis, row.kl_nats, row.kl_low_nats, row.kl_high_nats, place, HUE)
     axis.set_yticks(range(len(rows)), rows["linear"])
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.axvline(0, color=style.INK, linewidth=0.8)
-    axis.set_xlabel("Δ NLL, nats per token; this linear in all layers")
+    axis.set_xlim(left=0)
+    axis.locator_params(axis="x", nbins=5)
+    axis.set_xlabel("KL divergence, nats per token; this linear in all layers")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from llmstudy import selection
 from llmstudy.figures.style import sort
 from llmstudy.rendering import markdown
 from llmstudy.studies import Study
@@ -71,26 +72,22 @@ def sweep(study: Study) -> str | None:
 
 
 def sensitivity(study: Study, count: int = 5) -> str | None:
-    """The parts whose rounding costs most; None if not measured."""
-    frame = study.table("sensitivity")
-    if frame.empty or not frame["delta_nll"].notna().any():
+    """The parts whose rounding moves the model's distribution most; None if not measured."""
+    parts = selection.rounded_parts(study)
+    if parts.empty:
         return None
-    worst = (
-        frame[frame["status"] == "ok"]
-        .sort_values("delta_nll", ascending=False)
-        .groupby("model", sort=False)
-        .head(count)
-    )
+    worst = parts.sort_values("kl_nats", ascending=False).groupby("model", sort=False).head(count)
     rows = [
         [
             f"`{row['model']}`",
             str(row["layer"]),
             str(row["linear"]),
+            markdown.with_interval(row["kl_nats"], row["kl_low_nats"], row["kl_high_nats"]),
             markdown.with_interval(row["delta_nll"], row["delta_nll_low"], row["delta_nll_high"]),
         ]
         for _, row in worst.iterrows()
     ]
-    return markdown.table(["model", "layer", "linear", "Δ NLL, nats per token"], rows, "lrlr")
+    return markdown.table(["model", "layer", "linear", "KL, nats per token", "Δ NLL, nats per token"], rows, "lrlrr")
 
 
 def outliers(study: Study) -> str | None:
@@ -163,22 +160,59 @@ def crossover(study: Study) -> str | None:
 
 
 def capacity(study: Study) -> str | None:
-    """The largest batch that fits; None if not predicted."""
-    return listing(
-        study,
-        "capacity",
-        {
-            "attention": ("attention", str),
-            "runtime": ("runtime", str),
-            "context_tokens": ("context", lambda x: f"{x:.0f}"),
-            "largest_batch": ("largest batch", markdown.value),
-            "fits_gib": ("predicted peak, GiB", markdown.value),
-            "device_gib": ("device, GiB", markdown.value),
-            "largest_ok": ("largest run", lambda x: "none tried" if pd.isna(x) else f"{x:.0f}"),
-            "smallest_oom": ("smallest out of memory", lambda x: "none" if pd.isna(x) else f"{x:.0f}"),
-        },
-        "llllrrrrrr",
-    )
+    """The largest batch that fits, and what verified it; None if not predicted."""
+    columns = {
+        "attention": ("attention", str),
+        "runtime": ("runtime", str),
+        "context_tokens": ("context", lambda x: f"{x:.0f}"),
+        "largest_batch": ("largest batch", markdown.value),
+        "fits_gib": ("predicted peak, GiB", markdown.value),
+        "device_gib": ("device, GiB", markdown.value),
+        "largest_ok": ("largest run", lambda x: "none tried" if pd.isna(x) else f"{x:.0f}"),
+        "smallest_oom": ("smallest out of memory", lambda x: "none" if pd.isna(x) else f"{x:.0f}"),
+    }
+    if verified(study).empty:
+        return listing(study, "capacity", columns, "llllrrrrrr")
+    columns |= {
+        "usable_gib": ("of it usable, GiB", markdown.value),
+        "verified_fits": ("verified: ran", lambda x: "–" if pd.isna(x) else f"{x:.0f}"),
+        "verified_oom": ("verified: out of memory", lambda x: "–" if pd.isna(x) else f"{x:.0f}"),
+        "prediction": ("prediction", lambda x: "–" if pd.isna(x) else str(x)),
+    }
+    return listing(study, "capacity", columns, "llllrrrrrrrrrl")
+
+
+def verified(study: Study) -> pd.DataFrame:
+    """The predictions of capacity that were run, or would have been; none in a study that asked for no verification."""
+    frame = study.table("capacity")
+    return frame[frame["prediction"].notna()] if "prediction" in frame else pd.DataFrame()
+
+
+def capacity_verified(study: Study) -> str | None:
+    """Predicted against verified in words: how many held, which missed and by what; None if none was asked for."""
+    frame = verified(study)
+    if frame.empty:
+        return None
+    judged = frame[frame["prediction"].isin(["held", "missed"])]
+    held = int((judged["prediction"] == "held").sum())
+    told = [
+        f"Of {len(judged)} predictions that were run on the device, {held} held: the batch just below the frontier ran "
+        "and the one just above it ran out of memory."
+    ]
+    for _, row in judged[judged["prediction"] == "missed"].iterrows():
+        fits, too_large = row["verified_fits"], row["verified_oom"]
+        ran = "none that was tried ran" if not fits > 0 else f"{fits:.0f} ran"
+        failed = "none that was tried ran out of memory" if pd.isna(too_large) else f"{too_large:.0f} did not"
+        told.append(f"Missed: {_named(row)} was predicted to fit {row['largest_batch']:.0f}; {ran}, {failed}.")
+    failed = frame.drop(judged.index)
+    for (status, reason), rows in failed.fillna({"prediction_reason": ""}).groupby(["prediction", "prediction_reason"]):
+        told.append(f"{len(rows)} not verified: `{status}`: {markdown.plain(reason)}.")
+    return " ".join(told)
+
+
+def _named(row: pd.Series) -> str:
+    where = f"{row['attention']}, {row['runtime']}"
+    return f"`{row['model']}` `{row['precision']}` ({where}) at {row['context_tokens']:.0f} tokens"
 
 
 def listing(study: Study, name: str, columns: dict, align: str) -> str | None:

@@ -102,14 +102,17 @@ def outliers(tables: Tables) -> str | None:
 
 
 def sensitivity(tables: Tables) -> str | None:
-    """The layer whose rounding to int8 alone moves the model's distribution most."""
+    """The layer whose rounding to int8 alone moves the model's distribution most, with the standard error."""
     frame = _real(good_rows(tables, "sensitivity", "layer", "linear", "kl_nats"))
     worst = leading(frame[frame["linear"] == "all"], "-kl_nats")
     if worst is None:
         return None
+    error = worst.get("kl_se_nats")
+    spread = f" (standard error {number(error)})" if pd.notna(error) else ""
     return (
         f"Measured ({place(worst)}): of all layers rounded to int8 one at a time, layer {worst.layer} moves the "
-        f"distribution most, {number(worst.kl_nats)} nats of KL divergence per token ({link(worst, 'sensitivity')})."
+        f"distribution most, {number(worst.kl_nats)} nats of KL divergence per token{spread} "
+        f"({link(worst, 'sensitivity')})."
     )
 
 
