@@ -1,9 +1,11 @@
 """The workflow itself: a dry run of every shipped config, linters, and mistakes that stop before any job."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,33 @@ def test_a_mistake_stops_before_any_job_with_its_one_line(checkout, tmp_path):
     assert len(told) == 1 and "precisions: 'int7' is not known; allowed: fp32, fp16, bf16" in told[0]
     assert "Traceback" not in output and "Job stats" not in output
     assert not (checkout / "results").exists() and not (checkout / "resources").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_is_repeated_for_another_reference_but_not_for_another_threshold(checkout, tmp_path):
+    folder = shutil.copytree(checkout, tmp_path / "checkout")
+    model, corpus = "smollm2-135m", "wikipedia"
+    sweep = f"results/default/records/sweep/{model}/llm-int8.sdpa.eager"
+    reference = [f"resources/reference/default/{model}/{corpus}{end}" for end in (".logprobs.f16", ".top5.npy")]
+    made = [[f"resources/models/{model}/SOURCE.json", f"resources/corpora/{corpus}/text.jsonl"]]
+    made += [[f"results/default/records/reference/{model}.json", *reference]]
+    made += [[f"{sweep}.t{threshold}{end}" for threshold in (0, 6) for end in (".json", ".npz")]]
+    later = time.time() + 100  # than the library
+    for step, paths in enumerate(made):
+        for path in paths:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).touch()
+            os.utime(folder / path, (later + step, later + step))
+
+    def planned():
+        targets = [f"{sweep}.t{threshold}.json" for threshold in (0, 4, 6)]
+        code, output = snakemake(folder, "-n", "--cores", "1", "--rerun-triggers", "mtime", "--", *targets)
+        assert code == 0, output
+        return jobs(output)
+
+    assert planned() == {"measure_sweep": 1}  # the threshold that has no record
+    os.utime(folder / reference[0], (later + 9, later + 9))
+    assert planned() == {"measure_sweep": 3}
 
 
 @pytest.mark.slow

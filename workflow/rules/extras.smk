@@ -60,8 +60,7 @@ rule measure_sweep:
         source="resources/models/{model}/SOURCE.json",
         text=quality_texts,
         prompts=prompt_corpus,
-        # Temporary, so missing once all are compared: ancient, or adding one threshold would repeat the others.
-        reference=ancient(reference_files),
+        reference=reference_files,
     output:
         record=f"{RESULTS}/records/sweep/{{model}}/{extras.SWEPT}.{{attention}}.eager.t{{threshold}}.json",
         arrays=f"{RESULTS}/records/sweep/{{model}}/{extras.SWEPT}.{{attention}}.eager.t{{threshold}}.npz",
