@@ -128,6 +128,23 @@ def test_a_study_of_ones_own_takes_nothing_from_the_default_study(checkout, tmp_
 
 
 @pytest.mark.slow
+def test_a_verified_capacity_comes_after_the_memory_that_predicts_it(checkout, tmp_path):
+    (tmp_path / "model").mkdir()
+    study = tiny.study(tmp_path) | {"extras": {"capacity": {"enabled": True, "verify": {"enabled": True}}}}
+    code, output = snakemake(checkout, "-n", "--cores", "1", "--configfile", write(checkout, study))
+    assert code == 0, output
+    found = jobs(output)
+    assert found["verify_capacity"] == found["measure_memory"] == 2 and found["predict_capacity"] == 1
+    told = {
+        rule: re.search(rf"^(?:local)?rule {rule}:\n    input: (.*)\n", output, re.M)[1]
+        for rule in ("verify_capacity", "predict_capacity", "aggregate_provenance")
+    }
+    assert "records/memory/tiny-llama/" in told["verify_capacity"]
+    assert told["predict_capacity"].count("records/capacity/tiny-llama/") == 2
+    assert told["aggregate_provenance"].count("records/capacity/tiny-llama/") == 2
+
+
+@pytest.mark.slow
 def test_a_mistake_stops_before_any_job_with_its_one_line(checkout, tmp_path):
     (tmp_path / "model").mkdir()
     study = tiny.study(tmp_path, precisions=["fp32", "int7"])

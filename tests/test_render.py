@@ -186,6 +186,27 @@ def test_predicted_capacity_stands_beside_what_verified_it(tmp_path):
     assert sum(cells(line)[-1] == "held" for line in block[2:]) == 1
 
 
+def test_predicted_capacity_stands_beside_what_verified_it(tmp_path):
+    folder = hand_made.write_study(tmp_path / "full", models=("llama-2-7b",))
+    unverified = report.render([studies.load(folder)])
+    assert "predictions that were run" not in unverified and "verified: ran" not in unverified
+    table = pd.read_csv(folder / "capacity.csv").astype({"prediction": object, "prediction_reason": object})
+    table.loc[0, ["usable_gib", "verified_fits", "verified_oom", "prediction"]] = [138.5, 20, 24, "held"]
+    table.loc[2, ["usable_gib", "verified_fits", "verified_oom", "prediction"]] = [138.5, 17, 18, "missed"]
+    table.loc[4, ["prediction", "prediction_reason"]] = ["unsupported", "no *such* kernel"]
+    table.to_csv(folder / "capacity.csv", index=False)
+    text = report.render([studies.load(folder)])
+    missed = table.loc[2]
+    assert "Of 2 predictions that were run on the device, 1 held" in text
+    assert (
+        f"Missed: `llama-2-7b` `{missed['precision']}` ({missed['attention']}, {missed['runtime']}) at 2048 tokens was "
+        f"predicted to fit {missed['largest_batch']}; 17 ran, 18 did not."
+    ) in text
+    assert r"1 not verified: `unsupported`: no \*such\* kernel." in text
+    block = next(block for block in tables(text) if "verified: ran" in block[0])
+    assert sum(cells(line)[-1] == "held" for line in block[2:]) == 1
+
+
 def test_a_study_of_which_nothing_ran_renders(tmp_path):
     folder = hand_made.write_study(tmp_path / "failed", models=("smollm2-135m",))
     for path in folder.glob("*.csv"):

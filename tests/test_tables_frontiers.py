@@ -79,7 +79,7 @@ def memory_rows():
 
 def test_capacity_with_what_was_really_seen(tmp_path):
     pd.DataFrame(memory_rows()).to_csv(tmp_path / "memory.csv", index=False)
-    capacity.write(tmp_path / "memory.csv", [], [1024, 2048], 40.0, tmp_path / "capacity.csv")
+    capacity.write(tmp_path / "memory.csv", [], [], [1024, 2048], 40.0, tmp_path / "capacity.csv")
     short, long = pd.read_csv(tmp_path / "capacity.csv").to_dict("records")
     assert (short["context_tokens"], short["largest_batch"], short["first_too_large"]) == (1024, 30, 31)
     assert (short["fits_gib"], short["too_large_gib"]) == pytest.approx((40, 41))
@@ -87,6 +87,51 @@ def test_capacity_with_what_was_really_seen(tmp_path):
     assert (short["study"], short["device"], short["status"], short["device_gib"]) == ("s", "cpu", "ok", 40)
     assert (long["context_tokens"], long["largest_batch"]) == (2048, 15)
     assert pd.isna(long["largest_ok"])
+    assert pd.isna([short[name] for name in ("usable_gib", *capacity.VERIFIED)]).all()
+
+
+def capacity_record(runs: dict[int, str], status="ok", **samples) -> dict:
+    """What a verification leaves that had 39.5 GiB of the 40, so that 29 fit, and found this."""
+    identity = WHERE | {"precision": "bf16", "attention": "sdpa", "kind": "capacity", "repeat": 0}
+    found = {"context_tokens": 1024, "usable_gib": 39.5, "largest_batch": 29, "below": 28, "above": 31}
+    found |= {"runs": [{"batch": batch, "status": told, "reason": ""} for batch, told in runs.items()]} | samples
+    told = {"schema": 1, "status": status, "reason": "" if status == "ok" else "why", "samples": found}
+    return told | {"identity": identity, "settings": {"contexts": [1024, 2048]}}
+
+
+@pytest.mark.parametrize(
+    ("runs", "fits", "too_large", "prediction"),
+    [
+        ({28: "ok", 31: "oom"}, 28, 31, "held"),
+        ({28: "oom", 25: "ok", 26: "ok", 27: "ok"}, 27, 28, "missed"),
+        ({28: "ok", 31: "ok", 34: "oom", 32: "ok", 33: "oom"}, 32, 33, "missed"),
+        ({28: "ok", 31: "ok", 34: "ok", 40: "ok", 52: "ok"}, 52, None, "missed"),
+    ],
+)
+def test_what_was_verified_stands_beside_its_prediction(runs, fits, too_large, prediction):
+    memory = pd.DataFrame(memory_rows())
+    short, long = capacity.rows_of(memory, [1024, 2048], 40.0, [capacity_record(runs)])
+    assert (short["device_gib"], short["usable_gib"], short["largest_batch"]) == (40.0, 39.5, 29)
+    assert (short["verified_fits"], short["verified_oom"], short["prediction"]) == (fits, too_large, prediction)
+    assert long["largest_batch"] == 14 and "prediction" not in long  # 29.5 / 2
+
+
+def test_a_model_that_does_not_fit_at_all_holds_its_prediction():
+    memory = pd.DataFrame(memory_rows())
+    nothing = capacity_record({1: "oom"}, usable_gib=9.0, largest_batch=0, below=0, above=1)
+    (row,) = capacity.rows_of(memory, [1024], 40.0, [nothing])
+    assert (row["largest_batch"], row["verified_fits"], row["verified_oom"], row["prediction"]) == (0, 0, 1, "held")
+
+
+def test_a_verification_that_failed_says_so_where_it_would_stand(tmp_path):
+    memory = pd.DataFrame(memory_rows())
+    stopped = capacity_record({28: "ok"}, status="timeout")
+    (row,) = capacity.rows_of(memory, [1024], 40.0, [stopped])
+    assert (row["verified_fits"], row["verified_oom"]) == (28, None)
+    assert (row["status"], row["prediction"], row["prediction_reason"]) == ("ok", "timeout", "why")
+    never = capacity_record({}, status="unsupported") | {"samples": {}}
+    short, long = capacity.rows_of(memory, [1024, 2048], 40.0, [never])
+    assert "prediction" not in short and long["prediction"] == "unsupported" and long["largest_batch"] == 15
 
 
 @pytest.mark.parametrize(

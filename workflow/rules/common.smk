@@ -198,6 +198,21 @@ def extra_table_library(wildcards):
     return dependencies.files(f"tables.{wildcards.extra}")
 
 
+def capacity_job(wildcards):
+    """What the job is told that verifies a predicted capacity."""
+    return extras.job(config, measurement("capacity", wildcards))
+
+
+def capacity_library(wildcards):
+    """The library files that the verification of a capacity runs through."""
+    return plan.library_files(measurement("capacity", wildcards))
+
+
+def capacity_records():
+    """The paths of all records that verify a capacity; none unless the study asks for them."""
+    return [one.path(STUDY) for one in extras.measurements(config, "capacity")]
+
+
 def extra_tables():
     """The tables of all extras that the study asks for."""
     return [f"{RESULTS}/{name}.csv" for name in extras.enabled(config)]

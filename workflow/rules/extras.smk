@@ -14,10 +14,11 @@ OUTPUTS, below results/<study>/:
     profile.csv      launches, synchronisations, device time and the limit of a decode step
     attention.csv    attention kernels alone over context lengths
     crossover.csv    where one configuration overtakes another
-    capacity.csv     largest batch that fits the device
+    capacity.csv     largest batch that fits the device, predicted and, where asked for, verified
 
 STEPS:
     1. measure_extra, measure_sweep       one record per job, as in measure.smk
+       verify_capacity                    the same, around what its memory record predicts
     2. aggregate_extra, aggregate_sweep   records into tables
     3. find_crossovers, predict_capacity  tables out of other tables
 """
@@ -78,6 +79,30 @@ rule measure_sweep:
         job=sweep_job,
     script:
         "../scripts/measure_sweep.py"
+
+
+rule verify_capacity:
+    input:
+        library=capacity_library,
+        source="resources/models/{model}/SOURCE.json",
+        text=prompt_corpus,
+        memory=f"{RESULTS}/records/memory/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
+    output:
+        record=f"{RESULTS}/records/capacity/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
+    log:
+        f"{RESULTS}/logs/verify_capacity/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.log",
+    conda:
+        "../../envs/measure.yaml"
+    threads: measuring_threads
+    resources:
+        attempt=attempt_number,
+        mem_mb=measuring_memory,
+        runtime=measuring_minutes,
+        gpu=measuring_gpus,
+    params:
+        job=capacity_job,
+    script:
+        "../scripts/verify_capacity.py"
 
 
 rule aggregate_extra:
@@ -148,6 +173,7 @@ rule predict_capacity:
         library=dependencies.files("tables.capacity"),
         memory=f"{RESULTS}/memory.csv",
         records=records("memory"),
+        verified=capacity_records(),
     output:
         report(
             f"{RESULTS}/capacity.csv",

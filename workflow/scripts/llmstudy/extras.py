@@ -6,11 +6,14 @@ sensitivity  loss when one part of the reference model is rounded to int8
 invariance   whether a prompt's logits depend on its neighbours in the batch
 profile      why a decode step takes as long as it does
 attention    every attention kernel alone, over context lengths
+capacity     the batches just below and just above the predicted frontier of memory, run
 
 Pure functions over a completed config, like ``plan``; nothing here imports torch.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from llmstudy import attention, plan
 from llmstudy.errors import StudyError
@@ -18,7 +21,7 @@ from llmstudy.plan import Measurement
 
 # What needs real weights: random ones have no outliers like a trained model's, and no loss worth comparing.
 REAL_ONLY = ("outliers", "sweep", "sensitivity", "invariance")
-KINDS = (*REAL_ONLY, "profile", "attention")
+KINDS = (*REAL_ONLY, "profile", "attention", "capacity")
 SWEPT = "llm-int8"
 
 
@@ -32,7 +35,13 @@ def measurements(config: dict, kind: str) -> list[Measurement]:
     if not config["extras"][kind]["enabled"]:
         return []
     models = [model for model in config["models"] if kind not in REAL_ONLY or plan.is_real(model)]
+    if kind == "capacity":
+        models = [model for model in models if _is_verified(config["extras"]["capacity"]["verify"], model["name"])]
     return [Measurement(kind, model["name"], *one) for model in models for one in _configurations(config, model, kind)]
+
+
+def _is_verified(verify: dict, model: str) -> bool:
+    return verify["enabled"] and (verify["models"] is None or model in verify["models"])
 
 
 def _configurations(config: dict, model: dict, kind: str) -> list[tuple[str, str, str]]:
@@ -42,6 +51,8 @@ def _configurations(config: dict, model: dict, kind: str) -> list[tuple[str, str
         return [one for one in plan.configurations(config, model) if one[1] == kernel or one[2] != "eager"]
     if kind == "attention":  # kernels alone, in 16 bit: no weights are loaded
         return [("bf16", name, "eager") for name in config["extras"]["attention"]["kernels"] or config["attention"]]
+    if kind == "capacity":
+        return plan.configurations(config, model)
     if kind == "invariance":
         return [(precision, kernel, "eager") for precision in precisions]
     if kind == "sweep":
@@ -89,6 +100,11 @@ def settings(config: dict, measurement: Measurement) -> dict:
     if kind in ("outliers", "sensitivity"):
         window = quality["protocols"][0]["window"]  # disjoint: what is compared here is not the protocol's own figure
         return own | shared | {"protocol": {"window": window, "stride": window}, "max_tokens": None}
+    if kind == "capacity":
+        context = own["verify"]["context"]
+        memory = replace(measurement, kind="memory").path(config["study"])
+        contexts = [context] if context else own["contexts"]
+        return {"contexts": contexts, "device_gib": own["device_gib"], "memory_record": memory}
     return own
 
 
@@ -97,7 +113,7 @@ def _corpus(config: dict, kind: str) -> str:
 
 
 def check(config: dict) -> None:
-    """Raise StudyError for a kernel that is not known or a threshold that is named twice."""
+    """Raise StudyError for a kernel, model or context that is not known, or a threshold that is named twice."""
     for name in config["extras"]["attention"]["kernels"] or []:
         if name not in attention.CHOICES:
             allowed = ", ".join(attention.CHOICES)
@@ -105,3 +121,19 @@ def check(config: dict) -> None:
     twice = sorted({one for one in thresholds(config) if thresholds(config).count(one) > 1})
     if twice:
         raise StudyError(f"extras.sweep.thresholds: {twice[0]} stands there twice; each needs a record of its own")
+    _check_verification(config)
+
+
+def _check_verification(config: dict) -> None:
+    capacity = config["extras"]["capacity"]
+    verify, names = capacity["verify"], [model["name"] for model in config["models"]]
+    if verify["enabled"] and not capacity["enabled"]:
+        raise StudyError(
+            "extras.capacity.verify.enabled: true without extras.capacity.enabled; allowed: both or neither"
+        )
+    if verify["context"] not in (None, *capacity["contexts"]):
+        allowed = ", ".join(map(str, capacity["contexts"]))
+        raise StudyError(f"extras.capacity.verify.context: {verify['context']} is not predicted; allowed: {allowed}")
+    for name in verify["models"] or []:
+        if name not in names:
+            raise StudyError(f"extras.capacity.verify.models: {name!r} is not known; allowed: {', '.join(names)}")

@@ -3,10 +3,16 @@
 ``largest_batch`` with its predicted peak ``fits_gib``, and ``first_too_large`` with ``too_large_gib``; ``largest_ok``
 and ``smallest_oom`` are what memory.csv really saw at that context, empty where none was tried. A configuration with
 too few measured workloads has no row.
+
+Where the frontier was verified, ``usable_gib`` is what the verifying process could take of ``device_gib``, and the
+prediction is for that; at the verified context ``verified_fits`` is the largest batch that ran, ``verified_oom`` the
+smallest that ran out of memory, and ``prediction`` is ``held`` or ``missed``, or the status of a verification that
+failed, with its ``prediction_reason``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,20 +22,29 @@ from llmstudy.statistics.columns import CONFIGURATION
 from llmstudy.tables.common import IDENTITY, read_records, read_table, write_table
 
 PREDICTED = ["context_tokens", "largest_batch", "fits_gib", "first_too_large", "too_large_gib"]
-COLUMNS = [*IDENTITY, "device_gib", *PREDICTED, "largest_ok", "smallest_oom"]
+VERIFIED = ["verified_fits", "verified_oom", "prediction", "prediction_reason"]
+COLUMNS = [*IDENTITY, "device_gib", "usable_gib", *PREDICTED, "largest_ok", "smallest_oom", *VERIFIED]
 
 
-def write(memory: Path, records: list[str], contexts: list[int], device_gib: float | None, output: Path) -> None:
+def write(
+    memory: Path,
+    records: list[str],
+    verified: list[str],
+    contexts: list[int],
+    device_gib: float | None,
+    output: Path,
+) -> None:
     """Predict the frontier of every configuration.
 
     memory      the study's memory.csv
     records     its memory records, which know the device's size
+    verified    its capacity records
     contexts    prompt plus new tokens
     device_gib  memory of the device; None takes the measured one's
     """
     if device_gib is None:
         device_gib = min((size_of(record) for record in read_records(records)), default=0.0)
-    write_table(rows_of(read_table(memory), contexts, device_gib), COLUMNS, output)
+    write_table(rows_of(read_table(memory), contexts, device_gib, read_records(verified)), COLUMNS, output)
 
 
 def size_of(record: dict) -> float:
@@ -38,16 +53,39 @@ def size_of(record: dict) -> float:
     return provenance.get("gpu", provenance).get("memory_gib", provenance.get("host_memory_gib", float("inf")))
 
 
-def rows_of(memory: pd.DataFrame, contexts: list[int], device_gib: float) -> list[dict]:
+def rows_of(memory: pd.DataFrame, contexts: list[int], device_gib: float, verified: Sequence[dict] = ()) -> list[dict]:
     """A row per configuration and context."""
-    predicted = capacities(memory, contexts, device_gib)
+    verifications = {tuple(record["identity"][column] for column in CONFIGURATION): record for record in verified}
     rows = []
-    for key, table in predicted.groupby(CONFIGURATION, sort=False):
-        own = memory[(memory[CONFIGURATION] == list(key)).all(axis=1)]
-        frontier = table.merge(measured_frontier(own), on="context_tokens", how="left")
-        shared = own.iloc[0][["study", "weights", "device"]].to_dict()
-        rows += [
-            row | shared | {"status": "ok", "reason": "", "device_gib": device_gib}
-            for row in frontier.to_dict("records")
-        ]
+    for key, own in memory.groupby(CONFIGURATION, sort=False):
+        record = verifications.get(key)
+        usable_gib = record["samples"].get("usable_gib") if record else None
+        predicted = capacities(own, contexts, usable_gib or device_gib)
+        if predicted.empty:
+            continue
+        frontier = predicted.merge(measured_frontier(own), on="context_tokens", how="left")
+        shared = own.iloc[0][["study", "weights", "device"]].to_dict() | {"status": "ok", "reason": ""}
+        shared |= {"device_gib": device_gib, "usable_gib": usable_gib}
+        for row in frontier.to_dict("records"):
+            found = verification(record) if record and row["context_tokens"] == verified_context(record) else {}
+            rows.append(row | shared | found)
     return rows
+
+
+def verified_context(record: dict) -> int:
+    """The context that a capacity record is about; the longest it was asked for where it did not come to choose."""
+    return record["samples"].get("context_tokens", max(record["settings"]["contexts"]))
+
+
+def verification(record: dict) -> dict:
+    """What the runs of a capacity record say of its prediction, which holds if the batch below it fits and the batch
+    above it does not."""
+    samples = record["samples"]
+    status = {run["batch"]: run["status"] for run in samples.get("runs", [])}
+    too_large = min((batch for batch in status if status[batch] == "oom"), default=None)
+    fits = max((batch for batch in status if status[batch] == "ok"), default=0 if too_large == 1 else None)
+    found = {"verified_fits": fits, "verified_oom": too_large}
+    if record["status"] != "ok":
+        return found | {"prediction": record["status"], "prediction_reason": record["reason"]}
+    held = status.get(samples["below"], "ok") == "ok" and status.get(samples["above"]) == "oom"
+    return found | {"prediction": "held" if held else "missed"}
