@@ -20,6 +20,8 @@ from llmstudy.tables import capacity, crossover, latency, memory, quality, sampl
 from llmstudy.tables.common import read_table, write_table
 
 PROTOCOL = "w1024-s512"
+# protocol → its perplexity over that of the first
+PROTOCOLS = {PROTOCOL: 1.0, "w512-s512": 1.12, "w1024-s1024": 1.06, "w2048-s2048": 1.01}
 WORKLOADS = [(1, 512, 64), (8, 512, 64), (32, 512, 64), (1, 4096, 64)]
 BITS = {"bf16": 16, "fp16": 16, "llm-int8": 8, "llm-int8-t0": 8, "nf4": 4.5, "int8-fused": 8, "int8-fused-outlier": 8.1}
 # milliseconds of launching one token step, eager
@@ -154,7 +156,7 @@ def memory_rows(one: dict) -> list[dict]:
 def quality_rows(study: str) -> list[dict]:
     rows = []
     for precision, ppl in PPL.items():
-        for scale, protocol in ((1.0, PROTOCOL), (1.12, "w512-s512")):
+        for protocol, scale in PROTOCOLS.items():
             row = identity(study, "smollm2-135m", precision, "sdpa", "eager")
             row |= {"status": "ok", "reason": "", "corpus": "wikipedia", "protocol": protocol, "tokens": 10183}
             value, kl, spread = ppl * scale, KL[precision], 1 + 2e-2 * KL[precision] + 1e-4

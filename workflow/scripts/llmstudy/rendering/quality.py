@@ -51,13 +51,38 @@ def table(study: Study, model: str) -> str | None:
     return markdown.table(header, rows)
 
 
+def protocols(study: Study, model: str) -> str | None:
+    """Perplexity and its ratio under every corpus and protocol, a column each; None if there is but one."""
+    own = as_configured(study.of_model("quality", model))
+    if own.empty or len(columns := list(dict.fromkeys(zip(own["corpus"], own["protocol"])))) < 2:
+        return None
+    several = own["corpus"].nunique() > 1
+    rows = []
+    for precision, group in own.groupby("precision", sort=False):
+        cells = {(row["corpus"], row["protocol"]): protocol_cell(row) for _, row in group.iterrows()}
+        rows.append([f"`{precision}`", *(cells.get(column, markdown.NOT_APPLICABLE) for column in columns)])
+    titles = [f"`{protocol}`" + (f", {corpus}" if several else "") for corpus, protocol in columns]
+    return markdown.table(["precision", *titles], rows)
+
+
+def protocol_cell(row: pd.Series) -> str:
+    """Perplexity, and below it the ratio to the reference's with its interval."""
+    if row["status"] != "ok":
+        return markdown.failure(row)
+    ppl = markdown.perplexity(row["ppl"])
+    if pd.isna(row["ppl_ratio"]):
+        return ppl
+    ratio = markdown.with_interval(row["ppl_ratio"], row["ppl_ratio_low"], row["ppl_ratio_high"], markdown.ratio)
+    return f"{ppl}<br>× {ratio.replace('<br>', ' ')}"
+
+
 def conventions(study: Study, model: str) -> str | None:
     """Every corpus and protocol in every convention; None if quality was not measured."""
-    own = study.of_model("quality", model)
+    own = as_configured(study.of_model("quality", model))
     if own.empty:
         return None
     rows = []
-    for _, row in sort(own, "corpus", "protocol").iterrows():
+    for _, row in own.iterrows():
         names = [f"`{row['precision']}`", row["corpus"], f"`{row['protocol']}`"]
         if row["status"] != "ok":
             rows.append([*names, markdown.failure(row), *[f"`{row['status']}`"] * 5])
@@ -66,6 +91,11 @@ def conventions(study: Study, model: str) -> str | None:
         rows.append([*names, markdown.value(row["tokens"]), *(markdown.perplexity(row[column]) for column in numbers)])
     header = ["precision", "corpus", "protocol", "tokens", "NLL", "token PPL", "word PPL", "byte PPL", "bits per byte"]
     return markdown.table(header, rows, "lllrrrrrr")
+
+
+def as_configured(quality: pd.DataFrame) -> pd.DataFrame:
+    """Rows by precision as everywhere, then by corpus and protocol in the order of the config, which the table has."""
+    return sort(quality.assign(place=range(len(quality))), "place") if len(quality) else quality
 
 
 def agreement(study: Study, model: str) -> str | None:
@@ -130,3 +160,31 @@ def continuation(row: pd.Series, reference: str) -> list[str]:
         return [name, text, "no reference"]
     parted = row["first_divergence_token"]
     return [name, text, "never" if pd.isna(parted) else f"{parted:.0f}"]
+
+
+def tasks(study: Study, model: str) -> str | None:
+    """Accuracy and flips of every precision, task by task; None if no task was measured."""
+    own = study.of_model("tasks", model)
+    if own.empty:
+        return None
+    rows = []
+    by_task = pd.concat(sort(rows) for _, rows in own.groupby("task", sort=False))
+    for _, row in by_task.iterrows():
+        names = [f"`{row['task']}`", f"`{row['precision']}`"]
+        if row["status"] != "ok":
+            rows.append([*names, markdown.failure(row), *[f"`{row['status']}`"] * 6])
+            continue
+        change = [row[f"accuracy_change{end}"] for end in ("", "_low", "_high")]
+        flips = [row[column] for column in ("answers_changed", "correct_to_wrong", "wrong_to_correct")]
+        rows.append(
+            [
+                *names,
+                markdown.value(row["documents"]),
+                markdown.with_interval(row["accuracy"], row["accuracy_low"], row["accuracy_high"], markdown.percent),
+                markdown.with_interval(*change, lambda share: f"{100 * share:+.1f}"),
+                *(markdown.value(count) for count in flips),
+                markdown.NOT_APPLICABLE if pd.isna(row["mcnemar_p_holm"]) else f"{row['mcnemar_p_holm']:.2g}",
+            ]
+        )
+    header = ["task", "precision", "documents", "accuracy", "change, points", "answers changed", "correct → wrong"]
+    return markdown.table([*header, "wrong → correct", "p"], rows, "llrrrrrrr")
