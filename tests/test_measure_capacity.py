@@ -44,6 +44,12 @@ def test_a_near_miss_is_located_exactly(frontier):
     assert len(tried) <= 2 + capacity.FURTHER_RUNS and len(set(tried)) == len(tried)
 
 
+def test_a_far_miss_is_halved():
+    """1000 are predicted, so 970 and 1050 are tried; the first step away from them is 80."""
+    assert searched(1100, 1000) == ((1090, 1110), [970, 1050, 1130, 1090, 1110])
+    assert searched(900, 1000) == ((890, 910), [970, 890, 930, 910])
+
+
 @pytest.mark.parametrize("frontier", [0, 1, 3, 9, 17, 45, 99, 10_000])
 @pytest.mark.parametrize("predicted", [0, 1, 2, 8, 30, 400])
 def test_the_frontier_always_lies_where_it_is_located(frontier, predicted):

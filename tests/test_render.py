@@ -152,6 +152,19 @@ def test_a_study_without_optional_tables_or_quality_renders(tmp_path):
     assert ".svg" not in text, "no figure was drawn"
 
 
+def test_the_speed_chapter_says_how_far_apart_the_same_lies(tmp_path):
+    folder = hand_made.write_study(tmp_path / "twice", models=("llama-2-7b",))
+    table = pd.read_csv(folder / "latency.csv")
+    table.loc[table["status"] == "ok", "tpot_ms"] = table["repeat"].map({0: 100.0, 1: 101.0, 2: 104.0})
+    table.to_csv(folder / "latency.csv", index=False)
+    chapter = report.render([studies.load(folder)]).split("#### Speed (twice)")[1].split("#### Memory")[0]
+    pairs = (table["status"] == "ok").sum()  # three of every three processes
+    assert f"Measured over {pairs} pairs of processes" in chapter
+    assert "by 3.0% in the median" in chapter and "by 4.0% at most" in chapter  # of 1, 2.97 and 4 %
+    table[table["repeat"] == 0].to_csv(folder / "latency.csv", index=False)
+    assert "pairs of processes" not in report.render([studies.load(folder)])
+
+
 def test_predicted_capacity_stands_beside_what_verified_it(tmp_path):
     folder = hand_made.write_study(tmp_path / "full", models=("llama-2-7b",))
     unverified = report.render([studies.load(folder)])

@@ -92,11 +92,22 @@ def test_a_ratio_with_one_repeat_has_no_interval_and_no_p():
     assert math.isnan(ratio([], [40.0]).value)
 
 
-def test_same_against_same_shares_drift_and_needs_four_processes():
-    drifting = [50.0, 51.0, 52.0, 53.0, 54.0, 55.0]
-    found = same_against_same(drifting)
-    assert found.value == pytest.approx(1.0, abs=0.03) and found.low < 1 < found.high
-    assert math.isnan(same_against_same(drifting[:3]).low)
+def test_same_against_same_pools_the_pairs_of_all_configurations():
+    """Two processes are one pair, three are three; the unit and the level of a configuration do not matter."""
+    found = same_against_same([[50.0, 51.0], [800.0, 1000.0, 1100.0], [7.0], [3.0, math.nan]])
+    expected = [0.02, 0.25, 0.1, 0.375]  # 51/50, 1000/800, 1100/1000, 1100/800
+    assert (found.pairs, found.largest) == (4, pytest.approx(0.375))
+    assert found.median == pytest.approx(np.median(expected))
+    assert same_against_same([[51.0, 50.0]]).largest == pytest.approx(0.02)  # whichever came first
+    assert same_against_same([[7.0], []]) is None and same_against_same([]) is None
+
+
+def test_same_against_same_has_a_95th_percentile_only_with_200_disjoint_pairs():
+    pairs = [[1.0, 1.0 + number / 1000] for number in range(200)]
+    assert math.isnan(same_against_same(pairs[:-1]).p95)
+    assert same_against_same(pairs).p95 == pytest.approx(np.percentile(np.arange(200) / 1000, 95))
+    # 20 processes in one place make 190 pairs but only 10 that share none: 19 such places are too few
+    assert math.isnan(same_against_same([np.linspace(1, 2, 20)] * 19).p95)
 
 
 def test_steady_state_ends_with_the_first_calm_window():

@@ -156,7 +156,8 @@ def test_a_study_in_which_everything_failed_still_renders(name, tables):
         ("launches", ["`llm-int8` in `eager` 5,000 launches and 224 synchronisations, device busy 20%"]),
         ("attention_ttft", ["28 ms with `eager`", "20 ms with `sdpa-flash`"]),
         ("attention_time", ["for 4096 tokens", "`sdpa-flash` 0.51 ms (100 TFLOP/s), `sdpa-math` 13.2 ms"]),
-        ("spread", ["25.0%"]),
+        # 19, 20 and 24 ms: 5.3 %, 20 % and 26.3 %
+        ("same_against_same", ["20.0% in the median and", "26.3% at most (study `h200`, `llama-7b`", "over 3 pairs"]),
         ("failed_cells", ["1 ended as `oom`"]),
         ("reference_perplexity", ["20,479 tokens", "20.99", "`fp32`"]),
         ("greedy_divergence", ["`bf16` equals it in 2 of 2;", "`nf4` equals it in 0 of 2, the others part at token 5"]),
@@ -207,6 +208,19 @@ def test_gpu_comes_before_cpu_though_the_cpu_is_slower(tables):
     assert "NVIDIA H200" in sentence("prefill_against_decode", {"latency": eager})
     only_cpu = eager[eager["device"] == "cpu"]
     assert "on `cpu`" in sentence("prefill_against_decode", {"latency": only_cpu})
+
+
+def test_each_study_has_its_own_same_against_same(tables):
+    again = latency(SMALL_CPU, 501.0, repeat=1)
+    text = sentence("same_against_same", {"latency": pd.concat([tables["latency"], pd.DataFrame([again])])})
+    assert "over 3 pairs" in text and "over 1 pair of processes" in text and "by 0.2% at most (study `default`" in text
+    pairs = [
+        latency(SMALL_GPU, tpot, repeat, prompt=prompt)
+        for prompt in range(1, 201)
+        for repeat, tpot in enumerate((100.0, 100.0 + prompt / 20))
+    ]
+    text = sentence("same_against_same", {"latency": pd.DataFrame(pairs)})
+    assert "5.0% in the median, by at most 9.5% in 95 of 100 pairs and by 10.0% at most" in text  # 5.025, 9.5025
 
 
 def test_unknown_name_is_a_one_line_error():

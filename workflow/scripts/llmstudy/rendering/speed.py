@@ -6,6 +6,7 @@ from llmstudy import selection
 from llmstudy.figures.style import sort
 from llmstudy.rendering import answer, markdown
 from llmstudy.studies import Study
+from llmstudy.ties import speed as ties
 
 HEADER = ["precision", "attention", "runtime", "TTFT, ms", "TPOT, ms", "tokens/s", "MBU", "speed-up", "verdict"]
 
@@ -59,6 +60,11 @@ def workloads(study: Study, model: str) -> str | None:
     ]
     header = ["batch × (prompt + new)", "precision", "attention", "runtime", "TTFT, ms", "TPOT, ms", "tokens/s", "MBU"]
     return markdown.table(header, rows, "llllrrrr")
+
+
+def same_against_same(study: Study) -> str | None:
+    """How far apart two processes of the same configuration lie in this study; None if nothing was repeated."""
+    return ties.same_against_same(study.tables)
 
 
 def flags(study: Study) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llmstudy.statistics.estimate import Estimate, without_interval
+from llmstudy.statistics.percentile import is_supported
 from llmstudy.statistics.student import critical_value, two_sided_p
 
 ROUNDING = 1e-12  # a smaller spread of logarithms is no spread: identical values, from a clock too coarse to differ
@@ -26,6 +27,19 @@ class Noise:
 
     sd: float
     degrees: int
+
+
+@dataclass(frozen=True)
+class Repeatability:
+    """Relative differences between two processes that measure the same, over `pairs` pairs (0.02: 2 % slower).
+
+    `p95`: 95th percentile, NaN where the sample does not support it.
+    """
+
+    pairs: int
+    median: float
+    p95: float
+    largest: float
 
 
 def pooled_noise(samples: Iterable[Sequence[float]]) -> Noise | None:
@@ -87,13 +101,21 @@ def student_interval(value: float, se: float, degrees: int) -> Estimate:
     return Estimate(value, value - half, value + half, se, two_sided_p(value / se, degrees))
 
 
-def same_against_same(samples: Sequence[float]) -> Estimate:
-    """A/A comparison: the ratio of a configuration to itself, its processes in run order split into every other one.
+def same_against_same(samples: Iterable[Sequence[float]]) -> Repeatability | None:
+    """The A/A comparison of a machine: how far processes that measure the same differ, over all its configurations.
 
-    Alternating halves share slow drift of the machine equally. The interval should contain 1 in 95 of 100 studies and
-    its width is the smallest difference that this many processes can show. Needs four processes for an interval.
+    `samples`: per configuration and workload one positive value per process, in any unit; NaN is left out. Every two
+    processes of one configuration are a pair, and its difference is the slower over the faster, minus 1. Pairs that
+    share a process are not independent, so the 95th percentile rests on the disjoint ones. None without a pair.
     """
-    return ratio(list(samples)[0::2], list(samples)[1::2])
+    logs = [np.sort(_logs(sample)) for sample in samples]
+    gaps = [sample[after] - sample[:after] for sample in logs for after in range(1, sample.size)]
+    if not gaps:
+        return None
+    differences = np.expm1(np.concatenate(gaps))
+    supported = is_supported(sum(sample.size // 2 for sample in logs), 95)
+    p95 = float(np.percentile(differences, 95)) if supported else math.nan
+    return Repeatability(differences.size, float(np.median(differences)), p95, float(differences.max()))
 
 
 def _error(logs: np.ndarray, noise: Noise | None) -> tuple[float, int]:

@@ -33,7 +33,7 @@ TIES = {
         speed.launches,
         speed.attention_ttft,
         speed.attention_time,
-        speed.spread,
+        speed.same_against_same,
         speed.failed_cells,
         quality.reference_perplexity,
         quality.greedy_divergence,

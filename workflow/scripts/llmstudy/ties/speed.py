@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from llmstudy.statistics import latency as statistics
 from llmstudy.ties.rows import (
     PLACE,
     UNQUANTISED,
@@ -122,20 +123,28 @@ def attention_time(tables: Tables) -> str | None:
     return f"Measured ({place(best)}) for {int(best.prompt_tokens)} tokens: {listed} ({link(best, 'attention')})."
 
 
-def spread(tables: Tables) -> str | None:
-    """Range of TPOT over repeats as a share of the median: the typical cell and the worst."""
+def same_against_same(tables: Tables) -> str | None:
+    """Per study and device, TPOT of the same configuration and workload in two processes: how far apart over all pairs.
+
+    The typical pair, the 95th percentile where the sample supports it, and the worst pair with its configuration.
+    """
     frame = good_rows(tables, "latency", *WORKLOAD, "tpot_ms").astype({"tpot_ms": float})
     keys = [*PLACE, *WORKLOAD, "precision", "attention", "runtime"]
-    groups = frame.groupby(keys, dropna=False)["tpot_ms"]
-    ranges = ((groups.max() - groups.min()) / groups.median())[groups.size() > 1]
-    if ranges.empty:
-        return None
-    worst = pd.Series(dict(zip(keys, ranges.idxmax())))
-    return (
-        f"Measured over {len(ranges)} repeated cells: between processes TPOT ranges over {ranges.median():.1%} of its "
-        f"median in the typical cell and over {ranges.max():.1%} in the worst ({place(worst)}, `{worst.precision}`, "
-        f"{link(worst, 'latency')})."
-    )
+    sentences = []
+    for _, rows in frame.groupby(["study", "device"], sort=False):
+        repeats = rows.groupby(keys, dropna=False)["tpot_ms"]
+        found = statistics.same_against_same(repeats.agg(list))
+        if found is None:
+            continue
+        worst = pd.Series(dict(zip(keys, (repeats.max() / repeats.min()).idxmax())))
+        unusual = "" if pd.isna(found.p95) else f", by at most {found.p95:.1%} in 95 of 100 pairs"
+        sentences.append(
+            f"Measured over {found.pairs} {'pair' if found.pairs == 1 else 'pairs'} of processes: the same "
+            f"configuration differed in TPOT by {found.median:.1%} in the median{unusual} and by {found.largest:.1%} at "
+            f"most ({place(worst)}, `{worst.precision}`, `{worst.runtime}` runtime, {workload(worst)}). Smaller "
+            f"differences between single processes are not to be believed ({link(worst, 'latency')})."
+        )
+    return " ".join(sentences) or None
 
 
 def failed_cells(tables: Tables) -> str | None:
