@@ -31,6 +31,7 @@ include: "workflow/rules/weights.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/aggregate.smk"
 include: "workflow/rules/extras.smk"
+include: "workflow/rules/tasks.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/compare.smk"
 

@@ -89,8 +89,25 @@ def tables(study: str, models) -> dict[str, pd.DataFrame]:
             "sensitivity": sensitivity,
             "sweep": sweep,
             "invariance": invariance_rows(study),
+            "tasks": task_rows(study),
         }
     return {name: pd.DataFrame(rows) for name, rows in found.items()}
+
+
+def attention_records(study: str, models) -> list[dict]:
+    """Two kernels alone: ``sdpa`` is slower up to a context of 1 024, faster beyond it, and always slower to decode."""
+    records = []
+    for model in models:
+        for kernel, power, scale in (("eager", 2, 1.0), ("sdpa", 1, 1024.0)):
+            points = [
+                {"context": context, "phase": phase, "status": "ok", "reason": "",
+                 "time_ms": [time_ms * factor for factor in (0.97, 1.0, 1.04)]}
+                for context in (256, 512, 2048, 8192)
+                for phase, time_ms in (("prefill", scale * context**power / 1e6), ("decode", scale * context / 1e6))
+            ]  # fmt: skip
+            told = identity(study, model, "bf16", kernel, "eager")
+            records.append({"identity": told, "status": "ok", "reason": "", "samples": {"points": points}})
+    return records
 
 
 def profile_rows(study: str, models) -> list[dict]:
@@ -113,3 +130,20 @@ def invariance_rows(study: str) -> list[dict]:
         "max_abs_delta_logit": delta, "mean_abs_delta_logit": delta / 9, "top1_changes": 1, "positions": 64}
         for precision, delta in (("bf16", 0.1), ("llm-int8", 0.8)) for neighbours in ("copies", "others 1")
     ]  # fmt: skip
+
+
+def task_rows(study: str) -> list[dict]:
+    """bf16 as the reference, a precision with flips, one of whose tasks has no data set."""
+    rows = []
+    for task in ("arc_easy", "my_task"):
+        one = {"task": task, "metric": "acc", "documents": 500, "accuracy": 0.6, "accuracy_low": 0.556,
+               "accuracy_high": 0.642}  # fmt: skip
+        rows.append(identity(study, "smollm2-135m", "bf16", "sdpa", "eager") | one)
+        rows.append(
+            identity(study, "smollm2-135m", "nf4", "sdpa", "eager") | one | {"accuracy": 0.54, "accuracy_change": -0.06,
+            "accuracy_change_low": -0.0931, "accuracy_change_high": -0.0268, "answers_changed": 83,
+            "correct_to_wrong": 51, "wrong_to_correct": 21, "mcnemar_p": 0.000538, "mcnemar_p_holm": 0.00108,
+            "distinguishable": "yes"}
+        )  # fmt: skip
+    rows[-1] |= dict.fromkeys(set(rows[-1]) - set(rows[0])) | {"status": "error", "reason": "task my_task: no data set"}
+    return rows

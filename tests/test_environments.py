@@ -23,7 +23,10 @@ DISTRIBUTIONS = {
     "triton": "torch",  # torch's CUDA builds for Linux bring the version that they need
 }
 # Imported where it is there, and said to be unsupported where it is not.
-OPTIONAL = {"flash_attn", "torchao"}
+OPTIONAL = {"flash_attn", "torchao", "lm_eval"}
+# What is optional elsewhere but belongs to an environment of its own.
+OWN = {"tasks.yaml": {"lm_eval"}}
+MEASURING_ENVIRONMENTS = ("measure.yaml", "tasks.yaml")
 
 
 def normal(name: str) -> str:
@@ -53,10 +56,23 @@ def requirements():
     return pins_of((ROOT / "requirements.txt").read_text().splitlines())
 
 
+@pytest.fixture(scope="module")
+def development():
+    return pins_of((ROOT / "requirements-dev.txt").read_text().splitlines())
+
+
 @pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.stem)
-def test_conda_and_pip_install_the_same(path, requirements):
+def test_conda_and_pip_install_the_same(path, requirements, development):
     pins = environment(path)
-    assert pins and {name: requirements.get(name) for name in pins} == pins
+    own = {normal(distribution(package)) for package in OWN.get(path.name, ())}
+    pinned = requirements | {name: development[name] for name in own}
+    assert pins and {name: pinned.get(name) for name in pins} == pins and own <= set(pins)
+
+
+def test_the_advice_to_install_lm_eval_names_its_pin(development):
+    from llmstudy.sources.tasks import PACKAGE
+
+    assert PACKAGE.split("==") == ["lm-eval", development["lm-eval"]]
 
 
 def test_pip_installs_nothing_that_no_environment_has(requirements):
@@ -155,7 +171,7 @@ def imports(path: Path, inside_functions: bool) -> frozenset[str]:
 def third_party(script: Path) -> dict[str, Path]:
     """Every package outside the standard library that a script's code can import, and a file that does."""
     waiting, seen, found = [script], set(), {}
-    measures = named(RULES[script.stem], "conda").endswith("measure.yaml")
+    measures = Path(named(RULES[script.stem], "conda")).name in MEASURING_ENVIRONMENTS
     if measures:  # the child process imports what the job names
         waiting += [LIBRARY / "worker.py"]
         waiting += [one for part in ("measure", "precisions", "runtimes") for one in (LIBRARY / part).rglob("*.py")]
@@ -194,8 +210,9 @@ def test_every_import_of_a_rule_is_in_its_environment(name):
     """Snakemake puts its own site-packages on a script's path, which hides a package that an environment forgot."""
     path = ROOT / "envs" / Path(named(RULES[name], "conda")).name
     pins = environment(path)
+    optional = OPTIONAL - OWN.get(path.name, set())
     needed = {
-        package: where for package, where in third_party(SCRIPTS / f"{name}.py").items() if package not in OPTIONAL
+        package: where for package, where in third_party(SCRIPTS / f"{name}.py").items() if package not in optional
     }
     missing = {p: str(where) for p, where in needed.items() if normal(distribution(p)) not in pins}
     assert missing == {}
@@ -212,8 +229,9 @@ def test_every_package_of_an_environment_is_imported_or_explained():
     """Packages that nothing imports by name are there for transformers and datasets, and nothing else is."""
     used: dict[str, set[str]] = {}
     for name, rule in RULES.items():
-        packages = set(third_party(SCRIPTS / f"{name}.py")) - OPTIONAL
-        used.setdefault(Path(named(rule, "conda")).name, set()).update(normal(distribution(one)) for one in packages)
+        file = Path(named(rule, "conda")).name
+        packages = set(third_party(SCRIPTS / f"{name}.py")) - (OPTIONAL - OWN.get(file, set()))
+        used.setdefault(file, set()).update(normal(distribution(one)) for one in packages)
     behind = {"accelerate", "sentencepiece", "gguf", "bitsandbytes", "jinja2", "matplotlib"}
     for path in ENVIRONMENTS:
         assert set(environment(path)) - used[path.name] - behind == set(), path.name
@@ -227,10 +245,16 @@ def test_tables_and_pages_are_made_without_torch():
         for path in sorted((LIBRARY / part).glob("*.py"))
         if path.stem != "__init__"
     ]
-    blocked = "".join(
-        f"sys.modules['{name}'] = None; " for name in ("torch", "transformers", "bitsandbytes", "datasets")
-    )
-    code = f"import sys, importlib; {blocked}[importlib.import_module(name) for name in sys.argv[1:]]"
+    # Not None in sys.modules: SciPy, which seaborn imports where it is there, takes that for a torch.
+    code = """if True:
+        import sys, importlib
+        class Absent:
+            def find_spec(name, path=None, target=None):
+                if name in ("torch", "transformers", "bitsandbytes", "datasets"):
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        sys.meta_path.insert(0, Absent)
+        [importlib.import_module(name) for name in sys.argv[1:]]
+    """
     run = subprocess.run(
         [sys.executable, "-c", code, *modules],
         capture_output=True,

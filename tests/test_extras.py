@@ -29,6 +29,7 @@ def test_every_extra_has_its_records(tmp_path):
     assert paths["invariance"] == [
         f"{root}/invariance/tiny-llama/{name}.sdpa.eager.r0.json" for name in ("fp32", "bf16")
     ]
+    assert paths["tasks"] == [f"{root}/tasks/tiny-llama/{name}.sdpa.eager.r0.json" for name in ("fp32", "bf16")]
     assert len(paths["profile"]) == 2  # precisions; another attention kernel is not profiled again
     assert paths["attention"] == [
         f"{root}/attention/tiny-llama/bf16.{name}.eager.r0.json" for name in ("eager", "sdpa")
@@ -60,10 +61,23 @@ def test_a_job_names_only_what_its_numbers_depend_on(tmp_path):
     assert extras.job(study, first)["settings"] == {"batch": 1, "prompt_tokens": 32, "steps": 3}
 
 
+def test_a_task_job_is_told_how_to_ask(tmp_path):
+    study = extra_jobs.config_of(tmp_path, "tasks", tasks=["quiz"], limit=9)
+    job = extras.job(study, extras.measurements(study, "tasks")[1])
+    assert job["identity"]["precision"] == "bf16"
+    told = {"tasks": ["quiz"], "include_path": None, "limit": 9, "num_fewshot": 0, "batch_size": 8}
+    assert job["settings"] == told
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
         ({"attention": {"kernels": ["flash"]}}, "extras.attention.kernels: 'flash' is not known; allowed: eager, sdpa"),
+        ({"tasks": {}}, "extras.tasks.tasks: [] names nothing to measure"),
+        (
+            {"tasks": {"tasks": ["quiz"], "include_path": "nowhere"}},
+            "extras.tasks.include_path: 'nowhere' is not there",
+        ),
         ({"sweep": {"thresholds": [6, 6.0000001]}}, "extras.sweep.thresholds: 6 stands there twice"),
     ],
 )

@@ -213,6 +213,22 @@ def capacity_records():
     return [one.path(STUDY) for one in extras.measurements(config, "capacity")]
 
 
+def task_files():
+    """The files of the tasks that the study brings itself."""
+    folder = config["extras"]["tasks"]["include_path"]
+    return sorted(str(path) for path in Path(folder).rglob("*") if path.is_file()) if folder else []
+
+
+def tasks_job(wildcards):
+    """What a job that measures tasks is told."""
+    return extras.job(config, measurement("tasks", wildcards))
+
+
+def tasks_library(wildcards):
+    """The library files that a job that measures tasks runs through."""
+    return plan.library_files(measurement("tasks", wildcards))
+
+
 def extra_tables():
     """The tables of all extras that the study asks for."""
     return [f"{RESULTS}/{name}.csv" for name in extras.enabled(config)]

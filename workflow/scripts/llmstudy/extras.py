@@ -4,6 +4,7 @@ outliers     LLM.int8()'s outlier ledger, from the reference model's activations
 sweep        LLM.int8() at several thresholds, one process each
 sensitivity  loss when one part of the reference model is rounded to int8
 invariance   whether a prompt's logits depend on its neighbours in the batch
+tasks        accuracy in tasks of lm-eval, and which answers change
 profile      why a decode step takes as long as it does
 attention    every attention kernel alone, over context lengths
 capacity     the batches just below and just above the predicted frontier of memory, run
@@ -14,13 +15,14 @@ Pure functions over a completed config, like ``plan``; nothing here imports torc
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from llmstudy import attention, plan
 from llmstudy.errors import StudyError
 from llmstudy.plan import Measurement
 
 # What needs real weights: random ones have no outliers like a trained model's, and no loss worth comparing.
-REAL_ONLY = ("outliers", "sweep", "sensitivity", "invariance")
+REAL_ONLY = ("outliers", "sweep", "sensitivity", "invariance", "tasks")
 KINDS = (*REAL_ONLY, "profile", "attention", "capacity")
 SWEPT = "llm-int8"
 
@@ -53,7 +55,7 @@ def _configurations(config: dict, model: dict, kind: str) -> list[tuple[str, str
         return [("bf16", name, "eager") for name in config["extras"]["attention"]["kernels"] or config["attention"]]
     if kind == "capacity":
         return plan.configurations(config, model)
-    if kind == "invariance":
+    if kind in ("invariance", "tasks"):
         return [(precision, kernel, "eager") for precision in precisions]
     if kind == "sweep":
         return [(SWEPT, kernel, "eager")]
@@ -113,7 +115,8 @@ def _corpus(config: dict, kind: str) -> str:
 
 
 def check(config: dict) -> None:
-    """Raise StudyError for a kernel, model or context that is not known, or a threshold that is named twice."""
+    """Raise StudyError for a kernel, model, context or folder that is not there, a threshold that is named twice, or
+    no task."""
     for name in config["extras"]["attention"]["kernels"] or []:
         if name not in attention.CHOICES:
             allowed = ", ".join(attention.CHOICES)
@@ -122,6 +125,18 @@ def check(config: dict) -> None:
     if twice:
         raise StudyError(f"extras.sweep.thresholds: {twice[0]} stands there twice; each needs a record of its own")
     _check_verification(config)
+    _check_tasks(config["extras"]["tasks"])
+
+
+def _check_tasks(tasks: dict) -> None:
+    if tasks["enabled"] and not tasks["tasks"]:
+        raise StudyError(
+            "extras.tasks.tasks: [] names nothing to measure; allowed: names of tasks, for instance [arc_easy]"
+        )
+    if tasks["include_path"] and not Path(tasks["include_path"]).is_dir():
+        raise StudyError(
+            f"extras.tasks.include_path: {tasks['include_path']!r} is not there; allowed: a folder with task files"
+        )
 
 
 def _check_verification(config: dict) -> None:

@@ -52,8 +52,8 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
 
 
 def status_of(samples: dict) -> dict:
-    """``ok`` as soon as one workload or protocol is; when none is, the status and reason of the first."""
-    entries = samples.get("workloads", []) + samples.get("protocols", [])
+    """``ok`` as soon as one workload, protocol or task is; when none is, the status and reason of the first."""
+    entries = [one for kind in ("workloads", "protocols", "tasks") for one in samples.get(kind, [])]
     if not entries or any(entry["status"] == "ok" for entry in entries):
         return {"status": "ok", "reason": ""}
     return {key: entries[0][key] for key in ("status", "reason")}

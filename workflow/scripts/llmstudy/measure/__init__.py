@@ -23,6 +23,7 @@ MODULES = {
     "invariance": "invariance",
     "profile": "profile",
     "attention": "attention_sweep",
+    "tasks": "tasks",
     "capacity": "capacity",
 }
 

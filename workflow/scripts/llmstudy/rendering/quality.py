@@ -168,7 +168,7 @@ def tasks(study: Study, model: str) -> str | None:
     if own.empty:
         return None
     rows = []
-    by_task = pd.concat(sort(rows) for _, rows in own.groupby("task", sort=False))
+    by_task = pd.concat(sort(rows) for _, rows in own.groupby("task", sort=False, dropna=False))
     for _, row in by_task.iterrows():
         names = [f"`{row['task']}`", f"`{row['precision']}`"]
         if row["status"] != "ok":

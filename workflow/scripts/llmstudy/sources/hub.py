@@ -34,7 +34,7 @@ def fetch_snapshot(repo: str, revision: str, folder: Path) -> None:
     from huggingface_hub import HfApi, snapshot_download
 
     where = f"{repo}@{revision[:8]}"
-    with _errors_named(where):
+    with errors_named(where):
         names = choose_files(HfApi(token=_token()).list_repo_files(repo, revision=revision), where)
         snapshot_download(
             repo,
@@ -57,7 +57,7 @@ def load_rows(repo: str, subset: str | None, split: str, revision: str, cache: P
     """
     import datasets
 
-    with _errors_named(f"{repo}@{revision[:8]}"):
+    with errors_named(f"{repo}@{revision[:8]}"):
         return datasets.load_dataset(repo, subset, split=split, revision=revision, cache_dir=str(cache), token=_token())
 
 
@@ -66,7 +66,7 @@ def _token() -> str | bool:
 
 
 @contextlib.contextmanager
-def _errors_named(where: str) -> Iterator[None]:
+def errors_named(where: str) -> Iterator[None]:
     """Turn the libraries' errors, which are pages long and nested, into one line that says what to do."""
     # its retries would stand in the log as warnings beside our own line
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
