@@ -83,7 +83,9 @@ def write_study(
     write_table(text.rows_of(read_table(folder / "samples.csv"), "bf16"), text.COLUMNS, folder / "text.csv")
     for name, frame in hand_made_extras.tables(folder.name, models).items():
         frame.to_csv(folder / f"{name}.csv", index=False)
-    write_table(crossover.rows_of(tables["latency"], reference, "eager"), crossover.COLUMNS, folder / "crossover.csv")
+    crossovers = crossover.rows_of(tables["latency"], reference, "eager")
+    crossovers += crossover.rows_alone(hand_made_extras.attention_records(folder.name, models), "eager")
+    write_table(crossovers, crossover.COLUMNS, folder / "crossover.csv")
     write_table(capacity.rows_of(tables["memory"], [2048, 8192], 139.8), capacity.COLUMNS, folder / "capacity.csv")
     judged = judgement(tables, models)
     judged.to_csv(folder / "summary.csv", index=False)

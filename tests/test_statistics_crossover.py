@@ -41,6 +41,13 @@ def test_never_and_always():
     assert cross_over(GRID, reference, reference).kind == "behind throughout"
 
 
+def test_no_crossing_is_written_in_exponent_form():
+    assert str(cross_over([512, 8192], [[512.0**2], [8192.0**2]], [[512.0 * 2048], [8192.0 * 2048]])) == (
+        "falls behind at 2048"
+    )
+    assert str(cross_over([1, 4], [[1.0], [4.0]], [[1 / 2], [8.0]])) == "overtakes at 2"
+
+
 def test_several_changes_are_told():
     found = cross_over([1, 2, 4], [[1], [1], [1]], [[0.5], [2.0], [0.5]])
     assert found.changes == 2 and "first of 2 changes" in str(found)

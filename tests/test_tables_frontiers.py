@@ -1,8 +1,12 @@
 """crossover.csv and capacity.csv out of synthetic tables whose answers are known."""
 
+import json
+
+import extra_jobs
 import pandas as pd
 import pytest
 from llmstudy.tables import capacity, crossover
+from llmstudy.tables.latency import COLUMNS as LATENCY
 
 WHERE = {
     "study": "s",
@@ -26,7 +30,7 @@ def test_crossovers_of_precisions_and_of_attention_kernels(tmp_path):
             one = WHERE | {"precision": "bf16", "attention": attention, "batch": 2, "prompt_tokens": prompt}
             rows.append(one | {"new_tokens": 8, "tokens_per_s": 1.0, "ttft_ms": ttft})
     pd.DataFrame(rows).to_csv(tmp_path / "latency.csv", index=False)
-    crossover.write(tmp_path / "latency.csv", {"m": "bf16"}, "eager", tmp_path / "crossover.csv")
+    crossover.write(tmp_path / "latency.csv", [], {"m": "bf16"}, "eager", "eager", tmp_path / "crossover.csv")
     found = pd.read_csv(tmp_path / "crossover.csv").set_index("along")
     assert list(found.columns[:8]) == [
         "study",
@@ -58,8 +62,54 @@ def test_one_workload_has_no_crossover(tmp_path):
         for precision in ("bf16", "nf4")
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "latency.csv", index=False)
-    crossover.write(tmp_path / "latency.csv", {"m": "bf16"}, "eager", tmp_path / "crossover.csv")
+    crossover.write(tmp_path / "latency.csv", [], {"m": "bf16"}, "eager", "eager", tmp_path / "crossover.csv")
     assert pd.read_csv(tmp_path / "crossover.csv").empty
+
+
+def kernel_alone(folder, kernel, times, **changes):
+    """The record of one attention kernel; ``times``: (context, phase) → milliseconds per repeat, or a status."""
+    points = [
+        {"context": context, "phase": phase, "reason": ""}
+        | ({"status": found} if isinstance(found, str) else {"status": "ok", "time_ms": found})
+        for (context, phase), found in times.items()
+    ]
+    path = folder / f"{kernel}.json"
+    told = {"precision": "bf16", "attention": kernel} | changes
+    path.write_text(json.dumps(extra_jobs.record("attention", {"points": points}, **told)))
+    return str(path)
+
+
+def test_attention_kernels_alone_cross_over_along_the_context(tmp_path):
+    """Quadratic against linear time, equal at 1 000; decode equal nowhere; a kernel that failed from 4 000 on."""
+    contexts = (250, 500, 2000, 4000)
+    curves = {
+        "eager": {"prefill": lambda n: n**2 / 1e3, "decode": lambda n: n / 100},
+        "sdpa": {"prefill": lambda n: n, "decode": lambda n: n / 90},
+        "sdpa-flash": {"prefill": lambda n: n / 10 if n < 4000 else "oom", "decode": lambda n: "unsupported"},
+    }
+    paths = []
+    for kernel, phases in curves.items():
+        found = {(n, phase): time(n) for n in contexts for phase, time in phases.items()}
+        repeated = {key: one if isinstance(one, str) else [one * 0.99, one / 0.99] for key, one in found.items()}
+        paths.append(kernel_alone(tmp_path, kernel, repeated))
+    paths.append(kernel_alone(tmp_path, "sdpa-math", {}, status="timeout", reason="long"))
+    pd.DataFrame([WHERE], columns=LATENCY).to_csv(tmp_path / "latency.csv", index=False)
+    crossover.write(tmp_path / "latency.csv", paths, {"m": "bf16"}, "sdpa", "eager", tmp_path / "crossover.csv")
+    found = pd.read_csv(tmp_path / "crossover.csv").set_index(["attention", "quantity"])
+    assert len(found) == 3 and set(found["along"]) == {"context"} and set(found["reference"]) == {"eager"}
+    row = found.loc[("sdpa", "prefill_ms")]
+    assert row["kind"] == "overtakes" and row["low"] < row["x"] < row["high"]
+    assert row["x"] == pytest.approx(1000, rel=1e-5) and row["text"].startswith("overtakes at 1000 (95 %")
+    assert found.loc[("sdpa", "decode_ms"), "text"] == "none up to 4000"
+    # the two points below 4 000 that both measured, and 2 000
+    assert found.loc[("sdpa-flash", "prefill_ms"), "text"] == "ahead from the first point (250) up to 2000"
+    assert row[["study", "model", "weights", "precision", "status"]].tolist() == [
+        "tiny",
+        "tiny-llama",
+        "real",
+        "bf16",
+        "ok",
+    ]
 
 
 def memory_rows():

@@ -150,6 +150,7 @@ rule find_crossovers:
     input:
         library=dependencies.files("tables.crossover"),
         latency=f"{RESULTS}/latency.csv",
+        kernels_alone=[one.path(STUDY) for one in extras.measurements(config, "attention")],
     output:
         report(
             f"{RESULTS}/crossover.csv",
@@ -164,6 +165,7 @@ rule find_crossovers:
     params:
         references={model: spoken["reference"] for model, spoken in plan.focus(config).items()},
         attention=config["attention"][0],
+        kernel=(config["extras"]["attention"]["kernels"] or config["attention"])[0],
     script:
         "../scripts/find_crossovers.py"
 

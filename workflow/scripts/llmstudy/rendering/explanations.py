@@ -10,6 +10,15 @@ from llmstudy.rendering import markdown
 from llmstudy.studies import Study
 from llmstudy.ties.rows import number
 
+# columns `quantity` and `along` of crossover.csv in words
+COMPARED = {
+    "tokens_per_s": "tokens/s",
+    "ttft_ms": "TTFT",
+    "prefill_ms": "prefill, kernel alone",
+    "decode_ms": "decode step, kernel alone",
+}
+ALONG = {"batch": "batch size", "prompt_tokens": "prompt tokens", "context": "context tokens"}
+
 
 def profile(study: Study) -> str | None:
     """Where a decode step's time goes; None if it was not profiled."""
@@ -146,17 +155,32 @@ def crossover(study: Study) -> str | None:
     frame = study.table("crossover")
     if frame.empty:
         return None
-    rows = [
-        [
-            f"`{row['model']}`",
-            f"`{row['precision']}` {row['attention']}, {row['runtime']}",
-            f"`{row['reference']}`",
-            f"{row['along']}, by {row['quantity']}",
-            markdown.plain(str(row["text"])),
-        ]
-        for _, row in ordered(study, frame).iterrows()
-    ]
-    return markdown.table(["model", "candidate", "against", "along", "cross-over"], rows, "lllll")
+    rows = []
+    for (along, quantity), own in frame.groupby(["along", "quantity"], sort=False):
+        differing = "precision" if along == "batch" else "attention"
+        for _, row in ordered(study, own).iterrows():
+            rows.append(
+                [
+                    f"`{row['model']}`",
+                    f"`{row[differing]}`",
+                    f"`{row['reference']}`",
+                    COMPARED[quantity],
+                    where(row, along, differing),
+                    f"{ALONG[along]}: {markdown.plain(str(row['text']))}",
+                ]
+            )
+    return markdown.table(["model", "candidate", "against", "in", "at", "cross-over"], rows, "llllll")
+
+
+def where(row: pd.Series, along: str, differing: str) -> str:
+    """What both sides of a cross-over have in common."""
+    names = (
+        ["precision"] if along == "context" else ["precision", "attention", "runtime"]
+    )  # a kernel alone runs in none
+    same = [str(row[column]) for column in names if column != differing]
+    sizes = {"batch": "batch {:.0f}", "prompt_tokens": "prompt {:.0f}", "new_tokens": "{:.0f} new tokens"}
+    same += [told.format(row[name]) for name, told in sizes.items() if name != along and pd.notna(row[name])]
+    return ", ".join(same)
 
 
 def capacity(study: Study) -> str | None:

@@ -37,14 +37,19 @@ class CrossOver:
             return f"none up to {last:g}"
         if self.kind == "ahead throughout":
             return f"ahead from the first point ({first:g}) up to {last:g}"
-        text = f"{self.kind} at {self.x:.3g}"
+        text = f"{self.kind} at {_plain(self.x)}"
         if not math.isnan(self.low):
-            low = f"below {first:g}" if self.low == 0 else f"{self.low:.3g}"
-            high = f"beyond {last:g}" if math.isinf(self.high) else f"{self.high:.3g}"
+            low = f"below {first:g}" if self.low == 0 else _plain(self.low)
+            high = f"beyond {last:g}" if math.isinf(self.high) else _plain(self.high)
             text += f" (95 % interval {low} to {high})"
         if self.changes > 1:
             text += f", the first of {self.changes} changes"
         return text
+
+
+def _plain(x: float) -> str:
+    """Three digits, or all before the point: never in exponent form."""
+    return f"{x:.0f}" if x >= 99.95 else f"{x:.3g}"
 
 
 def cross_over(
@@ -127,20 +132,20 @@ def _crossings(log_x: np.ndarray, lead: np.ndarray, upward: bool) -> np.ndarray:
 def cross_overs(
     latency: pd.DataFrame, *, along: str, differing: str, reference: Mapping[str, str], quantity: str = "tokens_per_s"
 ) -> pd.DataFrame:
-    """Every cross-over in `latency.csv` of one study.
+    """Every cross-over in `latency.csv` of one study, or in a table like it with a row per repeat.
 
-    `along`: the grid, `batch` or `prompt_tokens`. `differing`: the column that tells the two sides apart, `precision`
-    or `attention`; `reference` gives the reference's value of it for each model. `quantity`: the rate to compare, or
-    a time (a name that ends in `_ms`, inverted). Pairs agree in all else and share at least two grid points with
-    status `ok`.
+    `along`: the grid, `batch`, `prompt_tokens` or another positive column. `differing`: the column that tells the two
+    sides apart, `precision` or `attention`; `reference` gives the reference's value of it for each model. `quantity`:
+    the rate to compare, or a time (a name that ends in `_ms`, inverted). Pairs agree in all else, missing cells of a
+    workload included, and share at least two grid points with status `ok`.
 
-    Columns: `model`, `precision`, `attention`, `runtime`, the two fixed ones of `batch, prompt_tokens, new_tokens`,
+    Columns: `model`, `precision`, `attention`, `runtime`, the fixed ones of `batch, prompt_tokens, new_tokens`,
     `reference`, `along`, `quantity`, `kind`, `x`, `low`, `high`, `changes`, `text` (see `CrossOver`).
     """
     fixed = [column for column in [*CONFIGURATION, *WORKLOAD] if column not in (along, differing)]
     measured = latency[(latency["status"] == "ok") & latency[quantity].notna()]
     found = []
-    for key, rows in measured.groupby(fixed, sort=False):
+    for key, rows in measured.groupby(fixed, sort=False, dropna=False):
         same = dict(zip(fixed, key))
         sides = {name: _series(side, along, quantity) for name, side in rows.groupby(differing, sort=False)}
         base_name = reference[same["model"]]
