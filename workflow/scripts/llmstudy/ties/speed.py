@@ -140,8 +140,8 @@ def same_against_same(tables: Tables) -> str | None:
         unusual = "" if pd.isna(found.p95) else f", by at most {found.p95:.1%} in 95 of 100 pairs"
         sentences.append(
             f"Measured over {found.pairs} {'pair' if found.pairs == 1 else 'pairs'} of processes: the same "
-            f"configuration differed in TPOT by {found.median:.1%} in the median{unusual} and by {found.largest:.1%} at "
-            f"most ({place(worst)}, `{worst.precision}`, `{worst.runtime}` runtime, {workload(worst)}). Smaller "
+            f"configuration differed in TPOT by {found.median:.1%} in the median{unusual} and by {found.largest:.1%} "
+            f"at most ({place(worst)}, `{worst.precision}`, `{worst.runtime}` runtime, {workload(worst)}). Smaller "
             f"differences between single processes are not to be believed ({link(worst, 'latency')})."
         )
     return " ".join(sentences) or None
