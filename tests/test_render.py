@@ -184,6 +184,8 @@ def test_predicted_capacity_stands_beside_what_verified_it(tmp_path):
     assert r"1 not verified: `unsupported`: no \*such\* kernel." in text
     block = next(block for block in tables(text) if "verified: ran" in block[0])
     assert sum(cells(line)[-1] == "held" for line in block[2:]) == 1
+    table.drop(index=[0, 2]).to_csv(folder / "capacity.csv", index=False)
+    assert "predictions that were run" not in report.render([studies.load(folder)])
 
 
 def test_a_study_of_which_nothing_ran_renders(tmp_path):

@@ -219,10 +219,12 @@ def capacity_verified(study: Study) -> str | None:
         return None
     judged = frame[frame["prediction"].isin(["held", "missed"])]
     held = int((judged["prediction"] == "held").sum())
-    told = [
-        f"Of {len(judged)} predictions that were run on the device, {held} held: the batch just below the frontier ran "
-        "and the one just above it ran out of memory."
-    ]
+    told = []
+    if len(judged):
+        told.append(
+            f"Of {len(judged)} predictions that were run on the device, {held} held: the batch just below the frontier "
+            "ran and the one just above it ran out of memory."
+        )
     for _, row in judged[judged["prediction"] == "missed"].iterrows():
         fits, too_large = row["verified_fits"], row["verified_oom"]
         ran = "none that was tried ran" if not fits > 0 else f"{fits:.0f} ran"
