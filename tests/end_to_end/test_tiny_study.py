@@ -95,10 +95,10 @@ def number(cell: str) -> float:
 
 
 def test_everything_that_a_study_promises_is_there(study):
-    for name in ("latency", "memory", "quality", "samples", "summary", "recommendation"):
+    for name in ("latency", "memory", "quality", "samples", "text", "summary", "recommendation"):
         assert len(study.table(name)) > 0, name
     figures = {path.name for path in (study.results / "figures").iterdir()}
-    assert {"latency.svg", "memory.svg", "perplexity.svg", "trade_off.svg", "trade_off.png"} <= figures
+    assert {"latency.svg", "memory.svg", "perplexity.svg", "agreement.svg", "trade_off.svg", "trade_off.png"} <= figures
     assert (study.folder / "REPORT.md").stat().st_size > 1000
     logs = (study.results / "logs" / "measure_quality" / "tiny-llama" / "bf16.sdpa.eager.r0.log").read_text()
     assert "windows scored" in logs  # progress
