@@ -61,6 +61,18 @@ def test_a_job_names_only_what_its_numbers_depend_on(tmp_path):
     assert extras.job(study, first)["settings"] == {"batch": 1, "prompt_tokens": 32, "steps": 3}
 
 
+@pytest.mark.parametrize("kind", ["profile", "attention"])
+def test_an_expensive_extra_can_be_kept_to_some_models(tmp_path, kind):
+    def measured(models):
+        study = completed(tmp_path, **{kind: {"models": models}})
+        second = study["models"][0] | {"name": "second"}
+        return {one.model for one in extras.measurements(study | {"models": [*study["models"], second]}, kind)}
+
+    first = completed(tmp_path)["models"][0]["name"]
+    assert measured(None) == {first, "second"}
+    assert measured(["second"]) == {"second"}
+
+
 def test_a_task_job_is_told_how_to_ask(tmp_path):
     study = extra_jobs.config_of(tmp_path, "tasks", tasks=["quiz"], limit=9)
     job = extras.job(study, extras.measurements(study, "tasks")[1])
@@ -73,6 +85,7 @@ def test_a_task_job_is_told_how_to_ask(tmp_path):
     ("parts", "message"),
     [
         ({"attention": {"kernels": ["flash"]}}, "extras.attention.kernels: 'flash' is not known; allowed: eager, sdpa"),
+        ({"profile": {"models": ["llama"]}}, "extras.profile.models: 'llama' is not known; allowed: tiny-llama"),
         ({"tasks": {}}, "extras.tasks.tasks: [] names nothing to measure"),
         (
             {"tasks": {"tasks": ["quiz"], "include_path": "nowhere"}},

@@ -21,6 +21,9 @@ SHAPES = {
 }
 
 
+MAKE_LINEAR = {"dense": None, "int8": Int8Linear.from_weight, "w8a8": W8A8Linear.from_weight}
+
+
 def build(dtype=torch.float32, make_linear=None, **changes):
     torch.manual_seed(0)
     settings = {"vocab_size": 997, "max_position_embeddings": 512, "initializer_range": 0.1} | changes
@@ -55,19 +58,38 @@ def test_tokens_equal_those_of_generate_in_fp32(shape, int8, batch):
 
 @pytest.mark.parametrize("batch", [1, 4, 12])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("make_linear", [None, Int8Linear.from_weight, W8A8Linear.from_weight])
-def test_in_16_bit_tokens_part_only_at_a_near_tie(make_linear, dtype, batch):
-    model = build(dtype, make_linear, **SHAPES["head-64-tied"])
+@pytest.mark.parametrize("kind", MAKE_LINEAR)
+def test_in_16_bit_tokens_part_only_at_a_near_tie(kind, dtype, batch):
+    """A near-tie: in float32 the two tokens lie within the error e that the library itself makes in 16 bit there.
+
+    Where ours errs by 2e at most, the token that it prefers lies at most 4e below the other.
+    """
+    changes = SHAPES["head-64-tied"]
+    model = build(dtype, MAKE_LINEAR[kind], **changes)
+    # the same weights without any rounding of activations, int8 ones dequantised
+    exact = build(torch.float32, **changes)
+    exact.load_state_dict({name: value.float() for name, value in dense_state(model).items()})
     ids, eager, graph, _ = generate(model, batch)
-    # int8 activations turn one rounding into a step of the grid: a wider tie.
-    tie = 2**-5 if make_linear is not W8A8Linear.from_weight else 2**-3
     for prompt, ours, theirs in zip(ids, graph.tokens, eager.tokens):
         different = (ours != theirs).nonzero()
         if len(different):
             at = int(different[0])
+            prefix = torch.cat([prompt, theirs[:at].cuda()])[None]
             with torch.no_grad():
-                logits = model(torch.cat([prompt, theirs[:at].cuda()])[None]).logits[0, -1].float()
-            assert abs(logits[ours[at]] - logits[theirs[at]]) <= tie * logits.abs().max()
+                logits, true = model(prefix).logits[0, -1].float(), exact(prefix).logits[0, -1]
+            error = (logits - true).abs().max()
+            assert abs(true[ours[at]] - true[theirs[at]]) <= 4 * error
+
+
+def dense_state(model) -> dict:
+    """The model's parameters with int8 weights dequantised."""
+    state = dict(model.named_parameters())
+    for path, module in model.named_modules():
+        if isinstance(module, Int8Linear):
+            state[f"{path}.weight"] = module.weight.float() * module.scale[:, None]
+            if module.bias is not None:
+                state[f"{path}.bias"] = module.bias
+    return state | {"lm_head.weight": model.lm_head.weight}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -34,16 +34,23 @@ def enabled(config: dict) -> list[str]:
 
 def measurements(config: dict, kind: str) -> list[Measurement]:
     """All records of a kind that the study needs; of a sweep one per model, to be measured at every threshold."""
-    if not config["extras"][kind]["enabled"]:
+    asked = _measured_part(config, kind)
+    if not asked["enabled"]:
         return []
     models = [model for model in config["models"] if kind not in REAL_ONLY or plan.is_real(model)]
-    if kind == "capacity":
-        models = [model for model in models if _is_verified(config["extras"]["capacity"]["verify"], model["name"])]
-    return [Measurement(kind, model["name"], *one) for model in models for one in _configurations(config, model, kind)]
+    some = asked.get("models") or [model["name"] for model in models]
+    return [
+        Measurement(kind, model["name"], *one)
+        for model in models
+        if model["name"] in some
+        for one in _configurations(config, model, kind)
+    ]
 
 
-def _is_verified(verify: dict, model: str) -> bool:
-    return verify["enabled"] and (verify["models"] is None or model in verify["models"])
+def _measured_part(config: dict, kind: str) -> dict:
+    """The settings that records of a kind come from: of ``capacity`` the table needs none, its verification does."""
+    settings = config["extras"][kind]
+    return settings["verify"] if kind == "capacity" else settings
 
 
 def _configurations(config: dict, model: dict, kind: str) -> list[tuple[str, str, str]]:
@@ -91,7 +98,7 @@ def sweep_job(config: dict, measurement: Measurement, threshold: str) -> dict:
 def settings(config: dict, measurement: Measurement) -> dict:
     """What an extra measures: its own keys, and the text where it needs any."""
     kind, quality = measurement.kind, config["quality"]
-    own = {key: value for key, value in config["extras"][kind].items() if key not in ("enabled", "kernels")}
+    own = {key: value for key, value in config["extras"][kind].items() if key not in ("enabled", "kernels", "models")}
     shared = {"protocol": quality["protocols"][0], "bos": quality["bos"], "corpus": _corpus(config, kind)}
     if kind == "sweep":
         # The text is where quality begins, so that the reference's log-probabilities of it are the ones already kept.
@@ -124,6 +131,8 @@ def check(config: dict) -> None:
     twice = sorted({one for one in thresholds(config) if thresholds(config).count(one) > 1})
     if twice:
         raise StudyError(f"extras.sweep.thresholds: {twice[0]} stands there twice; each needs a record of its own")
+    for kind in KINDS:
+        _check_models(config, kind)
     _check_verification(config)
     _check_tasks(config["extras"]["tasks"])
 
@@ -141,7 +150,7 @@ def _check_tasks(tasks: dict) -> None:
 
 def _check_verification(config: dict) -> None:
     capacity = config["extras"]["capacity"]
-    verify, names = capacity["verify"], [model["name"] for model in config["models"]]
+    verify = capacity["verify"]
     if verify["enabled"] and not capacity["enabled"]:
         raise StudyError(
             "extras.capacity.verify.enabled: true without extras.capacity.enabled; allowed: both or neither"
@@ -149,6 +158,11 @@ def _check_verification(config: dict) -> None:
     if verify["context"] not in (None, *capacity["contexts"]):
         allowed = ", ".join(map(str, capacity["contexts"]))
         raise StudyError(f"extras.capacity.verify.context: {verify['context']} is not predicted; allowed: {allowed}")
-    for name in verify["models"] or []:
+
+
+def _check_models(config: dict, kind: str) -> None:
+    names = [model["name"] for model in config["models"]]
+    key = "extras.capacity.verify.models" if kind == "capacity" else f"extras.{kind}.models"
+    for name in _measured_part(config, kind).get("models") or []:
         if name not in names:
-            raise StudyError(f"extras.capacity.verify.models: {name!r} is not known; allowed: {', '.join(names)}")
+            raise StudyError(f"{key}: {name!r} is not known; allowed: {', '.join(names)}")
