@@ -51,6 +51,19 @@ def test_a_step_is_what_the_longer_generation_has_more():
     assert step["top"] == [["aten::mm", 0.75], ["aten::cat", 0.25]]
 
 
+@pytest.mark.parametrize(
+    "attention",
+    [
+        "void pytorch_flash::flash_fwd_splitkv_kernel<Flash_fwd_kernel_traits<128, 64, 128, 4, cutlass::bfloat16_t>>",
+        "fmha_cutlassF_bf16_aligned_64x128_rf_sm80(PyTorchMemEffAttention::AttentionKernel<cutlass::bfloat16_t>)",
+        "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128_4x1x1_kernel0_0",
+    ],
+)
+def test_attention_kernels_of_a_gpu_are_no_matrix_products(attention):
+    own = Counter({attention: 1.0, "nvjet_tst_64x8_64x16_4x1_v_bz_TNT": 1.0, "void gemv2T_kernel_val<int>": 2.0})
+    assert per_step([Trace()], [Trace(own_ms=own)], 1)["matmul_share"] == 0.75
+
+
 def test_counts_real_operators():
     a = torch.randn(64, 64)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from statistics import fmean, median
 
 from llmstudy import runtimes
+from llmstudy.errors import Unsupported
 from llmstudy.measure import footprint
 from llmstudy.measure.bandwidth import copy_bandwidth_gb_s
 from llmstudy.measure.flops import matmul_tflops, step_flops
@@ -44,6 +45,8 @@ def measure(session: Session) -> dict:
     short, _ = profiled(session, model, input_ids, workload | {"new_tokens": SHORT})
     long, tpot_ms = profiled(session, model, input_ids, workload | {"new_tokens": SHORT + settings["steps"]})
     samples |= {"tpot_ms": tpot_ms, "step": per_step(short, long, settings["steps"])}
+    if session.device == "cuda" and samples["step"]["kernels"] <= 0:  # without CUPTI the profiler sees the host alone
+        raise Unsupported("profiler: it saw no kernel of the device in a decode step; CUPTI is not available here")
     log(f"{tpot_ms:.2f} ms per token; {samples['step']}")
     return samples
 
