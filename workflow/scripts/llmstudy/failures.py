@@ -15,7 +15,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on the device or on the host."""
     if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorOutOfMemoryError"):
         return True
-    return isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in _OUT_OF_MEMORY)
+    if isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in _OUT_OF_MEMORY):
+        return True
+    # A capture that memory ended fails a second time when it is closed.
+    return error.__context__ is not None and is_out_of_memory(error.__context__)
 
 
 def classify(error: BaseException) -> tuple[str, str]:

@@ -61,8 +61,10 @@ def logits_of_first(session: Session, model, ids: torch.Tensor) -> torch.Tensor:
 
 
 def compare(alone: torch.Tensor, beside: torch.Tensor) -> dict:
-    """Two logit tables [positions, vocabulary] of the same tokens."""
+    """Two logit tables [positions, vocabulary] of the same tokens; raises FloatingPointError where they are not finite."""
     difference = (beside - alone).abs()
+    if not difference.isfinite().all():
+        raise FloatingPointError("logits are not finite; the precision overflows")
     return {
         "max_abs_delta_logit": float(difference.max()),
         "mean_abs_delta_logit": float(difference.mean()),

@@ -40,10 +40,10 @@ class Trace:
     launches  kernel and graph launches by the host; 0 on a CPU
     waits     host synchronisations; on a CPU values read back
     operators  operators called from outside any operator
-    kernels   kernels that the device ran; on a CPU the same as operators
+    kernels   kernels that the device ran, copies and fills apart; on a CPU the same as operators
     busy_ms   time in which at least one kernel (on a CPU: operator) ran
     wall_ms   the whole call, under the profiler
-    own_ms    time by kernel (on a CPU: by operator, without the operators it calls)
+    own_ms    time by kernel (on a CPU: by operator, without the operators it calls); kernels that overlap count in full
     """
 
     launches: int = 0
@@ -95,7 +95,7 @@ def reduce(events: Iterable[Event], wall_ms: float, device: str) -> Trace:
     works: list[tuple[float, float]] = []
     for event in events:
         if event.device:
-            trace.kernels += 1
+            trace.kernels += not event.name.startswith(("Memcpy", "Memset"))
             works.append((event.start, event.end))
             trace.own_ms[event.name] += event.own / 1e3
             continue
