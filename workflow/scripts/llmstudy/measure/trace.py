@@ -43,7 +43,7 @@ class Trace:
     kernels   kernels that the device ran, copies and fills apart; on a CPU the same as operators
     busy_ms   time in which at least one kernel (on a CPU: operator) ran
     wall_ms   the whole call, under the profiler
-    own_ms    time by kernel (on a CPU: by operator, without the operators it calls); kernels that overlap count in full
+    own_ms    time by kernel (on a CPU: by operator, without those it calls); kernels that overlap count in full
     """
 
     launches: int = 0
