@@ -61,7 +61,7 @@ def logits_of_first(session: Session, model, ids: torch.Tensor) -> torch.Tensor:
 
 
 def compare(alone: torch.Tensor, beside: torch.Tensor) -> dict:
-    """Two logit tables [positions, vocabulary] of the same tokens; raises FloatingPointError where they are not finite."""
+    """Two logit tables [positions, vocabulary] of the same tokens; FloatingPointError where they are not finite."""
     difference = (beside - alone).abs()
     if not difference.isfinite().all():
         raise FloatingPointError("logits are not finite; the precision overflows")
