@@ -53,15 +53,22 @@ EXPECTED = {
         "measure_quality": 5,
         "generate_samples": 5,
     },
-    # one real model: 8 precisions; random ones: 6 × 2 runtimes × 2 repeats, and twice 4 × 2 runtimes
+    # one real model: 8 precisions; random ones: 6 × 2 runtimes (× 2 repeats), 6 × 2 and 4 × 2
     "h200.yaml": {
         "fetch_weights": 4,
         "fetch_corpus": 1,
-        "measure_latency": 8 + 24 + 8 + 8,
-        "measure_memory": 8 + 12 + 8 + 8,
+        "measure_latency": 8 + 24 + 12 + 8,
+        "measure_memory": 8 + 12 + 12 + 8,
         "keep_reference": 1,
         "measure_quality": 8 + 2,
         "generate_samples": 8,
+        "measure_extra": 1 + 1 + 8 + 12 + 7,  # outliers, sensitivity, invariance, profile, attention kernels
+        "measure_sweep": 6,
+        "verify_capacity": 12,
+        "aggregate_extra": 5,
+        "aggregate_sweep": 1,
+        "find_crossovers": 1,
+        "predict_capacity": 1,
     },
 }
 
@@ -142,6 +149,26 @@ def test_a_verified_capacity_comes_after_the_memory_that_predicts_it(checkout, t
     assert "records/memory/tiny-llama/" in told["verify_capacity"]
     assert told["predict_capacity"].count("records/capacity/tiny-llama/") == 2
     assert told["aggregate_provenance"].count("records/capacity/tiny-llama/") == 2
+
+
+@pytest.mark.slow
+def test_without_measuring_only_tables_are_made_of_the_records_that_are_there(checkout, tmp_path):
+    folder = shutil.copytree(checkout, tmp_path / "checkout")
+    shutil.copytree(ROOT / "results" / "cpu" / "records", folder / "results" / "cpu" / "records")
+    lost = "results/cpu/records/profile/smollm2-135m/bf16.sdpa.eager.r0.json"
+    shutil.rmtree(folder / "results" / "cpu" / "records" / "sweep")
+    (folder / lost).unlink()
+    code, output = snakemake(folder, "-n", "--cores", "1", "--config", "study=cpu", "measure=nothing")
+    assert code == 0, output
+    found = jobs(output)
+    # models' receipts say what the weights are: no record holds that
+    assert not {rule for rule in found if rule.startswith(("measure_", "keep_", "generate_", "fetch_corpus"))}
+    assert found["aggregate_extra"] == 5 and "aggregate_sweep" not in found and "plot_sweep" not in found
+    told = re.search(r"^(?:local)?rule aggregate_provenance:\n    input: (.*)\n", output, re.M)[1]
+    assert lost not in told and "records/profile/" in told and "records/latency/" in told
+
+    code, output = snakemake(folder, "-n", "--cores", "1", "--config", "study=cpu", "measure=everything")
+    assert code != 0 and "measure: 'everything'" in output
 
 
 @pytest.mark.slow

@@ -284,11 +284,11 @@ def test_a_ratio_near_one_keeps_its_digits():
     assert markdown.value(np.nan) == "n/a"
 
 
-def record(path, kind="latency", commit="a", started="2026-01-01T00:00:00", status="ok"):
+def record(path, kind="latency", commit="a", started="2026-01-01T00:00:00", status="ok", model="m"):
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "schema": 1,
-        "identity": {"kind": kind},
+        "identity": {"kind": kind, "model": model},
         "status": status,
         "provenance": {"git_commit": commit, "packages": {"torch": "1"}, "started": started, "wall_s": 30.0},
     }
@@ -307,13 +307,26 @@ def test_provenance_counts_each_environment_once(tmp_path):
     receipt.write_text(json.dumps({"name": "m", "real": True, "weights_folder": ".", "source": {"type": "path"}}))
     (receipt.parent / "config.json").write_text(json.dumps(hand_made.ARCHITECTURES["llama-2-7b"]))
     config = {"study": "s", "b": 1}
-    provenance.write(paths, [str(receipt)], config, {"m": {}}, tmp_path / "provenance.json")
+    missing = [f"results/s/records/latency/{name}/{number}.json" for name in "mn" for number in range(2)]
+    receipts, focus = [str(receipt)], {"m": {}, "n": {}}
+    provenance.write(paths, missing, receipts, config, focus, tmp_path / "provenance.json")
     found = json.loads((tmp_path / "provenance.json").read_text())
     assert [one["records"] for one in found["environments"]] == [2, 1]
     assert found["environments"][0]["first_started"] == "2026-01-01T00:00:00"
+    assert found["missing"] == {"latency of m": 2, "latency of n": 2}
+    assert found["focus"] == {"m": {}}  # of n there is nothing to say yet
     assert found["statuses"] == {"ok": 2, "oom": 1} and found["wall_s"] == 90
     assert found["models"]["m"]["architecture"]["hidden_size"] == 4096
     assert found["config_sha256"] == provenance.config_hash({"b": 1, "study": "s"})
+
+
+def test_a_study_says_what_is_missing(place):
+    study = studies.load(place / "results/default")
+    assert machine.missing(study) == ""
+    study.provenance["missing"] = {"latency of m": 2, "memory of n": 3}
+    total = study.provenance["records"] + 5
+    told = f"This study is not complete: 5 of its {total} records are not measured yet (2 latency of m, 3 memory of n)."
+    assert machine.missing(study) == told
 
 
 def test_a_cpu_study_names_its_processor(tmp_path, place):

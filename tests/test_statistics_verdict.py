@@ -240,6 +240,15 @@ def test_summary_joins_the_tables_at_the_focus():
     assert math.isnan(lost["tpot_ms"]) and math.isnan(lost["speedup"])
 
 
+def test_summary_takes_memory_from_the_nearest_number_of_new_tokens():
+    latency, memory, quality = tables()
+    near, far = (memory.assign(new_tokens=tokens, peak_decode_gib=peak) for tokens, peak in ((24, 5.0), (128, 9.0)))
+    found = summarise(latency, pd.concat([far, near]), quality, REFERENCE, FOCUS).set_index(["precision", "runtime"])
+    assert found.loc[("int8", "eager"), "memory_gib"] == 5.0
+    elsewhere = summarise(latency, memory.assign(prompt_tokens=64), quality, REFERENCE, FOCUS)
+    assert elsewhere["memory_gib"].isna().all()
+
+
 def test_summary_of_partly_failed_repeats_and_of_an_unmeasured_workload():
     latency, memory, quality = tables()
     latency.loc[latency["repeat"] == 0, ["status", "reason"]] = ["timeout", "600 s"]

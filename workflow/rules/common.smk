@@ -20,6 +20,8 @@ try:
 except StudyError as error:
     raise WorkflowError(str(error))
 
+# Whether this run may measure; not of the study, so not of what is recorded of it.
+MEASURES = config.pop("measure") == "all"
 STUDY = config["study"]
 RESULTS = f"results/{STUDY}"
 
@@ -49,9 +51,19 @@ def measurement(kind, wildcards):
     )
 
 
+def at_hand(paths):
+    """Of the study's records those that tables are made of: all, or without measuring those that are there."""
+    return [path for path in paths if MEASURES or Path(path).exists()]
+
+
 def records(kind):
     """The paths of all records of a kind."""
-    return [one.path(STUDY) for one in plan.measurements(config, kind)]
+    return at_hand(one.path(STUDY) for one in plan.measurements(config, kind))
+
+
+def records_of_extra(kind):
+    """The paths of all records of an extra; none if the study does not ask for it."""
+    return at_hand(extras.record_paths(config, kind))
 
 
 def reference(wildcards):
@@ -179,8 +191,8 @@ def latency_order(wildcards):
 
 
 def extra_records(wildcards):
-    """The paths of all records of an extra."""
-    return [one.path(STUDY) for one in extras.measurements(config, wildcards.extra)]
+    """The paths of all records of the extra that the wildcards name."""
+    return records_of_extra(wildcards.extra)
 
 
 def extra_job(wildcards):
@@ -208,11 +220,6 @@ def capacity_library(wildcards):
     return plan.library_files(measurement("capacity", wildcards))
 
 
-def capacity_records():
-    """The paths of all records that verify a capacity; none unless the study asks for them."""
-    return [one.path(STUDY) for one in extras.measurements(config, "capacity")]
-
-
 def task_files():
     """The files of the tasks that the study brings itself."""
     folder = config["extras"]["tasks"]["include_path"]
@@ -229,9 +236,10 @@ def tasks_library(wildcards):
     return plan.library_files(measurement("tasks", wildcards))
 
 
-def extra_tables():
-    """The tables of all extras that the study asks for."""
-    return [f"{RESULTS}/{name}.csv" for name in extras.enabled(config)]
+def tabulated_extras():
+    """The extras that have a table: those that the study asks for, without measuring those that have a record."""
+    derived = ("crossover", "capacity")  # made of other tables
+    return [name for name in extras.enabled(config) if MEASURES or name in derived or records_of_extra(name)]
 
 
 def sweep(wildcards):
@@ -249,18 +257,11 @@ def sweep_library(wildcards):
     return plan.library_files(sweep(wildcards))
 
 
-def sweep_records():
-    """The paths of all records of the sweep."""
-    return [
-        extras.sweep_path(config, one, threshold)
-        for one in extras.measurements(config, "sweep")
-        for threshold in extras.thresholds(config)
-    ]
-
-
 def sweep_references():
     """The quality records of the reference, which a sweep is paired with."""
-    return [one.path(STUDY) for one in plan.measurements(config, "quality") if one.precision == config["reference"]]
+    return at_hand(
+        one.path(STUDY) for one in plan.measurements(config, "quality") if one.precision == config["reference"]
+    )
 
 
 def sweep_memory(wildcards, attempt):

@@ -27,10 +27,10 @@ localrules:
     render_report,
 
 
-EXTRA_KINDS = [kind for kind in extras.KINDS if kind != "sweep"]
-RECORDS = [path for kind in ("latency", "memory", "quality", "samples") for path in records(kind)]
-RECORDS += [one.path(STUDY) for kind in EXTRA_KINDS for one in extras.measurements(config, kind)] + sweep_records()
-TABLES = ["latency", "memory", "quality", "samples", "text", "summary", "recommendation", *extras.enabled(config)]
+PLANNED = [one.path(STUDY) for kind in plan.KINDS for one in plan.measurements(config, kind)]
+PLANNED += [path for kind in extras.KINDS for path in extras.record_paths(config, kind)]
+RECORDS = at_hand(PLANNED)
+TABLES = ["latency", "memory", "quality", "samples", "text", "summary", "recommendation", *tabulated_extras()]
 FIGURES = {name: entry for name, entry in figures.FIGURES.items() if set(entry.tables) <= set(TABLES)}
 # What other studies left: read as it is, made by no rule here.
 OTHER_STUDIES = [
@@ -55,6 +55,7 @@ rule aggregate_provenance:
     params:
         config=config,
         focus=plan.focus(config),
+        missing=sorted(set(PLANNED) - set(RECORDS)),
     script:
         "../scripts/aggregate_provenance.py"
 

@@ -8,12 +8,11 @@ REQUIRED INPUTS:
 
 OUTPUTS:
     resources/tasks/<study>.json                   what the tasks' data sets are; they lie in the cache of ``datasets``
-    results/<study>/tasks.csv                      accuracy, its change, and flips
+    results/<study>/records/tasks/<model>/*.json   every document's answer, in the .npz beside it
 
 STEPS:
     1. fetch_tasks      data sets into the cache; runs where Snakemake runs, because compute nodes often have no network
     2. measure_tasks    one record per model and precision, as in measure.smk
-    3. aggregate_tasks  records into a table
 
 lm-eval has an environment of its own, because it brings some 35 packages that nothing else here needs.
 """
@@ -21,7 +20,6 @@ lm-eval has an environment of its own, because it brings some 35 packages that n
 
 localrules:
     fetch_tasks,
-    aggregate_tasks,
 
 
 rule fetch_tasks:
@@ -66,24 +64,3 @@ rule measure_tasks:
         job=tasks_job,
     script:
         "../scripts/measure_tasks.py"
-
-
-rule aggregate_tasks:
-    input:
-        library=dependencies.files("tables.tasks"),
-        records=[one.path(STUDY) for one in extras.measurements(config, "tasks")],
-    output:
-        report(
-            f"{RESULTS}/tasks.csv",
-            caption="../report/captions/table_tasks.rst",
-            category="Tables",
-            labels={"name": "tasks.csv"},
-        ),
-    log:
-        f"{RESULTS}/logs/aggregate_tasks.log",
-    conda:
-        "../../envs/report.yaml"
-    params:
-        references={model: spoken["reference"] for model, spoken in plan.focus(config).items()},
-    script:
-        "../scripts/aggregate_tasks.py"

@@ -8,6 +8,7 @@ from llmstudy.tables import provenance
 with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
     provenance.write(
         paths=snakemake.input.records,  # noqa: F821
+        missing=snakemake.params.missing,  # noqa: F821
         receipts=snakemake.input.receipts,  # noqa: F821
         config=snakemake.params.config,  # noqa: F821
         focus=snakemake.params.focus,  # noqa: F821

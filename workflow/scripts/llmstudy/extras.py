@@ -79,6 +79,14 @@ def sweep_path(config: dict, measurement: Measurement, threshold: str) -> str:
     return measurement.path(config["study"]).removesuffix(f"r{measurement.repeat}.json") + f"t{threshold}.json"
 
 
+def record_paths(config: dict, kind: str) -> list[str]:
+    """Where all records of a kind lie that the study needs, one per threshold of a sweep."""
+    found = measurements(config, kind)
+    if kind == "sweep":
+        return [sweep_path(config, one, threshold) for one in found for threshold in thresholds(config)]
+    return [one.path(config["study"]) for one in found]
+
+
 def job(config: dict, measurement: Measurement) -> dict:
     """What a measuring process of an extra is told."""
     told = plan.job(config, measurement)

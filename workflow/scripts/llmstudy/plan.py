@@ -11,11 +11,13 @@ import math
 from dataclasses import asdict, dataclass
 
 from llmstudy import dependencies, precisions, runtimes
-from llmstudy.measure import MODULES as KINDS
+from llmstudy.measure import MODULES
 from llmstudy.measure.stream import protocol_name
 from llmstudy.sources.synthetic import SHAPES
 
 GIB = 2**30
+# What every study measures; ``extras`` has the others.
+KINDS = ("latency", "memory", "quality", "samples")
 
 
 @dataclass(frozen=True, order=True)
@@ -156,7 +158,7 @@ def library_files(measurement: Measurement) -> list[str]:
     return dependencies.files(
         "steps",
         "worker",
-        f"measure.{KINDS[measurement.kind]}",
+        f"measure.{MODULES[measurement.kind]}",
         f"precisions.{precisions.MODULES[measurement.precision]}",
         f"runtimes.{runtimes.MODULES[measurement.runtime][0]}",
     )

@@ -27,21 +27,23 @@ def snapshot() -> dict:
     return found
 
 
-def flags(before: dict, after: dict, threads: int | None, steady: bool) -> list[str]:
-    """Words for what may have disturbed the stretch between two snapshots.
-
-    threads: of this process where they do the work; None where a GPU does it, which a busy core beside the one that
-    launches does not disturb.
-    """
+def flags(after: dict, steady: bool) -> list[str]:
+    """Words for what may have disturbed the stretch that ended with a snapshot; ``busy`` has one more."""
     found = []
     if not steady:
         found.append("not steady")
-    # Our own threads count in the load average; one more than those is somebody else's work.
-    expected = before["cores"] if threads is None else threads + 1
-    if before["load_average"] > expected:
-        found.append(f"load average {before['load_average']:.1f} on {before['cores']} cores")
     state = after.get("gpu", {})
     if state.get("foreign_processes"):
         found.append(f"{state['foreign_processes']} other GPU processes")
     found += [f"throttled: {word}" for bit, word in _SLOWING.items() if state.get("throttle_reasons", 0) & bit]
     return found
+
+
+def busy(before: dict, threads: int) -> list[str]:
+    """A flag if others worked on the machine. On a GPU too: a step that waits for launches is as slow as the host.
+
+    Our own threads count in the load average; one more than those is somebody else's work.
+    """
+    if before["load_average"] <= threads + 1:
+        return []
+    return [f"load average {before['load_average']:.1f} on {before['cores']} cores"]

@@ -69,7 +69,6 @@ def measure_workload(session: Session, model, workload: dict, meter: EnergyMeter
     session.free()  # a static cache of the proof must not stand beside that of the measurement
     kernels = prove_attention(session, model, workload, input_ids)
     tokens = len(runs) * workload["batch"] * workload["new_tokens"]
-    working_threads = None if session.device == "cuda" else session.provenance["threads"]
     return {
         "compile_s": compile_s,
         "cold_ms": cold["e2e_ms"],
@@ -78,7 +77,7 @@ def measure_workload(session: Session, model, workload: dict, meter: EnergyMeter
         "runs": runs,
         "joules_per_token": None if joules is None else joules / tokens,
         "conditions": {"before": before, "after": after},
-        "flags": conditions.flags(before, after, working_threads, steady),
+        "flags": conditions.flags(after, steady),
     }
 
 

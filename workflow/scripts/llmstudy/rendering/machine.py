@@ -31,6 +31,16 @@ def outcome(study: Study) -> str:
     return f"{study.provenance['records']} measuring processes ({ended}), {minutes:.0f} minutes in all"
 
 
+def missing(study: Study) -> str:
+    """What the study asks for and nobody has measured yet, in one sentence; empty where it is complete."""
+    found = study.provenance.get("missing", {})
+    if not found:
+        return ""
+    listed = ", ".join(f"{count} {name}" for name, count in found.items())
+    total = study.provenance["records"] + sum(found.values())
+    return f"This study is not complete: {sum(found.values())} of its {total} records are not measured yet ({listed})."
+
+
 def table(study: Study) -> str:
     """Versions, hardware and times, a column for each of the environments that most records come from."""
     environments = study.provenance["environments"][:SHOWN]

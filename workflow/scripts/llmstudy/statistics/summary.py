@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -45,7 +45,8 @@ def summarise(
     `reference`: the reference precision of each model. A configuration is every one in `latency`; its `status` is
     `ok` if at least one repeat is, else that of its first row. Times are geometric means over repeats, `tpot_low_ms`
     and `tpot_high_ms` their t-interval with the noise of all configurations of the model pooled; `latency_ms` is end
-    to end. `memory_gib` is the highest peak of load, prefill and decode. `speedup` = reference TPOT / TPOT and
+    to end. `memory_gib` is the highest peak of load, prefill and decode, where `memory` lacks the workload at the one
+    with the same prompts and the nearest number of new tokens. `speedup` = reference TPOT / TPOT and
     `memory_ratio` = memory / reference memory, against the reference precision with the same attention under runtime
     `eager`.
 
@@ -56,7 +57,7 @@ def summarise(
     eager"), empty otherwise.
     """
     measured = _at(latency, focus)
-    peaks = _at(memory, focus).assign(memory_gib=peak_gib)
+    peaks = _at(memory, _nearest(memory, focus)).assign(memory_gib=peak_gib)
     graded = quality[(quality["corpus"] == focus.corpus) & (quality["protocol"] == focus.protocol)]
     noise = {
         model: pooled_noise(sample for _, sample in table.groupby(CONFIGURATION)["tpot_ms"])
@@ -82,6 +83,15 @@ def _at(table: pd.DataFrame, focus: Focus) -> pd.DataFrame:
     for column in WORKLOAD:
         same &= table[column] == getattr(focus, column)
     return table[same | (table["batch"].isna() & (table["status"] != "ok"))]
+
+
+def _nearest(memory: pd.DataFrame, focus: Focus) -> Focus:
+    """The focus, its new tokens as near as those of a measured workload with the same prompts come to them."""
+    same = memory[(memory["batch"] == focus.batch) & (memory["prompt_tokens"] == focus.prompt_tokens)]
+    new_tokens = same["new_tokens"].dropna().astype(int)
+    if new_tokens.empty:
+        return focus
+    return replace(focus, new_tokens=min(new_tokens, key=lambda tokens: abs(tokens - focus.new_tokens)))
 
 
 def _of(table: pd.DataFrame, configuration: Mapping[str, str]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from statistics import fmean, median
 
 import numpy as np
 
+from llmstudy.measure.conditions import busy
 from llmstudy.statistics.percentile import percentile_if_supported
 from llmstudy.tables.common import IDENTITY, WORKLOAD, identity, planned_workloads, read_records, write_table
 
@@ -57,6 +58,8 @@ def rows_of(record: dict) -> list[dict]:
         row["threads"] = record["provenance"].get("threads")
         if entry and entry["status"] == "ok":
             row |= timing(entry, samples, workload)
+            disturbed = entry["flags"] + busy(entry["conditions"]["before"], row["threads"])
+            row["flags"] = "; ".join(dict.fromkeys(disturbed))
         rows.append(row)
     return rows
 
@@ -80,7 +83,6 @@ def timing(entry: dict, samples: dict, workload: dict) -> dict:
         "compile_s": entry["compile_s"],
         "mbu": step_bytes / (tpot_ms / 1e3) / (samples["bandwidth_gb_s"] * 1e9),
         "joules_per_token": entry["joules_per_token"],
-        "flags": "; ".join(entry["flags"]),
         "runs": len(runs),
         "step_bytes": int(step_bytes),
         "attention_kernels": "; ".join(entry["attention_kernels"]),

@@ -1,11 +1,12 @@
 """provenance.json: where a study's numbers come from, so that the report needs tables only.
 
 study, config, config_sha256   what was asked for, with the defaults filled in
-focus                          per model: reference precision, workload, corpus and protocol of its row in summary.csv
-models                         per model: real or synthetic, parameters, source, licence, architecture (config.json)
+focus                          per model that was measured: reference precision, workload, corpus and protocol of its row in summary.csv
+models                         per model that was measured: real or synthetic, parameters, source, licence, architecture (config.json)
 environments                   one entry for each combination of commit, versions and hardware that measured, with the
                                number of records and their first and last start
 records, wall_s                how many measuring processes there were, and their time in all
+missing                        how many records the study asks for that were not measured yet, by kind and model
 """
 
 from __future__ import annotations
@@ -33,21 +34,25 @@ ARCHITECTURE = (
 )
 
 
-def write(paths: list[str], receipts: list[str], config: dict, focus: dict, output: Path) -> None:
+def write(paths: list[str], missing: list[str], receipts: list[str], config: dict, focus: dict, output: Path) -> None:
     """Aggregate the provenance of records.
 
+    missing   paths of records that the study asks for and that were not measured yet
     receipts  the models' SOURCE.json
     config    the completed config
     """
     found = read_records(paths)
+    measured = {record["identity"]["model"] for record in found}
+    models = dict(map(model_of, map(Path, receipts)))
     content = {
         "study": config["study"],
         "config": config,
         "config_sha256": config_hash(config),
-        "focus": focus,
-        "models": dict(map(model_of, map(Path, receipts))),
+        "focus": {name: spoken for name, spoken in focus.items() if name in measured},
+        "models": {name: model for name, model in models.items() if name in measured},
         "environments": environments(found),
         "records": len(found),
+        "missing": dict(Counter(f"{path.parts[-3]} of {path.parts[-2]}" for path in map(Path, missing))),
         "statuses": dict(Counter(record["status"] for record in found)),
         "wall_s": round(sum(record["provenance"].get("wall_s", 0) for record in found), 1),
     }
