@@ -32,7 +32,7 @@ def test_a_measurement_that_ends_is_ok(run, tmp_path):
         "print('on its way', flush=True); session.artifacts.joinpath('a.npz').write_text('x'); return {'a': 1}"
     )
     assert (outcome.status, outcome.reason) == ("ok", "")
-    assert outcome.result["samples"] == {"a": 1} and outcome.result["provenance"] == {"threads": 1}
+    assert outcome.result["samples"] == {"a": 1} and outcome.result["provenance"]["threads"] == 1
     assert outcome.wall_s > 0
     assert (tmp_path / "artifacts" / "a.npz").read_text() == "x"
     assert "on its way" in (tmp_path / "logs" / "job.log").read_text()

@@ -320,6 +320,11 @@ def test_provenance_counts_each_environment_once(tmp_path):
     assert found["config_sha256"] == provenance.config_hash({"b": 1, "study": "s"})
 
 
+def test_waiting_for_a_turn_is_no_time_of_measuring():
+    assert provenance.own_seconds({"provenance": {"wall_s": 30.0, "waited_s": 12.5}}) == 17.5
+    assert provenance.own_seconds({"provenance": {"wall_s": 30.0}}) == 30.0
+
+
 def test_a_study_says_what_is_missing(place):
     study = studies.load(place / "results/default")
     assert machine.missing(study) == ""

@@ -101,3 +101,4 @@ def test_waiting_for_the_gpu_is_not_counted_as_the_jobs_time(monkeypatch, tmp_pa
     outcome = run_child(faults.job(seconds=3), tmp_path / "job.log", tmp_path)
     assert outcome.status == "ok", outcome.reason
     assert time.monotonic() - start > 4
+    assert outcome.result["provenance"]["waited_s"] >= 4

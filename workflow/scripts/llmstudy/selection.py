@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from llmstudy.statistics.columns import CONFIGURATION, WORKLOAD
+from llmstudy.statistics.columns import CONFIGURATION, WORKLOAD, nearest_workload
 from llmstudy.statistics.latency import Noise, pooled_noise, process_interval
 from llmstudy.statistics.student import critical_value
 from llmstudy.studies import Study
@@ -24,7 +24,8 @@ def at_focus(study: Study, table: str) -> pd.DataFrame:
 
 
 def of_workload(rows: pd.DataFrame, workload: dict) -> pd.Series:
-    """Whether each row belongs to a workload."""
+    """Whether each row belongs to a workload, or to the nearest to it in these rows (of memory, which knows fewer)."""
+    workload = nearest_workload(rows, workload)
     same = pd.Series(True, index=rows.index)
     for column in WORKLOAD:
         same &= rows[column] == workload[column]

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from pathlib import Path
 
 from llmstudy.failures import classify, traceback_tail
@@ -40,7 +41,9 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
         result["provenance"] = session.provenance
         session.import_libraries()
         limit_time(None)  # others' limits bound how long this one waits
+        waiting_since = time.monotonic()
         with turn(job["identity"]["kind"], result["device"]):
+            session.provenance["waited_s"] = round(time.monotonic() - waiting_since, 3)
             limit_time(job["limits"]["seconds"])
             save(measure(session))
         result |= status_of(result["samples"])

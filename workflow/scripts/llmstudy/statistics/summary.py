@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 
 from llmstudy.statistics.capacity import peak_gib
-from llmstudy.statistics.columns import CONFIGURATION, IDENTITY, WORKLOAD, text
+from llmstudy.statistics.columns import CONFIGURATION, IDENTITY, WORKLOAD, nearest_workload, text
 from llmstudy.statistics.latency import Noise, pooled_noise, process_interval, ratio
 
 QUALITY = [
@@ -57,7 +57,7 @@ def summarise(
     eager"), empty otherwise.
     """
     measured = _at(latency, focus)
-    peaks = _at(memory, _nearest(memory, focus)).assign(memory_gib=peak_gib)
+    peaks = _at(memory, replace(focus, **nearest_workload(memory, asdict(focus)))).assign(memory_gib=peak_gib)
     graded = quality[(quality["corpus"] == focus.corpus) & (quality["protocol"] == focus.protocol)]
     noise = {
         model: pooled_noise(sample for _, sample in table.groupby(CONFIGURATION)["tpot_ms"])
@@ -83,15 +83,6 @@ def _at(table: pd.DataFrame, focus: Focus) -> pd.DataFrame:
     for column in WORKLOAD:
         same &= table[column] == getattr(focus, column)
     return table[same | (table["batch"].isna() & (table["status"] != "ok"))]
-
-
-def _nearest(memory: pd.DataFrame, focus: Focus) -> Focus:
-    """The focus, its new tokens as near as those of a measured workload with the same prompts come to them."""
-    same = memory[(memory["batch"] == focus.batch) & (memory["prompt_tokens"] == focus.prompt_tokens)]
-    new_tokens = same["new_tokens"].dropna().astype(int)
-    if new_tokens.empty:
-        return focus
-    return replace(focus, new_tokens=min(new_tokens, key=lambda tokens: abs(tokens - focus.new_tokens)))
 
 
 def _of(table: pd.DataFrame, configuration: Mapping[str, str]) -> pd.DataFrame:

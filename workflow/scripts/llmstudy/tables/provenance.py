@@ -1,11 +1,13 @@
 """provenance.json: where a study's numbers come from, so that the report needs tables only.
 
 study, config, config_sha256   what was asked for, with the defaults filled in
-focus                          per model that was measured: reference precision, workload, corpus and protocol of its row in summary.csv
-models                         per model that was measured: real or synthetic, parameters, source, licence, architecture (config.json)
+focus                          per measured model: reference precision, workload, corpus and protocol of its row in
+                               summary.csv
+models                         per measured model: real or synthetic, parameters, source, licence, architecture
 environments                   one entry for each combination of commit, versions and hardware that measured, with the
                                number of records and their first and last start
-records, wall_s                how many measuring processes there were, and their time in all
+records, wall_s                how many measuring processes there were, and their time in all, without waiting for
+                               their turns
 missing                        how many records the study asks for that were not measured yet, by kind and model
 """
 
@@ -20,7 +22,7 @@ from llmstudy.files import write_json
 from llmstudy.tables.common import read_records
 
 # What differs from record to record without making another environment.
-PER_RECORD = ("started", "wall_s")
+PER_RECORD = ("started", "wall_s", "waited_s")
 ARCHITECTURE = (
     "hidden_size",
     "intermediate_size",
@@ -54,9 +56,14 @@ def write(paths: list[str], missing: list[str], receipts: list[str], config: dic
         "records": len(found),
         "missing": dict(Counter(f"{path.parts[-3]} of {path.parts[-2]}" for path in map(Path, missing))),
         "statuses": dict(Counter(record["status"] for record in found)),
-        "wall_s": round(sum(record["provenance"].get("wall_s", 0) for record in found), 1),
+        "wall_s": round(sum(map(own_seconds, found)), 1),
     }
     write_json(output, content)
+
+
+def own_seconds(record: dict) -> float:
+    """How long a measuring process lived, without the time in which it waited for its turn on a GPU."""
+    return record["provenance"].get("wall_s", 0) - record["provenance"].get("waited_s", 0)
 
 
 def config_hash(config: dict) -> str:
