@@ -13,7 +13,7 @@ import pytest
 from conftest import REPOSITORY
 from llmstudy import studies
 from llmstudy.figures import FIGURES
-from llmstudy.rendering import answer, diagrams, machine, markdown, report
+from llmstudy.rendering import answer, diagrams, findings, machine, markdown, report
 from llmstudy.tables import latency, memory, provenance, quality, samples
 from llmstudy.tables import text as text_table
 from llmstudy.ties.rows import number
@@ -318,6 +318,49 @@ def test_provenance_counts_each_environment_once(tmp_path):
     assert found["statuses"] == {"ok": 2, "oom": 1} and found["wall_s"] == 90
     assert found["models"]["m"]["architecture"]["hidden_size"] == 4096
     assert found["config_sha256"] == provenance.config_hash({"b": 1, "study": "s"})
+
+
+def found(**tables):
+    return studies.Study("s", Path("results/s"), {name: pd.DataFrame(rows) for name, rows in tables.items()}, {})
+
+
+def test_findings_say_which_precisions_depend_on_the_batch():
+    rows = [
+        {"model": "m", "status": "ok", "precision": precision, "top1_changes": changes, "positions": 128}
+        for precision, changes in [("bf16", 0), ("llm-int8", 3), ("llm-int8", 7), ("nf4", 1), ("fp16", 0)]
+    ]
+    rows.append({"model": "m", "status": "error", "precision": "fp4"})
+    told = findings.invariance(found(invariance=rows))
+    assert told == (
+        "Beside other prompts, first choices of `m` change: `llm-int8` up to 7 of 128, `nf4` up to 1 of 128; `bf16`, "
+        "`fp16` none."
+    )
+    assert "no first choice of `m` changes" in findings.invariance(found(invariance=rows[:1]))
+    assert findings.invariance(found()) == ""
+
+
+def test_findings_weigh_the_decomposition_against_none():
+    rows = [
+        {"model": "m", "status": "ok", "threshold": threshold, "ppl_ratio": ratio, "tpot_ms": tpot}
+        for threshold, ratio, tpot in [(0, 1.026, 50.0), (2, 1.005, 110.0), (6, 1.016, 75.0)]
+    ]
+    told = findings.sweep(found(sweep=rows))
+    assert "threshold 2 loses 0.5 % of perplexity where no decomposition loses 2.6 %" in told and "2.2 times" in told
+    assert findings.sweep(found(sweep=rows[1:])) == findings.sweep(found(sweep=rows[:1])) == ""
+
+
+def test_findings_set_the_most_launches_beside_the_fewest():
+    rows = [
+        {"model": "m", "status": "ok", "precision": precision, "attention": "sdpa", "runtime": runtime,
+         "launches_per_token": launches, "syncs_per_token": syncs, "device_busy_share": busy}
+        for precision, runtime, launches, syncs, busy in [
+            ("bf16", "graph", 1, 0, 0.99), ("llm-int8", "eager", 3271, 259, 0.11), ("nf4", "eager", 900, 3, 0.2)]
+    ]  # fmt: skip
+    told = findings.profile(found(profile=rows))
+    assert "`llm-int8` (sdpa, eager) 3,271 launches and 259 waits of the host" in told
+    assert "`bf16` (sdpa, graph) 1 launch and 0 waits" in told and "nf4" not in told
+    assert findings.profile(found(profile=rows[:1])) == ""
+    assert findings.profile(found(profile=[row | {"launches_per_token": None} for row in rows])) == ""  # a CPU
 
 
 def test_waiting_for_a_turn_is_no_time_of_measuring():

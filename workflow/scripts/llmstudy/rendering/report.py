@@ -10,7 +10,7 @@ import pandas as pd
 from llmstudy import figures, ties
 from llmstudy.figures.plotting import shown
 from llmstudy.files import atomic_write
-from llmstudy.rendering import answer, diagrams, explanations, machine, markdown, memory, quality, speed
+from llmstudy.rendering import answer, diagrams, explanations, findings, machine, markdown, memory, quality, speed
 from llmstudy.studies import Study, finished, in_order, load
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "report"
@@ -19,6 +19,7 @@ PARTS = {
     "answer": answer,
     "diagrams": diagrams,
     "explanations": explanations,
+    "findings": findings,
     "machine": machine,
     "markdown": markdown,
     "memory": memory,
