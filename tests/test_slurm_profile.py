@@ -21,12 +21,15 @@ def rules_of(name: str) -> set[str]:
     return set(re.findall(r"^rule (\w+):", (REPOSITORY / "workflow/rules" / name).read_text(), re.MULTILINE))
 
 
+MEASURING = rules_of("measure.smk") | rules_of("measure_extras.smk") | {"measure_tasks"}
+
+
 def test_every_key_is_explained_where_it_first_stands():
     known = set()
     for number, line in enumerate(LINES):
         found = KEY.match(line)
         # Rules are named by the rules themselves.
-        if found and found[2] not in known | rules_of("measure.smk"):
+        if found and found[2] not in known | MEASURING:
             assert LINES[number - 1].lstrip().startswith("#"), line
         known.update([found[2]] if found else [])
 
@@ -44,13 +47,13 @@ def test_alternatives_are_shown_as_comments(alternative):
 
 
 def test_every_measuring_rule_goes_to_the_same_partition():
-    assert set(SETTINGS["set-resources"]) == rules_of("measure.smk")
+    assert set(SETTINGS["set-resources"]) == MEASURING
     assert len({values["slurm_partition"] for values in SETTINGS["set-resources"].values()}) == 1
 
 
-def test_only_latency_jobs_take_a_whole_node():
-    exclusive = [rule for rule, values in SETTINGS["set-resources"].items() if "exclusive" in str(values)]
-    assert exclusive == ["measure_latency"]
+def test_what_measures_time_takes_a_whole_node():
+    exclusive = {rule for rule, values in SETTINGS["set-resources"].items() if "exclusive" in str(values)}
+    assert exclusive == {"measure_latency", "measure_extra", "measure_sweep"}
 
 
 def test_jobs_are_repeated_by_the_profile_and_by_downloads_alone():
