@@ -41,6 +41,7 @@ EXPECTED = {
         "measure_sweep": 3,
         "aggregate_extra": 5,
         "aggregate_sweep": 1,
+        "find_crossovers": 1,
         "predict_capacity": 1,
     },
     # 5 precisions × 2 attention kernels (× 5 repeats)
