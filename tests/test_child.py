@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import faults
 import pytest
@@ -112,6 +113,15 @@ def test_an_exception_is_told_in_one_line_with_the_end_of_its_traceback(run, tmp
     assert outcome.result["traceback"][-2:] == ["ValueError: first line", "second line"]
     assert outcome.result["samples"] == PIECE
     assert "ValueError: first line" in (tmp_path / "logs" / "job.log").read_text()
+
+
+def test_a_traceback_names_no_folder_of_the_machine():
+    try:
+        import_module("llmstudy.plan").model_entry({"models": []}, "none")
+    except StopIteration as error:
+        told = "\n".join(failures.traceback_tail(error))
+    assert 'File "workflow/scripts/llmstudy/plan.py"' in told and 'File "tests/test_child.py"' in told
+    assert str(failures.CHECKOUT) not in told and sys.prefix not in told
 
 
 def test_what_cannot_run_here_is_unsupported(run):

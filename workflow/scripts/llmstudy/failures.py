@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from llmstudy.errors import StudyError, Unsupported
+
+CHECKOUT = Path(__file__).resolve().parents[3]
 
 # CPU allocators raise a plain RuntimeError; these are the words they use.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed")
@@ -43,6 +47,9 @@ def attempted(run: Callable[[], dict]) -> dict:
 
 
 def traceback_tail(error: BaseException, lines: int = 15) -> list[str]:
-    """The last lines of the traceback."""
+    """The last lines of the traceback, its files named from the checkout or the environment on: a record is published,
+    and folders name users."""
     text = "".join(traceback.format_exception(error))
+    for folder in (CHECKOUT, sys.prefix, sys.base_prefix):
+        text = text.replace(f"{folder}/", "")
     return text.rstrip().splitlines()[-lines:]
