@@ -174,9 +174,8 @@ def crossover(study: Study) -> str | None:
 
 def where(row: pd.Series, along: str, differing: str) -> str:
     """What both sides of a cross-over have in common."""
-    names = (
-        ["precision"] if along == "context" else ["precision", "attention", "runtime"]
-    )  # a kernel alone runs in none
+    # A kernel alone runs in no runtime.
+    names = ["precision"] if along == "context" else ["precision", "attention", "runtime"]
     same = [str(row[column]) for column in names if column != differing]
     sizes = {"batch": "batch {:.0f}", "prompt_tokens": "prompt {:.0f}", "new_tokens": "{:.0f} new tokens"}
     same += [told.format(row[name]) for name, told in sizes.items() if name != along and pd.notna(row[name])]
@@ -237,8 +236,8 @@ def capacity_verified(study: Study) -> str | None:
 
 
 def _named(row: pd.Series) -> str:
-    where = f"{row['attention']}, {row['runtime']}"
-    return f"`{row['model']}` `{row['precision']}` ({where}) at {row['context_tokens']:.0f} tokens"
+    configuration = f"`{row['model']}` `{row['precision']}` ({row['attention']}, {row['runtime']})"
+    return f"{configuration} at {row['context_tokens']:.0f} tokens"
 
 
 def listing(study: Study, name: str, columns: dict, align: str) -> str | None:

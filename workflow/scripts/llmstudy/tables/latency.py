@@ -58,8 +58,7 @@ def rows_of(record: dict) -> list[dict]:
         row["threads"] = record["provenance"].get("threads")
         if entry and entry["status"] == "ok":
             row |= timing(entry, samples, workload)
-            disturbed = entry["flags"] + busy(entry["conditions"]["before"], row["threads"])
-            row["flags"] = "; ".join(dict.fromkeys(disturbed))
+            row["flags"] = "; ".join(entry["flags"] + busy(entry["conditions"]["before"], row["threads"]))
         rows.append(row)
     return rows
 
