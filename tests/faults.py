@@ -45,7 +45,7 @@ def install(monkeypatch, folder: Path, body: str) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
 
 
-def job(**limits) -> dict:
+def job(allocator: str | None = None, **limits) -> dict:
     """A job that such a measurement is told."""
     identity = {
         "study": "tiny",
@@ -61,7 +61,7 @@ def job(**limits) -> dict:
         "identity": identity,
         "device": "cpu",
         "threads": 1,
-        "settings": {"workloads": []},
+        "settings": {"workloads": [], "allocator": allocator},
         "limits": {"seconds": 60, "oom_attempts": 1} | limits,
     }
 

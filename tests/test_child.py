@@ -44,6 +44,24 @@ def test_the_child_has_no_network_and_no_questions(run):
     assert outcome.result["samples"] == {"hub": "1", "stdin": ""}
 
 
+def test_a_library_that_ends_the_process_is_quoted(run, tmp_path):
+    log = tmp_path / "logs" / "job.log"
+    log.parent.mkdir()
+    log.write_text("of an earlier attempt\n")
+    told = "the measuring process left without a result, exit code 3; see its log"
+    assert run("import os; os._exit(3)").reason == told
+    outcome = run("import os; print('Error invalid argument at line 421\\n\\n', flush=True); os._exit(3)")
+    assert outcome.status == "error"
+    assert outcome.reason == f"{told}, whose last line is: Error invalid argument at line 421"
+
+
+def test_the_allocator_is_what_the_job_says(run, monkeypatch):
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "of the user")
+    body = "import os; return {'allocator': os.environ['PYTORCH_ALLOC_CONF']}"
+    assert run(body).result["samples"] == {"allocator": "of the user"}
+    assert run(body, allocator="ours").result["samples"] == {"allocator": "ours"}
+
+
 def test_a_child_killed_midway_keeps_its_finished_pieces(run):
     outcome = run(f"import os; session.save({PIECE}); os.kill(os.getpid(), 9)")
     assert outcome.status == "error"

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import extra_jobs
 import pytest
 import torch
+from llmstudy.errors import Unsupported
 from llmstudy.measure import attention_sweep
 from llmstudy.measure.flops import causal_attention_flops
 
@@ -53,11 +54,34 @@ def test_measures_prefill_and_decode(tmp_path, name):
         ]
 
 
-@pytest.mark.parametrize("name", ["sdpa-efficient", "sdpa-cudnn", "flash_attention_2"])
+@pytest.mark.parametrize("name", ["sdpa-efficient", "sdpa-cudnn"])
 def test_a_kernel_that_is_not_there_is_unsupported(tmp_path, name):
     points = measured(tmp_path, name)["points"]
     assert {point["status"] for point in points} == {"unsupported"}
     assert all(name in point["reason"] for point in points)
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3"])
+def test_a_package_that_is_not_installed_is_asked_for_once(tmp_path, monkeypatch, name):
+    """Whatever the library makes of a second call."""
+    calls = []
+
+    def function(*_, **__):
+        calls.append(name)
+        raise ImportError(f"{name} is\nnot there") if len(calls) == 1 else TypeError("the argument must be callable")
+
+    session = extra_jobs.session(tmp_path, "attention", kernels=[name], contexts=[16, 48], repeats=1)
+    with pytest.raises(Unsupported, match=f"attention '{name}'"):
+        attention_sweep.measure(session)
+    prepare = attention_sweep.Operation.__init__
+    monkeypatch.setattr(
+        attention_sweep.Operation,
+        "__init__",
+        lambda self, session: (prepare(self, session), setattr(self, "function", function))[0],
+    )
+    with pytest.raises(Unsupported, match=f"attention '{name}': {name} is not there"):
+        attention_sweep.measure(session)
+    assert len(calls) == 1
 
 
 def test_a_silent_fallback_is_unsupported(tmp_path, monkeypatch):

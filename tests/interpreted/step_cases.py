@@ -1,5 +1,7 @@
 """The decode step and prefill of the CUDA engine, interpreted, against the library's generate in fp32."""
 
+import weakref
+
 import pytest
 import torch
 import triton_on_numpy  # noqa: F401
@@ -48,6 +50,26 @@ def test_tokens_equal_those_of_generate(monkeypatch, batch, int8, changes, split
     assert torch.equal(step.tokens, expected)
     assert step.position.tolist() == [PROMPT + NEW - 1] * batch
     assert not step.arrivals.any()
+
+
+def test_a_prompt_keeps_no_activation_longer_than_it_is_used():
+    """The widest ones are most of a long prompt's memory."""
+    model = LlamaForCausalLM(tiny_llama_config(num_hidden_layers=3)).eval()
+    weights = extract(model)
+    outputs, alive = [], []
+
+    def hook(module, inputs, output):
+        alive.append(sum(one() is not None for one in outputs))
+        outputs.append(weakref.ref(output))
+
+    for layer in weights.layers:
+        for module in (layer.qkv, layer.output, layer.gate_up, layer.down):
+            module.register_forward_hook(hook)
+    with torch.inference_mode():
+        step = DecodeStep(weights, 1, PROMPT, NEW)
+        run_prompt(weights, step.cache, torch.zeros(1, PROMPT, dtype=torch.int64), step.cos, step.sin)
+    # Only the block's output that was last added to the residual stream, or will be; the first block has none before it.
+    assert alive == [0, 0, 1, 1] + [1, 1, 1, 1] * 2
 
 
 def test_splits_never_exceed_the_blocks_of_the_context():

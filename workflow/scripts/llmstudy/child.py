@@ -41,6 +41,7 @@ def run_child(job: dict, log: Path, artifacts: Path) -> Outcome:
         job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
         job_file.write_text(json.dumps(job))
         command = [sys.executable, "-m", "llmstudy.worker", str(job_file), str(result_file), str(artifacts)]
+        log_begin = log.stat().st_size if log.exists() else 0
         start = time.monotonic()
         kills_before = _kernel_oom_kills()
         with log.open("a") as stream, _terminate_as_exception():
@@ -49,7 +50,7 @@ def run_child(job: dict, log: Path, artifacts: Path) -> Outcome:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                env=_environment(),
+                env=_environment(job["settings"].get("allocator")),
                 start_new_session=True,
             )
             try:
@@ -60,19 +61,29 @@ def run_child(job: dict, log: Path, artifacts: Path) -> Outcome:
         result = json.loads(result_file.read_text()) if result_file.exists() else {}
     killed_for_memory = _kernel_oom_kills() > kills_before
     status, reason = _judge(process.returncode, killed_for_memory, result, job["limits"]["seconds"])
+    if process.returncode > 0 and (last_line := _last_line(log, log_begin)):
+        reason += f", whose last line is: {last_line}"
     return Outcome(status, reason, result, round(wall_s, 3))
 
 
-def _environment() -> dict[str, str]:
-    """The child's environment: the library on its path and the hub switched off (compute nodes have no network)."""
+def _environment(allocator: str | None) -> dict[str, str]:
+    """The child's environment: the library on its path and the hub switched off (compute nodes have no network).
+
+    ``allocator``: settings of PyTorch's, which reads them once, at its start.
+    """
     path = os.pathsep.join(filter(None, [str(LIBRARY), os.environ.get("PYTHONPATH")]))
-    return os.environ | {
-        "PYTHONPATH": path,
-        "PYTHONUNBUFFERED": "1",
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    chosen = {"PYTORCH_ALLOC_CONF": allocator} if allocator else {}
+    return (
+        os.environ
+        | chosen
+        | {
+            "PYTHONPATH": path,
+            "PYTHONUNBUFFERED": "1",
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+    )
 
 
 def _kill_group(process: subprocess.Popen) -> None:
@@ -102,6 +113,14 @@ def _kernel_oom_kills() -> int:
     except OSError:
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
+def _last_line(log: Path, begin: int) -> str:
+    """The last line written to a log after its first ``begin`` bytes: what a library says before it gives up."""
+    with log.open("rb") as stream:
+        stream.seek(max(begin, log.stat().st_size - 4096))
+        lines = stream.read().decode(errors="replace").split("\n")
+    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
 
 
 def _judge(returncode: int, killed_for_memory: bool, result: dict, seconds: float) -> tuple[str, str]:

@@ -121,7 +121,10 @@ def settings(config: dict, measurement: Measurement) -> dict:
         context = own["verify"]["context"]
         memory = replace(measurement, kind="memory").path(config["study"])
         contexts = [context] if context else own["contexts"]
-        return {"contexts": contexts, "device_gib": own["device_gib"], "memory_record": memory}
+        # The model predicts what is allocated. By default the allocator splits blocks and cannot give the parts back,
+        # up to a fifth of an H200 after a long prefill, so that no model of the workload alone says what fits.
+        settings = {"contexts": contexts, "device_gib": own["device_gib"], "memory_record": memory}
+        return settings | {"allocator": "expandable_segments:True"}
     return own
 
 

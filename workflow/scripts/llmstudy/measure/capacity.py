@@ -2,7 +2,8 @@
 
 The model is fitted to the memory record of the same configuration. A batch a little below the predicted one and a batch
 a little above it are run, a prefill and one decode step each. Where the prediction misses, a few runs more look for the
-frontier.
+frontier. The allocator's segments may grow here (the job's ``allocator``): what its default loses to fragments depends
+on the order of allocations, not on their sum.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from llmstudy.tables.memory import rows_of
 
 GIB = 2**30
 NEW_TOKENS = 2  # one of the prefill, one of a decode step
-# Shares of the predicted batch. The model predicts what is allocated, and the allocator's cache takes some more; these
-# also cover the code of kernels that are first loaded by the run.
+# Shares of the predicted batch: the model predicts what is allocated, and the allocator holds a little more (its
+# pages, and the code of kernels that are first loaded by the run).
 BELOW, ABOVE = 0.97, 1.05
 FURTHER_RUNS = 3  # after a prediction that missed
 
@@ -46,6 +47,7 @@ def measure(session: Session) -> dict:
     samples["usable_gib"] = usable_gib(session.settings["device_gib"])
     samples["largest_batch"] = memory.largest_batch(context, samples["usable_gib"])
     samples["below"], samples["above"] = around(samples["largest_batch"])
+    session.save(samples)
     log(f"predicted for {samples['usable_gib']:.2f} GiB and {context} tokens: batch {samples['largest_batch']}")
     # Memory does not depend on the text, and no corpus has as many documents as a large batch has rows.
     row = prompt_batch(session, 1, context - NEW_TOKENS)

@@ -25,11 +25,20 @@ def run_prompt(
     x = functional.embedding(ids.flatten(), weights.embedding)
     delta = None
     for index, layer in enumerate(weights.layers):
-        qkv = layer.qkv(_add_and_norm(x, delta, layer.input_norm, weights.eps))
-        attended = _attend(weights, cache, index, qkv, batch, tokens, cos, sin)
-        delta = layer.output(attended)
-        gate_up = layer.gate_up(_add_and_norm(x, delta, layer.post_norm, weights.eps))
-        delta = layer.down(swiglu(gate_up))
+        # Nested: a name would keep a layer's widest activations in memory while the next ones are made.
+        delta = layer.output(
+            _attend(
+                weights,
+                cache,
+                index,
+                layer.qkv(_add_and_norm(x, delta, layer.input_norm, weights.eps)),
+                batch,
+                tokens,
+                cos,
+                sin,
+            )
+        )
+        delta = layer.down(swiglu(layer.gate_up(_add_and_norm(x, delta, layer.post_norm, weights.eps))))
     last = slice(tokens - 1, None, tokens)
     return x[last] + delta[last]
 
