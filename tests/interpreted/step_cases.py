@@ -68,7 +68,7 @@ def test_a_prompt_keeps_no_activation_longer_than_it_is_used():
     with torch.inference_mode():
         step = DecodeStep(weights, 1, PROMPT, NEW)
         run_prompt(weights, step.cache, torch.zeros(1, PROMPT, dtype=torch.int64), step.cos, step.sin)
-    # Only the block's output that was last added to the residual stream, or will be; the first block has none before it.
+    # Only the output of the block before, until it is added to the residual stream; the first block has none before it.
     assert alive == [0, 0, 1, 1] + [1, 1, 1, 1] * 2
 
 
