@@ -74,11 +74,18 @@ def test_many_comparisons_are_adjusted_within_a_model():
     assert judged(row("a", 15.0, 12.0, 1.0, p=0.02), *failed)["verdict"]["a"] == "better"
 
 
-def test_one_repeat_distinguishes_nothing_in_speed_but_memory_still_counts():
+def test_a_speed_without_interval_that_would_matter_leaves_the_verdict_undecided():
     single = {"speedup_low": math.nan, "speedup_high": math.nan, "tpot_degrees": math.nan, "p": math.nan}
-    found = judged(row("a", 5.0, 12.0, 1.0, **single), row("b", 5.0, 6.0, 1.0, **single))
-    assert found["verdict"].drop("bf16").tolist() == ["not distinguishable", "better"]
-    assert "4 x (no interval)" in found["verdict_reason"]["a"]
+    found = judged(
+        row("fast", 5.0, 12.0, 1.0, **single),
+        row("slow and small", 80.0, 6.0, 1.0, **single),
+        row("small", 20.1, 6.0, 1.0, **single),
+        row("small and wrong", 80.0, 6.0, 1.1, **single),
+        row("wrong", 80.0, 12.0, 1.1, **single),
+    )
+    assert found["verdict"].drop("bf16").tolist() == ["undecided", "undecided", "better", "mixed", "undecided"]
+    assert found["verdict_reason"]["fast"].startswith("speed undecided: 4 x (no interval)")
+    assert found["verdict_reason"]["small"].startswith("speed not distinguishable: 0.995 x")
 
 
 def test_the_reference_under_graph_is_judged_against_the_reference_under_eager():
@@ -132,7 +139,21 @@ def test_the_fastest_within_the_limits_is_taken():
     assert found["precision"] == "int8" and found["meets_limits"]
     assert found["sentence"].startswith("Take int8 (sdpa, eager), the only configuration within the limits: ")
     assert "memory 7 GiB <= 8 GiB" in found["sentence"] and "PPL loss 0.1 % <= 1 %" in found["sentence"]
-    assert "1.67 x the speed of bf16 at 0.583 x its memory" in found["sentence"]
+    assert found["sentence"].endswith("; 1.67 x the speed of bf16 (sdpa, eager) at 0.583 x its memory.")
+
+
+def test_the_gain_is_told_against_the_reference_at_its_fastest_too():
+    graph = {"runtime": "graph"}
+    dense = row("bf16", 6.0, 13.0, math.nan, top1_agreement=math.nan, **graph)
+    found = recommended(dense, row("int8", 4.0, 6.5, 1.0, **graph))
+    assert found["sentence"].endswith(
+        "; 1.5 x the speed of bf16 (sdpa, graph) at 0.5 x its memory, 5 x the speed of bf16 (sdpa, eager) at 0.542 x its "
+        "memory."
+    )
+    found = recommended(dense, row("int8", 9.0, 6.5, 1.0, **graph))
+    assert found["sentence"].startswith("Take bf16 (sdpa, graph)")
+    assert found["sentence"].endswith("; 3.33 x the speed of bf16 (sdpa, eager) at 1.08 x its memory.")
+    assert "x the speed" not in recommended(row("int8", 90.0, 6.5, 1.0))["sentence"]
 
 
 def test_a_loss_that_nobody_allowed_is_not_taken():

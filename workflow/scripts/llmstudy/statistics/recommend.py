@@ -121,7 +121,7 @@ def _recommend_one(
         if len(candidates) < len(within) and not asked:
             scope = "without a loss of quality"
     row, why = _choose(candidates, smallest, scope)
-    return row, True, _taken(row, why, asked, group) + note
+    return row, True, _taken(row, why, asked, group, reference) + note
 
 
 def _know_quality(measured: pd.DataFrame, reference: str, synthetic: bool) -> None:
@@ -182,7 +182,7 @@ def _same_speed(row: pd.Series, fastest: pd.Series, smallest_percent: float) -> 
     return student_interval(difference, math.hypot(*errors), min(degrees)).p >= SIGNIFICANCE
 
 
-def _taken(row: pd.Series, why: str, asked: list[Limit], group: pd.DataFrame) -> str:
+def _taken(row: pd.Series, why: str, asked: list[Limit], group: pd.DataFrame, reference: str) -> str:
     numbers = [limit.told(row) for limit in asked]
     limited = {limit.column for limit in asked}
     if "tpot_ms" not in limited:
@@ -193,13 +193,21 @@ def _taken(row: pd.Series, why: str, asked: list[Limit], group: pd.DataFrame) ->
         numbers.append(f"memory {number(row['memory_gib'])} GiB")
     if "ppl_loss_percent" not in limited and not math.isnan(row["ppl_loss_percent"]):
         numbers.append(f"PPL loss {number(row['ppl_loss_percent'])} %")
-    base = group[group["verdict"] == "reference"]
-    gain = ""
-    if row["verdict"] != "reference" and len(base) and not math.isnan(row["speedup"]):
-        gain = f"; {number(row['speedup'])} x the speed of {base['precision'].iloc[0]}"
-        if not math.isnan(row["memory_ratio"]):
-            gain += f" at {number(row['memory_ratio'])} x its memory"
-    return f"Take {name(row)}, {why}: {', '.join(numbers)}{gain}."
+    return f"Take {name(row)}, {why}: {', '.join(numbers)}{_gain(row, group, reference)}."
+
+
+def _gain(row: pd.Series, group: pd.DataFrame, reference: str) -> str:
+    """Speed and memory against the reference precision: at its own fastest, and as everybody starts, under `eager`."""
+    dense = group[(group["precision"] == reference) & (group["status"] == "ok") & group["tpot_ms"].notna()]
+    base = dense[dense["verdict"] == "reference"]
+    rivals = [] if dense.empty or row["precision"] == reference else [dense.loc[dense["tpot_ms"].idxmin()]]
+    rivals += [one for _, one in base.iterrows() if all(one.name != other.name for other in [row, *rivals])]
+    told = []
+    for rival in rivals:
+        gain = f"{number(rival['tpot_ms'] / row['tpot_ms'])} x the speed of {name(rival)}"
+        ratio = row["memory_gib"] / rival["memory_gib"]
+        told.append(gain if math.isnan(ratio) else f"{gain} at {number(ratio)} x its memory")
+    return f"; {', '.join(told)}" if told else ""
 
 
 def _nothing_fits(row: pd.Series, measured: pd.DataFrame, asked: list[Limit]) -> str:

@@ -8,12 +8,13 @@ A difference counts if both hold:
 2. it matters: it is larger than the smallest effect worth caring about (`verdict.smallest_effect_percent`).
 
 The families are kept apart by quantity because each answers a question of its own ("which of these is faster?"); within
-a family the chance of one false difference is at most 5 %. Without an interval (one repeat) nothing counts as real.
+a family the chance of one false difference is at most 5 %. Without an interval (nothing was repeated) no difference in
+speed is real or unreal: one that would matter leaves the verdict undecided.
 Top-1 agreement is told in the reason but decides nothing: it measures difference, not loss.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,10 +50,14 @@ PARETO = ["memory_gib", "tpot_ms", "ppl_ratio"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One quantity of one configuration: 1 better, -1 worse, 0 neither shown, None not compared."""
+    """One quantity of one configuration: 1 better, -1 worse, 0 neither shown, None not compared.
+
+    `open`: the difference would matter, and nothing says whether it is real.
+    """
 
     direction: int | None
     text: str
+    open: bool = False
 
 
 def judge(summary: pd.DataFrame, reference: Mapping[str, str], smallest: Mapping[str, float]) -> pd.DataFrame:
@@ -62,8 +67,8 @@ def judge(summary: pd.DataFrame, reference: Mapping[str, str], smallest: Mapping
     StudyError. `reference`: reference precision per model. `smallest`: smallest effect in percent for the keys `tpot`,
     `memory` and `ppl`. Returns a copy with
 
-    - `verdict`: `reference`, `better`, `worse`, `mixed`, `not distinguishable`, `not measured` (status is not ok) or
-      `not comparable` (its reference was not measured);
+    - `verdict`: `reference`, `better`, `worse`, `mixed`, `not distinguishable`, `undecided` (its speed has no interval),
+      `not measured` (status is not ok) or `not comparable` (its reference was not measured);
     - `verdict_reason`: one sentence with the numbers;
     - `pareto`: bool, no other measured configuration of the model is at least as good in memory, TPOT and PPL ratio and
       better in one of them (point estimates; quantities that no configuration of the model has are left out);
@@ -115,22 +120,28 @@ def _verdict(row: pd.Series, base: pd.Series | None, smallest: Mapping[str, floa
     findings = [_speed(row, base, smallest["tpot"]), _memory(row, base, smallest["memory"])]
     findings.append(_quality(row, smallest["ppl"]))
     told = [finding.text for finding in findings] + ([row["reason"]] if row["reason"] else [])
-    return _word(finding.direction for finding in findings), "; ".join(told)
+    return _word(findings), "; ".join(told)
 
 
-def _word(directions: Iterable[int | None]) -> str:
-    found = set(directions)
+def _word(findings: Sequence[Finding]) -> str:
+    found = {finding.direction for finding in findings}
     if found == {None}:
         return "not comparable"
     if {1, -1} <= found:
         return "mixed"
+    if any(finding.open for finding in findings):
+        return "undecided"
     return "better" if 1 in found else "worse" if -1 in found else "not distinguishable"
 
 
 def _counts(log_gain: float, p: float, smallest_percent: float) -> int:
-    if not (p < SIGNIFICANCE and abs(log_gain) > math.log1p(smallest_percent / 100)):
+    if not (p < SIGNIFICANCE and _matters(log_gain, smallest_percent)):
         return 0
     return 1 if log_gain > 0 else -1
+
+
+def _matters(log_gain: float, smallest_percent: float) -> bool:
+    return abs(log_gain) > math.log1p(smallest_percent / 100)
 
 
 def _neither(quantity: str, p: float) -> str:
@@ -140,12 +151,16 @@ def _neither(quantity: str, p: float) -> str:
 def _speed(row: pd.Series, base: pd.Series, smallest: float) -> Finding:
     if math.isnan(row["speedup"]):
         return Finding(None, "speed not compared")
-    direction = _counts(math.log(row["speedup"]), row["speedup_p_holm"], smallest)
-    word = {1: "faster", -1: "slower", 0: _neither("speed", row["speedup_p_holm"])}[direction]
+    log_gain = math.log(row["speedup"])
+    direction = _counts(log_gain, row["speedup_p_holm"], smallest)
+    undecided = math.isnan(row["speedup_p_holm"]) and _matters(log_gain, smallest)
+    neither = "speed undecided" if undecided else _neither("speed", row["speedup_p_holm"])
+    word = {1: "faster", -1: "slower", 0: neither}[direction]
     return Finding(
         direction,
         f"{word}: {number(row['speedup'])} x ({interval(row['speedup_low'], row['speedup_high'])}), "
         f"TPOT {number(row['tpot_ms'])} ms against {number(base['tpot_ms'])} ms",
+        undecided,
     )
 
 
