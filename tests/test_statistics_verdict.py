@@ -147,8 +147,8 @@ def test_the_gain_is_told_against_the_reference_at_its_fastest_too():
     dense = row("bf16", 6.0, 13.0, math.nan, top1_agreement=math.nan, **graph)
     found = recommended(dense, row("int8", 4.0, 6.5, 1.0, **graph))
     assert found["sentence"].endswith(
-        "; 1.5 x the speed of bf16 (sdpa, graph) at 0.5 x its memory, 5 x the speed of bf16 (sdpa, eager) at 0.542 x its "
-        "memory."
+        "; 1.5 x the speed of bf16 (sdpa, graph) at 0.5 x its memory, 5 x the speed of bf16 (sdpa, eager) at 0.542 x "
+        "its memory."
     )
     found = recommended(dense, row("int8", 9.0, 6.5, 1.0, **graph))
     assert found["sentence"].startswith("Take bf16 (sdpa, graph)")

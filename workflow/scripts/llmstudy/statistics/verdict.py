@@ -67,7 +67,7 @@ def judge(summary: pd.DataFrame, reference: Mapping[str, str], smallest: Mapping
     StudyError. `reference`: reference precision per model. `smallest`: smallest effect in percent for the keys `tpot`,
     `memory` and `ppl`. Returns a copy with
 
-    - `verdict`: `reference`, `better`, `worse`, `mixed`, `not distinguishable`, `undecided` (its speed has no interval),
+    - `verdict`: `reference`, `better`, `worse`, `mixed`, `not distinguishable`, `undecided` (no interval of its speed),
       `not measured` (status is not ok) or `not comparable` (its reference was not measured);
     - `verdict_reason`: one sentence with the numbers;
     - `pareto`: bool, no other measured configuration of the model is at least as good in memory, TPOT and PPL ratio and
