@@ -36,7 +36,7 @@ def test_a_record_says_what_was_measured_where_and_how(measure, tmp_path):
     assert record["identity"] == faults.job()["identity"] | {"device": "cpu"}
     assert (record["status"], record["reason"], record["traceback"]) == ("ok", "", [])
     assert record["samples"] == {"tpot_ms": 4.5}
-    assert record["settings"] == {"workloads": []} and record["attempt"] == 1
+    assert record["settings"] == faults.job()["settings"] and record["attempt"] == 1
     assert record["provenance"]["threads"] == 1 and record["provenance"]["wall_s"] > 0
     assert len(record["provenance"]["git_commit"]) == 40
     assert arrays.read_bytes() == b"123"
