@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from hand_made_extras import identity
 from llmstudy.statistics.recommend import recommend
+from llmstudy.statistics.noise import shared_noise
 from llmstudy.statistics.summary import Focus, summarise
 from llmstudy.statistics.verdict import judge
 from llmstudy.tables import capacity, crossover, latency, memory, quality, samples, text
@@ -207,11 +208,11 @@ def focus(models) -> dict:
 
 
 def judgement(tables: dict[str, pd.DataFrame], models) -> pd.DataFrame:
-    parts = []
+    parts, noise = [], shared_noise(tables["latency"], "tpot_ms")
     for model, entry in focus(models).items():
         own = {name: tables[name][tables[name]["model"] == model] for name in ("latency", "memory", "quality")}
         entry = {key: entry[key] for key in entry if key != "reference"}
-        parts.append(summarise(**own, reference={model: "bf16"}, focus=Focus(**entry)))
+        parts.append(summarise(**own, reference={model: "bf16"}, focus=Focus(**entry), noise=noise))
     return judge(pd.concat(parts, ignore_index=True), dict.fromkeys(models, "bf16"), SMALLEST)
 
 

@@ -143,7 +143,7 @@ def test_repeats_become_geometric_means_with_pooled_noise(study):
     table = study.table("latency")
     own = table[(table["model"] == "llama-2-7b") & (table["batch"] == 1) & (table["prompt_tokens"] == 512)]
     own = own[own["status"] == "ok"]
-    rows = selection.over_repeats(own).set_index(["precision", "attention", "runtime"])
+    rows = selection.over_repeats(study, own).set_index(["precision", "attention", "runtime"])
     cell = own[(own["precision"] == "nf4") & (own["attention"] == "sdpa") & (own["runtime"] == "eager")]["tpot_ms"]
     assert rows.loc[("nf4", "sdpa", "eager"), "tpot_ms"] == pytest.approx(np.exp(np.log(cell).mean()))
     summary = study.of_model("summary", "llama-2-7b").set_index(["precision", "attention", "runtime"])

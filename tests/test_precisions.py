@@ -1,6 +1,9 @@
 """Precisions: the library's way to load and ours give the same model, synthetic weights are always the same ones."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -211,3 +214,37 @@ def test_a_calibrated_precision_gets_text_in_a_measurement(folder, tiny_corpus, 
 def test_without_text_a_calibrated_precision_is_unsupported(folder):
     with pytest.raises(Unsupported, match="calibration text"):
         precisions.get("int8-fused-outlier").load(request_for(folder, calibration_ids=None))
+
+
+IMPORTS = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from llmstudy import precisions
+from llmstudy.measure.session import Session
+from llmstudy.sources import open_weights
+
+weights = open_weights(Path(sys.argv[1]))
+for name in sys.argv[2:]:
+    one = precisions.get(name)
+    Session.import_libraries(SimpleNamespace(weights=weights, precision=one))
+    before = "bitsandbytes" in sys.modules
+    one.load(precisions.LoadRequest(weights=weights, device="cpu", attention="sdpa"))
+    print(name, before, "bitsandbytes" in sys.modules)
+"""
+
+
+def test_a_library_is_imported_before_loading_and_only_where_it_is_needed(folder):
+    names = ["fp32", "bf16", "int8-fused", "int8-w8a8", "llm-int8"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", IMPORTS, str(folder), *names]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    wanted = [f"{name} {name == 'llm-int8'} {name == 'llm-int8'}" for name in names]
+    assert [line for line in told if line.split(" ")[0] in names] == wanted
+
+
+def test_precisions_of_bitsandbytes_say_so():
+    for name in precisions.MODULES:
+        one = precisions.get(name)
+        of_theirs = name.startswith("llm-int8") or name in ("nf4", "fp4")
+        assert one.packages == (("bitsandbytes",) if of_theirs else ()), name

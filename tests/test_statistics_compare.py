@@ -85,10 +85,15 @@ def test_a_change_below_the_limit_or_without_one_does_not_fail(tmp_path):
 
 
 def test_a_change_that_noise_explains_does_not_fail_but_is_told(tmp_path):
-    table, failures = compared(tmp_path, tpot=1.5, repeats=1)
+    table, failures = compared(tmp_path, baseline={"repeats": 1}, tpot=1.5, repeats=1)
     found = of(table, "tpot_ms")
     assert failures == [] and math.isnan(found["change_low"]) and not found["significant"]
     assert found["note"] == "beyond the limit, but not significant"
+
+
+def test_one_process_is_judged_by_the_noise_of_a_repeated_baseline(tmp_path):
+    table, failures = compared(tmp_path, tpot=1.5, repeats=1)
+    assert of(table, "tpot_ms")["significant"] and len(failures) == 1
 
 
 def test_memory_is_held_to_its_limit_without_an_interval(tmp_path):

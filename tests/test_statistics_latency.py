@@ -3,9 +3,11 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
-from llmstudy.statistics.latency import pooled_noise, process_interval, ratio, same_against_same
+from llmstudy.statistics.latency import Noise, pooled_noise, process_interval, ratio, same_against_same
 from llmstudy.statistics.multiplicity import holm
+from llmstudy.statistics.noise import shared_noise
 from llmstudy.statistics.steady import SteadyState
 from llmstudy.statistics.student import critical_value, two_sided_p
 
@@ -151,7 +153,6 @@ def test_pooling_makes_two_repeats_enough_where_they_alone_say_nothing():
     noise = pooled_noise(configurations)
     assert ratio(reference, candidate).low < 1 < ratio(reference, candidate, noise).low
     assert not math.isnan(process_interval(reference, noise).low)
-    assert math.isnan(process_interval([72.0], noise).low) and math.isnan(ratio([72.0], candidate, noise).p)
 
 
 def test_a_configuration_noisier_than_the_pool_keeps_its_own_spread():
@@ -170,3 +171,46 @@ def test_pooled_intervals_cover_also_where_one_configuration_is_noisier(factor, 
         found = ratio(samples[0], samples[1], pooled_noise(samples))
         covered += found.low <= 1 <= found.high
     assert least <= covered / 400
+
+
+def test_a_single_process_takes_the_noise_of_the_others():
+    """The pool of ln 1, ln 1.1 and ln 1, ln 0.9 has two degrees of freedom: t = 4.303, for one process and for 1/1."""
+    noise = pooled_noise([[50.0, 55.0], [70.0, 63.0]])
+    own, against = process_interval([72.0], noise), ratio([72.0], [36.0], noise)
+    assert (own.value, own.high / own.value) == pytest.approx((72.0, math.exp(4.302653 * noise.sd)))
+    assert against.high / against.value == pytest.approx(math.exp(4.302653 * noise.sd * math.sqrt(2)))
+
+
+def test_two_noises_give_welch_s_degrees_of_freedom():
+    calm, wild = Noise(0.01, 5), Noise(0.1, 6)
+    found = ratio([72.0, 72.0], [36.0], wild, calm)
+    parts = (0.1**2 / 2, 0.01**2)
+    degrees = sum(parts) ** 2 / (parts[0] ** 2 / 6 + parts[1] ** 2 / 5)
+    assert 6 < degrees < 8
+    half = critical_value(math.floor(degrees)) * math.sqrt(sum(parts))
+    assert (found.low, found.high) == pytest.approx((2 * math.exp(-half), 2 * math.exp(half)))
+
+
+def processes(model, runtime, precision, workloads, tpots, status="ok"):
+    """A row for each workload and process; `tpots`: one TPOT per process, the same at each workload."""
+    shared = {"study": "s", "model": model, "precision": precision, "attention": "sdpa", "runtime": runtime}
+    return [
+        shared | {"batch": batch, "prompt_tokens": 128, "new_tokens": 16, "status": status, "tpot_ms": tpot}
+        for batch in workloads
+        for tpot in tpots
+    ]
+
+
+def test_noise_is_shared_within_a_runtime_and_by_the_whole_study_where_a_model_has_none():
+    rows = processes("small", "eager", "bf16", (1, 8), (50.0, 60.0)) + processes("small", "graph", "bf16", (1,), (4, 5))
+    rows += processes("small", "eager", "nf4", (1,), (70.0, 70.0)) + processes("large", "eager", "bf16", (1,), (90.0,))
+    rows += processes("large", "other", "bf16", (1,), (90.0, math.nan), "oom")
+    found = shared_noise(pd.DataFrame(rows), "tpot_ms")
+    one = math.log(60 / 50) ** 2 / 2
+    place = {"model": "small", "runtime": "eager", "batch": 8, "prompt_tokens": 128, "new_tokens": 16}
+    assert found.of(place) == Noise(pytest.approx(math.sqrt(one)), 1)
+    assert found.of(place | {"batch": 1}) == Noise(pytest.approx(math.sqrt(one / 2)), 2)
+    # bf16 at two workloads and nf4: three differences, but two processes more than configurations
+    assert found.of(place | {"model": "large"}) == Noise(pytest.approx(math.sqrt(2 * one / 3)), 2)
+    assert found.of(place | {"model": "large", "runtime": "graph"}).sd == pytest.approx(math.log(5 / 4) / math.sqrt(2))
+    assert found.of(place | {"runtime": "other"}) is None

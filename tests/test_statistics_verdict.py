@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from llmstudy.errors import StudyError
+from llmstudy.statistics.noise import shared_noise
 from llmstudy.statistics.recommend import recommend
 from llmstudy.statistics.summary import Focus, summarise
 from llmstudy.statistics.verdict import judge
@@ -246,8 +247,12 @@ def tables():
     return pd.DataFrame(latency), pd.DataFrame(memory), pd.DataFrame(quality)
 
 
+def summarised(latency, memory, quality, focus=FOCUS):
+    return summarise(latency, memory, quality, REFERENCE, focus, shared_noise(latency, "tpot_ms"))
+
+
 def test_summary_joins_the_tables_at_the_focus():
-    found = summarise(*tables(), REFERENCE, FOCUS).set_index(["precision", "runtime"])
+    found = summarised(*tables()).set_index(["precision", "runtime"])
     assert len(found) == 4
     fast = found.loc[("int8", "graph")]
     assert (fast["tpot_ms"], fast["speedup"]) == pytest.approx((5.0, 4.0))
@@ -264,9 +269,9 @@ def test_summary_joins_the_tables_at_the_focus():
 def test_summary_takes_memory_from_the_nearest_number_of_new_tokens():
     latency, memory, quality = tables()
     near, far = (memory.assign(new_tokens=tokens, peak_decode_gib=peak) for tokens, peak in ((24, 5.0), (128, 9.0)))
-    found = summarise(latency, pd.concat([far, near]), quality, REFERENCE, FOCUS).set_index(["precision", "runtime"])
+    found = summarised(latency, pd.concat([far, near]), quality).set_index(["precision", "runtime"])
     assert found.loc[("int8", "eager"), "memory_gib"] == 5.0
-    elsewhere = summarise(latency, memory.assign(prompt_tokens=64), quality, REFERENCE, FOCUS)
+    elsewhere = summarised(latency, memory.assign(prompt_tokens=64), quality)
     assert elsewhere["memory_gib"].isna().all()
 
 
@@ -274,16 +279,16 @@ def test_summary_of_partly_failed_repeats_and_of_an_unmeasured_workload():
     latency, memory, quality = tables()
     latency.loc[latency["repeat"] == 0, ["status", "reason"]] = ["timeout", "600 s"]
     memory.loc[memory["precision"] == "int8", ["status", "reason"]] = ["error", "driver"]
-    found = summarise(latency, memory, quality, REFERENCE, FOCUS).set_index(["precision", "runtime"])
+    found = summarised(latency, memory, quality).set_index(["precision", "runtime"])
     assert found.loc[("int8", "eager"), "status"] == "ok" and found.loc[("int8", "eager"), "repeats"] == 2
     assert found.loc[("int8", "eager"), "reason"] == "1 of 3 repeats failed (timeout: 600 s); memory: driver"
     assert math.isnan(found.loc[("int8", "eager"), "memory_gib"])
-    other = summarise(latency, memory, quality, REFERENCE, Focus(4, 128, 32, "wiki", "w1024"))
+    other = summarised(latency, memory, quality, Focus(4, 128, 32, "wiki", "w1024"))
     assert other["reason"].str.startswith("this workload was not measured").all()
 
 
 def test_from_tables_to_a_sentence():
-    table = judge(summarise(*tables(), REFERENCE, FOCUS), REFERENCE, SMALLEST)
+    table = judge(summarised(*tables()), REFERENCE, SMALLEST)
     assert table["verdict"].tolist() == ["reference", "better", "better", "not measured"]
     found = recommend(table, REFERENCE, {"memory_gib": 8, "ppl_loss_percent": 2}, SMALLEST).iloc[0]
     assert found[["precision", "runtime"]].tolist() == ["int8", "graph"]

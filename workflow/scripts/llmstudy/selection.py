@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from llmstudy.statistics.columns import CONFIGURATION, WORKLOAD, nearest_workload
-from llmstudy.statistics.latency import Noise, pooled_noise, process_interval
+from llmstudy.statistics.latency import process_interval
+from llmstudy.statistics.noise import SharedNoise, shared_noise
 from llmstudy.statistics.student import critical_value
 from llmstudy.studies import Study
 
@@ -32,28 +33,27 @@ def of_workload(rows: pd.DataFrame, workload: dict) -> pd.Series:
     return same
 
 
-def over_repeats(latency: pd.DataFrame) -> pd.DataFrame:
+def over_repeats(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     """One row per configuration and workload with status ok: geometric means and 95 % intervals over processes.
 
-    Adds ``<quantity>_low`` and ``<quantity>_high`` to each of INTERVALS, with the noise of all configurations of the
-    model at the workload pooled, as in summary.csv; CARRIED columns are medians or the first text.
+    ``rows``: of the study's latency.csv. Adds ``<quantity>_low`` and ``<quantity>_high`` to each of INTERVALS, with the
+    noise of the whole study as in summary.csv; CARRIED columns are medians or the first text.
     """
-    ok = latency[latency["status"] == "ok"] if len(latency) else latency
-    rows = []
-    for _, comparable in ok.groupby(["model", *WORKLOAD], sort=False) if len(ok) else []:
-        configurations = comparable.groupby([*CONFIGURATION, *WORKLOAD], sort=False)
-        noise = {quantity: pooled_noise(sample for _, sample in configurations[quantity]) for quantity in INTERVALS}
-        rows += [_over_processes(key, repeats, noise) for key, repeats in configurations]
-    return pd.DataFrame(rows)
+    ok = rows[rows["status"] == "ok"] if len(rows) else rows
+    if ok.empty:
+        return pd.DataFrame()
+    noise = {quantity: shared_noise(study.table("latency"), quantity) for quantity in INTERVALS}
+    groups = ok.groupby([*CONFIGURATION, *WORKLOAD], sort=False)
+    return pd.DataFrame([_over_processes(key, repeats, noise) for key, repeats in groups])
 
 
-def _over_processes(key: tuple, repeats: pd.DataFrame, noise: dict[str, Noise | None]) -> dict:
+def _over_processes(key: tuple, repeats: pd.DataFrame, noise: dict[str, SharedNoise]) -> dict:
     row = dict(zip([*CONFIGURATION, *WORKLOAD], key)) | {"repeats": len(repeats)}
     for column in CARRIED:
         numeric = pd.api.types.is_numeric_dtype(repeats[column])
         row[column] = repeats[column].median() if numeric else repeats[column].iloc[0]
     for quantity in INTERVALS:
-        found = process_interval(repeats[quantity], noise[quantity])
+        found = process_interval(repeats[quantity], noise[quantity].of(row))
         row |= {quantity: found.value, f"{quantity}_low": found.low, f"{quantity}_high": found.high}
     return row
 

@@ -15,7 +15,7 @@ LINES = {"eager": "-", "graph": "--"}
 
 def rows(study: Study) -> pd.DataFrame:
     """Per model the prompt length with most batch sizes; per precision, runtime and batch the fastest attention."""
-    measured = selection.over_repeats(study.table("latency"))
+    measured = selection.over_repeats(study, study.table("latency"))
     if measured.empty:
         return measured
     measured = selection.fastest(measured.assign(status="ok"), ["model", "precision", "runtime", *selection.WORKLOAD])

@@ -15,7 +15,7 @@ HEADLINE = "● TPOT   ▷ TTFT   each with its 95 % interval over processes"
 
 def rows(study: Study) -> pd.DataFrame:
     """A row per configuration at its model's workload, with intervals; failed ones keep their status."""
-    measured = selection.over_repeats(selection.at_focus(study, "latency"))
+    measured = selection.over_repeats(study, selection.at_focus(study, "latency"))
     if measured.empty:
         return measured
     keys = ["model", "weights", "precision", "attention", "runtime", "status"]

@@ -76,13 +76,16 @@ class Session:
         return precisions.get(self.job["identity"]["precision"])
 
     def import_libraries(self) -> None:
-        """Import what loading needs: it is no part of the load time, nor of the model's memory (some 160 MB)."""
+        """Import what loading needs: it is no part of the load time, nor of the model's memory (some 160 MB).
+
+        Only what this precision needs: bitsandbytes takes over a second, in every process of a study.
+        """
         import torch
         from transformers import AutoModelForCausalLM
 
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(self.weights.config())
-        for package in ("accelerate", "bitsandbytes"):
+        for package in ("accelerate", *self.precision.packages):
             with suppress(ImportError):
                 import_module(package)
 

@@ -39,6 +39,7 @@ class Precision:
     compute_dtype  dtype of activations and of everything that is not a linear: ``float32``, ``float16``, ``bfloat16``
     load           LoadRequest → model in eval mode on its device(s); raises Unsupported with a reason
     calibrated     whether ``load`` needs ``calibration_ids``
+    packages       what ``load`` imports beyond torch and transformers: imported before its time and memory count
     """
 
     name: str
@@ -48,3 +49,4 @@ class Precision:
     load: Callable[[LoadRequest], PreTrainedModel]
     devices: tuple[str, ...] = ("cpu", "cuda")
     calibrated: bool = False
+    packages: tuple[str, ...] = ()

@@ -53,6 +53,7 @@ PRECISIONS = {
         weight_bits=4.5,  # 4 bits and one fp32 absmax per block of 64
         compute_dtype="bfloat16",
         load=partial(load, quant_type=name),
+        packages=("bitsandbytes",),
     )
     for name in ("nf4", "fp4")
 }

@@ -60,6 +60,7 @@ def with_threshold(name: str, threshold: float) -> Precision:
         weight_bits=8,
         compute_dtype="bfloat16",
         load=partial(load, threshold=threshold),
+        packages=("bitsandbytes",),
     )
 
 

@@ -77,7 +77,7 @@ def cell(chosen: pd.DataFrame, precision: str, show: Callable, why: bool) -> str
 
 def times(study: Study) -> pd.DataFrame:
     """Intervals of every configuration's times at its model's workload, by configuration."""
-    measured = selection.over_repeats(selection.at_focus(study, "latency"))
+    measured = selection.over_repeats(study, selection.at_focus(study, "latency"))
     return measured.set_index(selection.CONFIGURATION) if len(measured) else measured
 
 

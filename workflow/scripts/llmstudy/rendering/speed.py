@@ -39,7 +39,7 @@ def workloads(study: Study, model: str) -> str | None:
     """TPOT and tokens/s at the other workloads, the fastest attention of each precision and runtime; None if none."""
     latency = study.of_model("latency", model)
     others = latency[~selection.of_workload(latency, study.focus(model))]
-    measured = selection.over_repeats(others)
+    measured = selection.over_repeats(study, others)
     if measured.empty:
         return None
     keys = ["precision", "runtime", *selection.WORKLOAD]

@@ -2,15 +2,15 @@
 
 Every configuration, workload, corpus and protocol that both studies have is compared:
 
-- TPOT and TTFT: ratio of geometric means over repeats, Student's t with the noise pooled over both studies;
+- TPOT and TTFT: ratio of geometric means over repeats, Student's t with the noise shared over both studies;
 - PPL, KL divergence, top-1 agreement: paired by token through the per-token arrays, where both studies kept them for
   the same tokens; else from the intervals in the tables (unpaired, hence much wider);
 - memory: has no sampling error, so its limit alone decides;
 - status: a configuration that was `ok` and is not any more (or is gone, or lost a figure) is always a failure.
 
 A change is significant if its p-value, adjusted by Holm's method over all comparisons of the same quantity, is below
-0.05. A limit is exceeded by a significant change for the worse that is larger than the limit. With one repeat no change
-of speed can be significant; `note` then tells of a change beyond the limit.
+0.05. A limit is exceeded by a significant change for the worse that is larger than the limit. Where nothing was repeated no
+change of speed can be significant; `note` then tells of a change beyond the limit.
 """
 
 import math
@@ -26,8 +26,9 @@ from llmstudy.statistics.bootstrap import bootstrap_mean, document_blocks
 from llmstudy.statistics.capacity import peak_gib
 from llmstudy.statistics.columns import CONFIGURATION, PROTOCOL, WORKLOAD, text
 from llmstudy.statistics.estimate import Estimate, Z, log_error, p_of_zero, without_interval
-from llmstudy.statistics.latency import Noise, pooled_noise, ratio
+from llmstudy.statistics.latency import ratio
 from llmstudy.statistics.multiplicity import holm
+from llmstudy.statistics.noise import SharedNoise, shared_noise
 from llmstudy.statistics.phrases import number
 from llmstudy.statistics.verdict import SIGNIFICANCE
 
@@ -60,11 +61,11 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Studies:
-    """The folders that are compared, and the noise of each time between processes, pooled over both."""
+    """The folders that are compared, and the noise of each time between processes, shared by both."""
 
     baseline: Path
     candidate: Path
-    noise: Mapping[str, Noise | None]
+    noise: Mapping[str, SharedNoise]
 
 
 def compare_studies(
@@ -85,7 +86,7 @@ def compare_studies(
     rows = []
     for file, keys in KEYS.items():
         tables = [_read(folder, file, keys) for folder in (baseline, candidate)]
-        noise = _noise(tables, keys) if file == "latency.csv" else {}
+        noise = _noise(tables) if file == "latency.csv" else {}
         for key, before, after in _matched(*tables, keys):
             if after["status"].eq("ok").any():
                 compared = COMPARED[file](before, after, Studies(baseline, candidate, noise))
@@ -127,10 +128,10 @@ def _matched(
         yield key, before, after.get(key, candidate.iloc[:0])
 
 
-def _noise(tables: list[pd.DataFrame], keys: list[str]) -> dict[str, Noise | None]:
-    """Noise of each time, over every configuration and workload of every table."""
-    samples = [rows for table in tables for _, rows in table[table["status"] == "ok"].groupby(keys)]
-    return {quantity: pooled_noise(rows[quantity] for rows in samples) for quantity in TIMES}
+def _noise(tables: list[pd.DataFrame]) -> dict[str, SharedNoise]:
+    """Noise of each time, from the repeats of both studies, which may have the same name."""
+    both = pd.concat([table.assign(study=side) for side, table in enumerate(tables)])
+    return {quantity: shared_noise(both, quantity) for quantity in TIMES}
 
 
 def _lost(after: pd.DataFrame) -> dict:
@@ -156,7 +157,7 @@ def _latency(before: pd.DataFrame, after: pd.DataFrame, studies: Studies) -> lis
     rows = []
     after = after[after["status"] == "ok"]
     for quantity in TIMES:
-        change = ratio(after[quantity], before[quantity], studies.noise[quantity])
+        change = ratio(after[quantity], before[quantity], studies.noise[quantity].of(before.iloc[0]))
         if not math.isnan(change.value):
             middle = [float(np.exp(np.log(side[quantity]).mean())) for side in (before, after)]
             rows.append(_ratio_row(quantity, *middle, change, "between processes"))

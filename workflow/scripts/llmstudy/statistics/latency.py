@@ -47,8 +47,8 @@ def pooled_noise(samples: Iterable[Sequence[float]]) -> Noise | None:
 
     Two or three repeats say little about their own spread (t = 12.7 with one degree of freedom), yet the noise comes
     from the machine more than from the configuration, so the variances of the logarithms are pooled as in a one-way
-    analysis of variance. A configuration that is noisier than the pool keeps its own, larger spread (see
-    `process_interval`).
+    analysis of variance. A configuration that is noisier than the pool keeps its own, larger spread, and one that was
+    measured once takes the pool's (see `process_interval`).
     """
     logs = [sample for sample in map(_logs, samples) if sample.size > 1]
     degrees = sum(sample.size - 1 for sample in logs)
@@ -58,12 +58,12 @@ def pooled_noise(samples: Iterable[Sequence[float]]) -> Noise | None:
 
 
 def process_interval(samples: Sequence[float], noise: Noise | None = None) -> Estimate:
-    """Geometric mean over processes with its 95 % t-interval; NaN ends with a single process.
+    """Geometric mean over processes with its 95 % t-interval.
 
     `samples`: one positive value per process, in any unit; missing values (NaN) are left out. An empty sample gives
     NaN. With `noise` the spread is the larger of the sample's own and the pooled one, with the degrees of freedom of
     the pool: slightly too wide where all are equally noisy, too narrow where this configuration is several times
-    noisier.
+    noisier. A single process has the pool's alone; without `noise` its ends are NaN.
     """
     logs = _logs(samples)
     if not logs.size:
@@ -72,21 +72,28 @@ def process_interval(samples: Sequence[float], noise: Noise | None = None) -> Es
     return replace(student_interval(float(logs.mean()), se, degrees), p=math.nan).exp()
 
 
-def ratio(numerator: Sequence[float], denominator: Sequence[float], noise: Noise | None = None) -> Estimate:
+def ratio(
+    numerator: Sequence[float],
+    denominator: Sequence[float],
+    noise: Noise | None = None,
+    denominator_noise: Noise | None = None,
+) -> Estimate:
     """Ratio of two geometric means over processes, with a 95 % interval and the p-value against 1.
 
     Without `noise`: Welch's unequal-variance interval (Biometrika 34, 1947) on the log scale, its degrees of freedom
-    rounded down to be conservative. With it: errors and degrees of freedom as in `process_interval`. With a single
-    process on either side the interval and p are NaN. For times, the speedup of a candidate is
-    `ratio(reference_ms, candidate_ms)`; for rates it is `ratio(candidate, reference)`.
+    rounded down to be conservative; with a single process on either side the interval and p are NaN. With it: errors
+    and degrees of freedom as in `process_interval`. `denominator_noise`: where that side has a noise of its own, the
+    degrees of freedom are Welch's over both. For times, the speedup of a candidate is `ratio(reference_ms,
+    candidate_ms)`; for rates it is `ratio(candidate, reference)`.
     """
     top, bottom = _logs(numerator), _logs(denominator)
     if not top.size or not bottom.size:
         return without_interval(math.nan)
     difference = float(top.mean() - bottom.mean())
-    (top_se, top_degrees), (bottom_se, bottom_degrees) = _error(top, noise), _error(bottom, noise)
+    other = denominator_noise or noise
+    (top_se, top_degrees), (bottom_se, bottom_degrees) = _error(top, noise), _error(bottom, other)
     se = math.hypot(top_se, bottom_se)
-    if noise is not None or not se >= ROUNDING:
+    if (noise is not None and noise == other) or not se >= ROUNDING:
         degrees = top_degrees
     else:
         degrees = math.floor(se**4 / (top_se**4 / top_degrees + bottom_se**4 / bottom_degrees) + 1e-9)
@@ -119,13 +126,11 @@ def same_against_same(samples: Iterable[Sequence[float]]) -> Repeatability | Non
 
 
 def _error(logs: np.ndarray, noise: Noise | None) -> tuple[float, int]:
-    """Standard error of the mean and its degrees of freedom; NaN for a single value."""
-    if logs.size < 2:
-        return math.nan, 0
-    own = float(logs.std(ddof=1))
+    """Standard error of the mean and its degrees of freedom; NaN for a single value without `noise`."""
+    own = float(logs.std(ddof=1)) if logs.size > 1 else math.nan
     if noise is None:
         return own / math.sqrt(logs.size), logs.size - 1
-    return max(own, noise.sd) / math.sqrt(logs.size), noise.degrees
+    return max(noise.sd, own) / math.sqrt(logs.size), noise.degrees  # max() keeps its first where the second is NaN
 
 
 def _logs(samples: Sequence[float]) -> np.ndarray:

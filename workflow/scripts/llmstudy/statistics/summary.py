@@ -8,7 +8,8 @@ import pandas as pd
 
 from llmstudy.statistics.capacity import peak_gib
 from llmstudy.statistics.columns import CONFIGURATION, IDENTITY, WORKLOAD, nearest_workload, text
-from llmstudy.statistics.latency import Noise, pooled_noise, process_interval, ratio
+from llmstudy.statistics.latency import process_interval, ratio
+from llmstudy.statistics.noise import SharedNoise
 
 QUALITY = [
     "ppl",
@@ -38,14 +39,18 @@ class Focus:
 
 
 def summarise(
-    latency: pd.DataFrame, memory: pd.DataFrame, quality: pd.DataFrame, reference: Mapping[str, str], focus: Focus
+    latency: pd.DataFrame,
+    memory: pd.DataFrame,
+    quality: pd.DataFrame,
+    reference: Mapping[str, str],
+    focus: Focus,
+    noise: SharedNoise,
 ) -> pd.DataFrame:
     """Join the tables of one study to one row per model x precision x attention x runtime.
 
     `reference`: the reference precision of each model. A configuration is every one in `latency`; its `status` is
     `ok` if at least one repeat is, else that of its first row. Times are geometric means over repeats, `tpot_low_ms`
-    and `tpot_high_ms` their t-interval with the noise of all configurations of the model pooled; `latency_ms` is end
-    to end. `memory_gib` is the highest peak of load, prefill and decode, where `memory` lacks the workload at the one
+    and `tpot_high_ms` their t-interval with `noise`, that of TPOT in the study; `latency_ms` is end to end. `memory_gib` is the highest peak of load, prefill and decode, where `memory` lacks the workload at the one
     with the same prompts and the nearest number of new tokens. `speedup` = reference TPOT / TPOT and
     `memory_ratio` = memory / reference memory, against the reference precision with the same attention under runtime
     `eager`.
@@ -59,10 +64,6 @@ def summarise(
     measured = _at(latency, focus)
     peaks = _at(memory, replace(focus, **nearest_workload(memory, asdict(focus)))).assign(memory_gib=peak_gib)
     graded = quality[(quality["corpus"] == focus.corpus) & (quality["protocol"] == focus.protocol)]
-    noise = {
-        model: pooled_noise(sample for _, sample in table.groupby(CONFIGURATION)["tpot_ms"])
-        for model, table in _ok(measured).groupby("model")
-    }
     rows = []
     for key, repeats in latency.groupby(CONFIGURATION, sort=False):
         configuration = dict(zip(CONFIGURATION, key))
@@ -70,7 +71,7 @@ def summarise(
         own = {"speed": _of(measured, configuration), "memory": _of(peaks, configuration)}
         own["quality"] = _of(graded, {name: configuration[name] for name in ("model", "precision")})
         row = {column: repeats[column].iloc[0] for column in IDENTITY} | _outcome(own)
-        row |= _speed(_ok(own["speed"]), _ok(_of(measured, base)), noise.get(configuration["model"]))
+        row |= _speed(_ok(own["speed"]), _ok(_of(measured, base)), noise)
         row |= _memory(_ok(own["memory"]), _ok(_of(peaks, base)))
         row |= _quality(_ok(own["quality"]), configuration)
         rows.append(row)
@@ -120,9 +121,10 @@ def _status(rows: pd.DataFrame) -> tuple[str, str]:
     return "ok", f"{len(failed)} of {len(rows)} repeats failed ({status}: {reason})"
 
 
-def _speed(ok: pd.DataFrame, reference: pd.DataFrame, noise: Noise | None) -> dict:
-    tpot = process_interval(ok["tpot_ms"], noise)
-    speedup = ratio(reference["tpot_ms"], ok["tpot_ms"], noise)
+def _speed(ok: pd.DataFrame, reference: pd.DataFrame, noise: SharedNoise) -> dict:
+    own, of_reference = (noise.of(rows.iloc[0]) if len(rows) else None for rows in (ok, reference))
+    tpot = process_interval(ok["tpot_ms"], own)
+    speedup = ratio(reference["tpot_ms"], ok["tpot_ms"], of_reference, own)
     flags = {flag for cell in ok["flags"].dropna() for flag in str(cell).split("; ") if flag}
     return {
         "repeats": len(ok),
@@ -131,7 +133,7 @@ def _speed(ok: pd.DataFrame, reference: pd.DataFrame, noise: Noise | None) -> di
         "tpot_ms": tpot.value,
         "tpot_low_ms": tpot.low,
         "tpot_high_ms": tpot.high,
-        "tpot_degrees": noise.degrees if noise else math.nan,
+        "tpot_degrees": own.degrees if own else math.nan,
         "tokens_per_s": process_interval(ok["tokens_per_s"]).value,
         "mbu": process_interval(ok["mbu"]).value,
         "speedup": speedup.value,

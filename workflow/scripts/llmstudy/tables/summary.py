@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from llmstudy.files import atomic_write
+from llmstudy.statistics.noise import shared_noise
 from llmstudy.statistics.recommend import recommend
 from llmstudy.statistics.summary import Focus, summarise
 from llmstudy.statistics.verdict import judge
@@ -22,11 +23,13 @@ def write(folder: Path, focus: dict[str, dict], limits: dict, smallest: dict) ->
     """
     tables = {name: read_table(folder / f"{name}.csv") for name in ("latency", "memory", "quality")}
     reference = {model: entry["reference"] for model, entry in focus.items()}
+    noise = shared_noise(tables["latency"], "tpot_ms")
     parts = []
     for model, entry in focus.items():
         own = {name: table[table["model"] == model] for name, table in tables.items()}
         keys = ("batch", "prompt_tokens", "new_tokens", "corpus", "protocol")
-        parts.append(summarise(**own, reference=reference, focus=Focus(**{key: entry[key] for key in keys})))
+        told = Focus(**{key: entry[key] for key in keys})
+        parts.append(summarise(**own, reference=reference, focus=told, noise=noise))
     judged = judge(pd.concat(parts, ignore_index=True), reference, smallest)
     for name, table in (("summary", judged), ("recommendation", recommend(judged, reference, limits, smallest))):
         with atomic_write(folder / f"{name}.csv") as file:
