@@ -62,9 +62,9 @@ def peaks_of_generation(session: Session, model, input_ids, new_tokens: int, pro
         with session.attention_forced():
             runtime.prepare()
             runtime.generate(input_ids)
+        return probe.reading()  # before the runtime gives memory back, or the driver's figure is not of this phase
     finally:
         runtime.close()
-    return probe.reading()
 
 
 def measured_kv_bytes(session: Session, model, input_ids) -> int:
