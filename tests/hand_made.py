@@ -13,8 +13,8 @@ import hand_made_extras
 import numpy as np
 import pandas as pd
 from hand_made_extras import identity
-from llmstudy.statistics.recommend import recommend
 from llmstudy.statistics.noise import shared_noise
+from llmstudy.statistics.recommend import recommend
 from llmstudy.statistics.summary import Focus, summarise
 from llmstudy.statistics.verdict import judge
 from llmstudy.tables import capacity, crossover, latency, memory, quality, samples, text
@@ -221,6 +221,7 @@ def provenance_of(study: str, models) -> dict:
         "study": study,
         "config": {
             "study": study, "precisions": list(LAUNCH_MS), "reference": "bf16",
+            "latency": {"minimum_runs": 3, "minimum_seconds": 1},
             "models": [{"name": model, "license": "Apache-2.0", "note": None} for model in models],
             "corpora": [{"name": "wikipedia", "license": "CC BY-SA", "note": "An excerpt."}],
         },

@@ -168,7 +168,7 @@ def test_the_speed_chapter_says_how_far_apart_the_same_lies(tmp_path):
 def test_predicted_capacity_stands_beside_what_verified_it(tmp_path):
     folder = hand_made.write_study(tmp_path / "full", models=("llama-2-7b",))
     unverified = report.render([studies.load(folder)])
-    assert "predictions that were run" not in unverified and "verified: ran" not in unverified
+    assert "Predictions run" not in unverified and "verified: ran" not in unverified
     table = pd.read_csv(folder / "capacity.csv").astype({"prediction": object, "prediction_reason": object})
     table.loc[0, ["usable_gib", "verified_fits", "verified_oom", "prediction"]] = [138.5, 20, 24, "held"]
     table.loc[2, ["usable_gib", "verified_fits", "verified_oom", "prediction"]] = [138.5, 17, 18, "missed"]
@@ -176,7 +176,7 @@ def test_predicted_capacity_stands_beside_what_verified_it(tmp_path):
     table.to_csv(folder / "capacity.csv", index=False)
     text = report.render([studies.load(folder)])
     missed = table.loc[2]
-    assert "Of 2 predictions that were run on the device, 1 held" in text
+    assert "Predictions run on the device: 1 of 2 held" in text
     assert (
         f"Missed: `llama-2-7b` `{missed['precision']}` ({missed['attention']}, {missed['runtime']}) at 2048 tokens was "
         f"predicted to fit {missed['largest_batch']}; 17 ran, 18 did not."
@@ -326,13 +326,17 @@ def found(**tables):
 
 def test_findings_say_which_precisions_depend_on_the_batch():
     rows = [
-        {"model": "m", "status": "ok", "precision": precision, "top1_changes": changes, "positions": 128}
-        for precision, changes in [("bf16", 0), ("llm-int8", 3), ("llm-int8", 7), ("nf4", 1), ("fp16", 0)]
-    ]
+        {"model": "m", "status": "ok", "precision": precision, "neighbours": neighbours, "top1_changes": changes,
+         "positions": 128}
+        for precision, neighbours, changes in [
+            ("bf16", "copies", 0), ("bf16", "others 1", 0), ("llm-int8", "copies", 3), ("llm-int8", "others 1", 5),
+            ("llm-int8", "others 2", 7), ("nf4", "copies", 0), ("nf4", "others 1", 1), ("fp16", "others 1", 0)]
+    ]  # fmt: skip
     rows.append({"model": "m", "status": "error", "precision": "fp4"})
     told = findings.invariance(found(invariance=rows))
     assert told == (
-        "Beside other prompts, first choices of `m` change: `llm-int8` up to 7 of 128, `nf4` up to 1 of 128; `bf16`, "
+        "Beside copies of itself, first choices of `m` change: `llm-int8` up to 3 of 128; in `bf16`, `nf4` none. "
+        "Beside other texts, first choices of `m` change: `llm-int8` up to 7 of 128, `nf4` up to 1 of 128; in `bf16`, "
         "`fp16` none."
     )
     assert "no first choice of `m` changes" in findings.invariance(found(invariance=rows[:1]))
@@ -341,11 +345,13 @@ def test_findings_say_which_precisions_depend_on_the_batch():
 
 def test_findings_weigh_the_decomposition_against_none():
     rows = [
-        {"model": "m", "status": "ok", "threshold": threshold, "ppl_ratio": ratio, "tpot_ms": tpot}
+        {"model": "m", "status": "ok", "threshold": threshold, "ppl_ratio": ratio, "ppl_ratio_low": ratio - 0.002,
+         "ppl_ratio_high": ratio + 0.002, "tpot_ms": tpot, "tokens": 512}
         for threshold, ratio, tpot in [(0, 1.026, 50.0), (2, 1.005, 110.0), (6, 1.016, 75.0)]
-    ]
+    ]  # fmt: skip
     told = findings.sweep(found(sweep=rows))
-    assert "threshold 2 loses 0.5 % of perplexity where no decomposition loses 2.6 %" in told and "2.2 times" in told
+    assert "threshold 2 loses 0.5 % [0.3, 0.7] of perplexity where no decomposition loses 2.6 % [2.4, 2.8]" in told
+    assert "512 tokens" in told and "2.2 times" in told
     assert findings.sweep(found(sweep=rows[1:])) == findings.sweep(found(sweep=rows[:1])) == ""
 
 
@@ -384,6 +390,18 @@ def test_a_cpu_study_names_its_processor(tmp_path, place):
     content["environments"][0].pop("gpu")
     (folder / "provenance.json").write_text(json.dumps(content))
     assert machine.device(studies.load(folder)) == "CPU a processor, 16 threads"
+
+
+def test_the_answer_says_up_to_which_batch_it_holds(place):
+    study = studies.load(place / "results/h200")
+    taken = study.table("recommendation").set_index("model", drop=False).loc["llama-2-7b"]
+    crossings = study.of_model("crossover", "llama-2-7b")
+    same = (crossings["along"] == "batch") & (crossings[["precision", "attention", "runtime"]] == taken[
+        ["precision", "attention", "runtime"]]).all(axis=1)  # fmt: skip
+    told = answer.over_batches(study, taken)
+    assert same.any() and told == f" In tokens/s over batch sizes, against bf16: {crossings[same].iloc[0]['text']}."
+    assert any(line.endswith(told) for line in answer.sentences(study))
+    assert answer.over_batches(study, taken.replace(taken["precision"], "bf16")) == ""
 
 
 def test_the_fastest_measured_configuration_speaks_for_a_precision(place):

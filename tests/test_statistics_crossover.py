@@ -36,8 +36,8 @@ def test_the_mirror_image_falls_behind_at_the_same_point():
 
 def test_never_and_always():
     reference, candidate = power_laws(100.0)
-    assert str(cross_over(GRID, reference, candidate)) == "none up to 32"
-    assert str(cross_over(GRID, candidate, reference)) == "ahead from the first point (1) up to 32"
+    assert str(cross_over(GRID, reference, candidate)) == "behind throughout: none up to 32"
+    assert str(cross_over(GRID, candidate, reference)) == "ahead throughout, from 1 to 32"
     assert cross_over(GRID, reference, reference).kind == "behind throughout"
 
 

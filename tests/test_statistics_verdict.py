@@ -140,28 +140,28 @@ def test_the_fastest_within_the_limits_is_taken():
     assert found["precision"] == "int8" and found["meets_limits"]
     assert found["sentence"].startswith("Take int8 (sdpa, eager), the only configuration within the limits: ")
     assert "memory 7 GiB <= 8 GiB" in found["sentence"] and "PPL loss 0.1 % <= 1 %" in found["sentence"]
-    assert found["sentence"].endswith("; 1.67 x the speed of bf16 (sdpa, eager) at 0.583 x its memory.")
+    assert found["sentence"].endswith("; 1.67 x the decode speed of bf16 (sdpa, eager) at 0.583 x its memory.")
 
 
 def test_the_gain_is_told_against_the_reference_at_its_fastest_too():
     graph = {"runtime": "graph"}
-    dense = row("bf16", 6.0, 13.0, math.nan, top1_agreement=math.nan, **graph)
-    found = recommended(dense, row("int8", 4.0, 6.5, 1.0, **graph))
+    dense = row("bf16", 6.0, 13.0, math.nan, top1_agreement=math.nan, latency_ms=80.0, **graph)
+    found = recommended(dense, row("int8", 4.0, 6.5, 1.0, latency_ms=90.0, **graph))
     assert found["sentence"].endswith(
-        "; 1.5 x the speed of bf16 (sdpa, graph) at 0.5 x its memory, 5 x the speed of bf16 (sdpa, eager) at 0.542 x "
-        "its memory."
+        "; 1.5 x the decode speed of bf16 (sdpa, graph) at 0.5 x its memory (end to end 90 ms against 80 ms), 5 x "
+        "the decode speed of bf16 (sdpa, eager) at 0.542 x its memory."
     )
     found = recommended(dense, row("int8", 9.0, 6.5, 1.0, **graph))
     assert found["sentence"].startswith("Take bf16 (sdpa, graph)")
-    assert found["sentence"].endswith("; 3.33 x the speed of bf16 (sdpa, eager) at 1.08 x its memory.")
-    assert "x the speed" not in recommended(row("int8", 90.0, 6.5, 1.0))["sentence"]
+    assert found["sentence"].endswith("; 3.33 x the decode speed of bf16 (sdpa, eager) at 1.08 x its memory.")
+    assert "x the decode speed" not in recommended(row("int8", 90.0, 6.5, 1.0))["sentence"]
 
 
 def test_a_loss_that_nobody_allowed_is_not_taken():
     rows = [row("int8", 12.0, 7.0, 1.001), row("nf4", 8.0, 4.0, 1.2), row("unchecked", 7.0, 4.0, math.nan)]
     rows[2]["top1_agreement"] = math.nan
     found = recommended(*rows)
-    assert found["precision"] == "int8" and "the fastest of 2 without a loss of quality" in found["sentence"]
+    assert found["precision"] == "int8" and "the fastest by TPOT of 2 without a loss of quality" in found["sentence"]
     assert "Left out: 2 that lose quality" in found["sentence"]
     assert recommended(*rows, limits={"ppl_loss_percent": 30.0})["precision"] == "nf4"
     forced = recommended(rows[1], limits={"memory_gib": 5.0})
@@ -209,7 +209,7 @@ def test_a_limit_on_what_was_not_measured_is_not_met():
 
 def test_the_reference_may_be_the_answer_and_everything_may_fail():
     found = recommended(row("slow", 60.0, 12.0, 1.05))
-    assert found["precision"] == "bf16" and "the speed of" not in found["sentence"]
+    assert found["precision"] == "bf16" and "the decode speed of" not in found["sentence"]
     table = judge(pd.DataFrame([BASE | {"status": "oom"}, row("a", 1, 1, 1, status="timeout")]), REFERENCE, SMALLEST)
     found = recommend(table, REFERENCE, {}, SMALLEST).iloc[0]
     assert found["sentence"] == "No configuration was measured (bf16 (sdpa, eager): oom, a (sdpa, eager): timeout)."

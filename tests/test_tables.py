@@ -115,8 +115,20 @@ def test_latency_takes_medians_over_the_runs_of_a_process(record, tmp_path):
     assert (row["ttft_ms"], row["tpot_ms"], row["e2e_ms"]) == (7.0, 20.0, 100.0)
     assert row["tokens_per_s"] == pytest.approx(2 * 4 / 0.100)  # all rows of the batch over the whole call
     assert (row["cold_ms"], row["load_s"], row["compile_s"], row["threads"]) == (500.0, 1.5, 0.0, 2)
-    assert row["flags"] == "not steady; load average 3.1 on 2 cores" and row["attention_kernels"] == "flash"
+    # end to end 40, 100 and 160 ms
+    assert row["flags"] == "not steady; load average 3.1 on 2 cores; timed calls 120 % apart"
+    assert row["attention_kernels"] == "flash"
     assert row["runs"] == 3 and math.isnan(row["joules_per_token"])
+
+
+@pytest.mark.parametrize(
+    ("times", "flag"), [((100.0, 118.0, 110.0), ""), ((90.0, 100.0, 112.0), "timed calls 22 % apart"), ((100.0,), "")]
+)
+def test_timed_calls_that_lie_far_apart_are_flagged(record, tmp_path, times, flag):
+    entry = timed(WORKLOADS[0], flags=[], runs=[run | {"e2e_ms": time} for run, time in zip(runs(), times)])
+    entry["conditions"]["before"]["load_average"] = 0.1
+    path = record("latency", latency_samples(entry), settings={"workloads": WORKLOADS[:1]})
+    assert (only(table(latency, [path], tmp_path), batch=WORKLOADS[0]["batch"])["flags"] or "") == flag
 
 
 def test_mbu_is_step_bytes_over_tpot_over_bandwidth(record, tmp_path):

@@ -100,9 +100,9 @@ def test_attention_kernels_alone_cross_over_along_the_context(tmp_path):
     row = found.loc[("sdpa", "prefill_ms")]
     assert row["kind"] == "overtakes" and row["low"] < row["x"] < row["high"]
     assert row["x"] == pytest.approx(1000, rel=1e-5) and row["text"].startswith("overtakes at 1000 (95 %")
-    assert found.loc[("sdpa", "decode_ms"), "text"] == "none up to 4000"
+    assert found.loc[("sdpa", "decode_ms"), "text"] == "behind throughout: none up to 4000"
     # the two points below 4 000 that both measured, and 2 000
-    assert found.loc[("sdpa-flash", "prefill_ms"), "text"] == "ahead from the first point (250) up to 2000"
+    assert found.loc[("sdpa-flash", "prefill_ms"), "text"] == "ahead throughout, from 250 to 2000"
     assert row[["study", "model", "weights", "precision", "status"]].tolist() == [
         "tiny",
         "tiny-llama",

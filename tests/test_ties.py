@@ -45,8 +45,10 @@ def tables():
     stored = [
         cell(SEVEN_B, batch=1, prompt_tokens=512, new_tokens=128, weights_gib=12.5, kv_cache_gib=0.3125),
         cell(SEVEN_B, "int8-fused", batch=1, prompt_tokens=512, new_tokens=128, weights_gib=6.5, kv_cache_gib=0.3125),
-        cell(SEVEN_B | {"model": "llama-70b"}, status="oom"),
-        cell(SEVEN_B | {"model": "llama-70b"}, "nf4", weights_gib=35.0),
+        cell(SEVEN_B | {"model": "llama-70b"}, batch=1, prompt_tokens=512, new_tokens=128, weights_gib=128.0),
+        cell(SEVEN_B | {"model": "llama-70b"}, status="oom", batch=8, prompt_tokens=2048, new_tokens=8),
+        cell(SEVEN_B | {"model": "llama-70b"}, "nf4", batch=8, prompt_tokens=2048, new_tokens=8, weights_gib=35.0),
+        cell(SEVEN_B | {"model": "llama-70b"}, "int8", batch=1, prompt_tokens=512, new_tokens=128, weights_gib=65.0),
     ]
     for row, peak in zip(stored, (13.0, 7.0)):
         row["peak_prefill_gib"] = peak
@@ -82,26 +84,35 @@ def tables():
     ]
     extras = {
         "profile": [
-            cell(SEVEN_B, "llm-int8", launches_per_token=5000, syncs_per_token=224, device_busy_share=0.2),
-            cell(SEVEN_B, launches_per_token=1200, syncs_per_token=1, device_busy_share=0.3),
+            cell(SEVEN_B, "llm-int8", launches_per_token=5000, syncs_per_token=224, device_busy_share=0.2)
+            | {"operators_per_token": 6400, "tpot_ms": 104.0},
+            cell(SEVEN_B, runtime="graph", launches_per_token=1, syncs_per_token=1, device_busy_share=0.99)
+            | {"operators_per_token": 0, "tpot_ms": 4.0},
         ],
         "outliers": [
-            cell(SMALL_CPU, "llm-int8", layer=0, linear="q_proj", threshold=6.0, column_share=0.01),
-            cell(SMALL_CPU, "llm-int8", layer=7, linear="down_proj", threshold=6.0, column_share=0.03),
-            cell(SMALL_CPU, "llm-int8", layer=7, linear="down_proj", threshold=2.0, column_share=0.5),
+            cell(SMALL_CPU, "llm-int8", layer=layer, linear=linear, threshold=threshold, column_share=share)
+            | {"entry_share": share / 100, "tokens": 16327}
+            for layer, linear, threshold, share in (
+                (0, "q_proj", 6.0, 0.01),
+                (7, "down_proj", 6.0, 0.03),
+                (7, "down_proj", 2.0, 0.5),
+            )
         ],
         "attention": [
-            cell(SEVEN_B, attention=kernel, prompt_tokens=length, time_ms=time, tflops=100.0)
-            for kernel, length, time in (
-                ("sdpa-math", 4096, 13.2),
-                ("sdpa-flash", 4096, 0.51),
-                ("sdpa-flash", 16384, 6.4),
+            cell(SEVEN_B, attention=kernel, prompt_tokens=length, time_ms=time, tflops=100.0, extra_mib=extra, heads=32)
+            for kernel, length, time, extra in (
+                ("sdpa-math", 512, 0.2, 80.0),
+                ("sdpa-flash", 512, 0.02, 4.0),
+                ("sdpa-math", 4096, 13.2, 5120.0),
+                ("sdpa-flash", 4096, 0.51, 32.5),
+                ("sdpa-flash", 16384, 6.4, 128.0),
             )
         ],
         "sensitivity": [
             cell(SMALL_CPU, "fp32", layer="3", linear="all", delta_nll=-0.001, kl_nats=0.002, kl_se_nats=0.0004),
             cell(SMALL_CPU, "fp32", layer="4", linear="all", delta_nll=0.004, kl_nats=0.001),
             cell(SMALL_CPU, "fp32", layer="all", linear="down_proj", delta_nll=0.01, kl_nats=0.03),
+            cell(SMALL_CPU, "fp32", layer="all", linear="all", delta_nll=0.02, kl_nats=0.05),
         ],
     }
     listed = {"latency": speed, "memory": stored, "quality": scored, "samples": written, "text": texts, **extras}
@@ -144,7 +155,10 @@ def test_a_study_in_which_everything_failed_still_renders(name, tables):
     [
         ("weights_memory", ["12.5 GiB", "0.312 GiB", "batch 1, 512 + 128 tokens"]),
         ("kv_cache", ["512 KiB"]),
-        ("does_not_fit", ["`llama-70b`", "`bf16` ends as `oom`", "`nf4`", "35 GiB"]),
+        (
+            "does_not_fit",
+            ["`llama-70b`", "batch 8, 2048 + 8 tokens): `bf16` ends as `oom`, `nf4` runs with 35 GiB"],
+        ),
         ("int8_memory", ["12.5 GiB", "6.5 GiB", "52%"]),
         ("score_matrix_memory", ["5 GiB above the weights with `sdpa-math`", "0.5 GiB with `sdpa-flash`"]),
         ("prefill_against_decode", ["0.0391 ms", "decode 4 ms", "102 times"]),
@@ -153,8 +167,20 @@ def test_a_study_in_which_everything_failed_still_renders(name, tables):
         ("bitsandbytes_slow", ["104 ms", "MBU 1.5%", "20 ms", "5.2 times"]),
         ("threshold_zero", ["104 ms", "62 ms", "1.68 times"]),
         ("int8_fused_fast", ["4 ms", "2 ms", "2 times"]),
-        ("launches", ["`llm-int8` in `eager` 5,000 launches and 224 synchronisations, device busy 20%"]),
-        ("attention_ttft", ["28 ms with `eager`", "20 ms with `sdpa-flash`"]),
+        (
+            "launches",
+            [
+                "`llm-int8` in `eager` 5,000 launches and 224 synchronisations, device busy 20%, 6,400 operators of "
+                "16.2 µs each",
+                "`bf16` in `graph` 1 launch and 1 synchronisation, device busy 99% (",
+            ],
+        ),
+        (
+            "attention_growth",
+            ["512 to 4096 tokens: `sdpa-flash` from 0.02 to 0.51 ms, `sdpa-math` from 0.2 to 13.2 ms ("],
+        ),
+        # Two studies: what every row of the one has, and what the other's one row has.
+        ("bandwidth_spread", ["4,280 to 4,280 GB/s ([latency.csv](results/h200", "(results/default"]),
         ("attention_time", ["for 4096 tokens", "`sdpa-flash` 0.51 ms (100 TFLOP/s), `sdpa-math` 13.2 ms"]),
         # 19, 20 and 24 ms: 5.3 %, 20 % and 26.3 %
         ("same_against_same", ["20.0% in the median and", "26.3% at most (study `h200`, `llama-7b`", "over 3 pairs"]),
@@ -173,7 +199,7 @@ def test_a_study_in_which_everything_failed_still_renders(name, tables):
         ("rulers", ["`fp32` 0, `llm-int8` 0.0183, `nf4` 0.278"]),
         ("int8_quality", ["`llm-int8` 1.0185 [1.0170, 1.0200]"]),
         ("nf4_quality", ["`llm-int8` 1.0185 [1.0170, 1.0200], `nf4` 1.2810"]),
-        ("outliers", ["2.00%", "3.00%", "layer 7", "`down_proj`"]),
+        ("outliers", ["16,327 tokens, 2.00%", "0.020% of their values", "`down_proj` of layer 7", "3.00% of the"]),
         ("sensitivity", ["layer 3 moves", "0.002 nats of KL divergence per token (standard error 0.0004)"]),
     ],
 )
@@ -196,6 +222,13 @@ def test_quality_never_speaks_of_synthetic_weights(tables):
 def test_prefill_peaks_of_a_cpu_are_not_compared(tables):
     on_cpu = tables["memory"].assign(device="cpu")
     assert sentence("score_matrix_memory", {"memory": on_cpu}) == MISSING
+
+
+def test_without_prefill_peaks_of_models_those_of_the_kernels_are_told(tables):
+    """32 heads x 4096 x 4096 scores of 2 bytes are 1 024 MiB."""
+    text = sentence("score_matrix_memory", {"attention": tables["attention"]})
+    assert "4096 tokens and 32 heads, whose 16-bit scores are 1,024 MiB" in text
+    assert "`sdpa-math` 5,120 MiB, `sdpa-flash` 32.5 MiB" in text
 
 
 def test_samples_without_a_reference_text_are_not_called_different(tables):

@@ -10,7 +10,7 @@ from llmstudy.figures import style
 from llmstudy.studies import Study
 
 MARKERS = {"tpot_ms": "o", "ttft_ms": ">"}
-HEADLINE = "● TPOT   ▷ TTFT   each with its 95 % interval over processes"
+HEADLINE = "● TPOT   ▷ TTFT   bars: 95 % interval over processes, where the study repeats any"
 
 
 def rows(study: Study) -> pd.DataFrame:

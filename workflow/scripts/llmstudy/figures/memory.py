@@ -59,7 +59,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         axis.set_title(style.title(model, own["weights"].iloc[0] == "synthetic"))
     axes[-1, 0].set_xlabel("GiB")
     handles = [(style.SERIES[place], COMPONENTS[name]) for place, name in enumerate(shown)]
-    style.key(figure, handles, "◆ highest peak of load, prefill and decode")
+    style.key(figure, handles, "◆ highest peak")
     return figure
 
 

@@ -50,7 +50,8 @@ def _panel(axis, rows: pd.DataFrame) -> None:
         labels.append((last["tpot_ms"], last["memory_gib"], precision + _loss(last), hue))
     axis.set_ylim(0, rows["memory_gib"].max() * 1.08)
     style.plain_log(axis)
-    axis.set_xlabel("time per output token, ms (95 % interval)")
+    bars = " (95 % interval)" if rows["tpot_low_ms"].notna().any() else ""
+    axis.set_xlabel(f"time per output token, ms{bars}")
     axis.set_ylabel("peak memory, GiB")
     axis.set_title(style.title(rows["model"].iloc[0], rows["weights"].iloc[0] == "synthetic"))
     style.label_right(axis, *map(list, zip(*labels)))

@@ -17,9 +17,23 @@ def label(study: Study, model: str) -> str:
 
 
 def sentences(study: Study) -> list[str]:
-    """What to take, model by model."""
-    rows = study.table("recommendation").set_index("model")["sentence"]
-    return [f"{label(study, model)}: {rows[model]}" for model in study.models if model in rows]
+    """What to take, model by model, and up to which batch size that holds."""
+    rows = study.table("recommendation").set_index("model", drop=False)
+    taken = [rows.loc[model] for model in study.models if model in rows.index]
+    return [f"{label(study, row['model'])}: {row['sentence']}{over_batches(study, row)}" for row in taken]
+
+
+def over_batches(study: Study, taken: pd.Series) -> str:
+    """Where the recommended configuration overtakes the reference, or falls behind it, as the batch grows."""
+    crossings = study.of_model("crossover", taken["model"])
+    if crossings.empty:
+        return ""
+    same = crossings["along"] == "batch"
+    for column in ("precision", "attention", "runtime"):
+        same &= crossings[column] == taken[column]
+    told = [f" In tokens/s over batch sizes, against {row['reference']}: {row['text']}." for _, row in
+            crossings[same].head(1).iterrows()]  # fmt: skip
+    return "".join(told)
 
 
 def precision_order(study: Study) -> list[str]:

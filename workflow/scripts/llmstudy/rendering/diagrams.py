@@ -27,11 +27,11 @@ def data_flow(study: Study) -> str:
     lines = [
         "flowchart LR",
         f'  weights["fetch_weights<br>{models} {plural(models, "model")}"]',
-        f'  text["fetch_corpus<br>{corpora} {plural(corpora, "text")}"]',
+        f'  corpora["fetch_corpus<br>{corpora} {plural(corpora, "text")}"]',
     ]
     for table, rule in MEASURED.items():
         if table in study.tables:
-            lines += [f'  {rule}["{rule}"]', f"  weights --> {rule}", f"  text --> {rule}"]
+            lines += [f'  {rule}["{rule}"]', f"  weights --> {rule}", f"  corpora --> {rule}"]
             lines += [f'  {rule} -- "records" --> {table}[("{table}.csv")]']
     if "quality" in study.tables:
         lines += ['  weights --> keep_reference["keep_reference"]', "  keep_reference --> measure_quality"]

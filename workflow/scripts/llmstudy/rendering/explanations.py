@@ -100,7 +100,8 @@ def sensitivity(study: Study, count: int = 5) -> str | None:
 
 
 def outliers(study: Study) -> str | None:
-    """Per threshold the share of columns and rows that some outlier touches, mean and largest; None if not measured."""
+    """Per threshold the share of columns and rows that some outlier touches, and of values that are outliers, mean over
+    the linears and largest; None if not measured."""
     frame = study.table("outliers")
     if frame.empty or not frame["threshold"].notna().any():
         return None
@@ -114,11 +115,13 @@ def outliers(study: Study) -> str | None:
                 f"{own['column_share'].mean():.2%}",
                 f"{worst['column_share']:.2%} (layer {worst['layer']}, {worst['linear']})",
                 f"{own['row_share'].mean():.2%}",
+                f"{own['entry_share'].mean():.3%}",
                 number(own["max_abs"].max()),
+                number(own["tokens"].max()),
             ]
         )
-    header = ["model", "threshold", "columns, mean", "columns, most", "rows, mean", "largest magnitude"]
-    return markdown.table(header, rows, "lrrrrr")
+    means = ["columns, mean", "columns, most", "rows, mean", "values, mean"]
+    return markdown.table(["model", "threshold", *means, "largest magnitude", "tokens"], rows, "lrrrrrrr")
 
 
 def attention(study: Study) -> str | None:
@@ -191,18 +194,16 @@ def capacity(study: Study) -> str | None:
         "largest_batch": ("largest batch", markdown.value),
         "fits_gib": ("predicted peak, GiB", markdown.value),
         "device_gib": ("device, GiB", markdown.value),
-        "largest_ok": ("largest run", lambda x: "none tried" if pd.isna(x) else f"{x:.0f}"),
-        "smallest_oom": ("smallest out of memory", lambda x: "none" if pd.isna(x) else f"{x:.0f}"),
     }
     if verified(study).empty:
-        return listing(study, "capacity", columns, "llllrrrrrr")
+        return listing(study, "capacity", columns, "llllrrrr")
     columns |= {
-        "usable_gib": ("of it usable, GiB", markdown.value),
+        "usable_gib": ("of it usable, GiB", lambda x: "–" if pd.isna(x) else number(x)),
         "verified_fits": ("verified: ran", lambda x: "–" if pd.isna(x) else f"{x:.0f}"),
         "verified_oom": ("verified: out of memory", lambda x: "–" if pd.isna(x) else f"{x:.0f}"),
         "prediction": ("prediction", lambda x: "–" if pd.isna(x) else str(x)),
     }
-    return listing(study, "capacity", columns, "llllrrrrrrrrrl")
+    return listing(study, "capacity", columns, "llllrrrrrrrl")
 
 
 def verified(study: Study) -> pd.DataFrame:
@@ -221,8 +222,9 @@ def capacity_verified(study: Study) -> str | None:
     told = []
     if len(judged):
         told.append(
-            f"Of {len(judged)} predictions that were run on the device, {held} held: the batch just below the frontier "
-            "ran and the one just above it ran out of memory."
+            f"Predictions run on the device: {held} of {len(judged)} held, which means that the batch just below the "
+            "frontier ran and the one just above it ran out of memory. The verifying process lets the allocator's "
+            "segments grow (`expandable_segments`): fragments of its default can take a fifth of the device."
         )
     for _, row in judged[judged["prediction"] == "missed"].iterrows():
         fits, too_large = row["verified_fits"], row["verified_oom"]

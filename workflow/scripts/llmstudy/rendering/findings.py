@@ -40,32 +40,44 @@ def sweep(study: Study) -> str:
         plain = plain.iloc[0]
         sentences.append(
             f"Of `{model}` threshold {best['threshold']:g} loses {_loss(best)} of perplexity where no decomposition "
-            f"loses {_loss(plain)}, and a token takes {number(best['tpot_ms'] / plain['tpot_ms'])} times as long."
+            f"loses {_loss(plain)} (95 % intervals, {number(best['tokens'])} tokens), and a token takes "
+            f"{number(best['tpot_ms'] / plain['tpot_ms'])} times as long."
         )
     return " ".join(sentences)
 
 
 def _loss(row: pd.Series) -> str:
-    return f"{number(100 * (row['ppl_ratio'] - 1))} %"
+    value, low, high = (number(100 * (row[column] - 1)) for column in ("ppl_ratio", "ppl_ratio_low", "ppl_ratio_high"))
+    return f"{value} % [{low}, {high}]"
 
 
 def invariance(study: Study) -> str:
-    """Per model which precisions give a prompt other first choices when it has neighbours, and which do not."""
+    """Per model which precisions give a prompt other first choices beside copies of itself, and beside other texts.
+
+    What changes beside copies comes from the batch's shape, what changes only beside others from their content.
+    """
     sentences = []
     for model, rows in _measured(study, "invariance", "top1_changes"):
-        worst = rows.loc[rows.groupby("precision", sort=False)["top1_changes"].idxmax()]
-        changed = worst[worst["top1_changes"] > 0].sort_values("top1_changes", ascending=False, kind="stable")
-        told = [
-            f"`{row['precision']}` up to {row['top1_changes']:.0f} of {row['positions']:.0f}"
-            for _, row in changed.iterrows()
-        ]
-        same = [f"`{name}`" for name in worst.loc[worst["top1_changes"] == 0, "precision"]]
-        if told:
-            rest = f"; {', '.join(same)} none" if same else ""
-            sentences.append(f"Beside other prompts, first choices of `{model}` change: {', '.join(told)}{rest}.")
-        else:
-            sentences.append(f"Beside other prompts, no first choice of `{model}` changes in any precision.")
+        copies = rows["neighbours"] == "copies"
+        for beside, own in (("copies of itself", rows[copies]), ("other texts", rows[~copies])):
+            if len(own):
+                sentences.append(f"Beside {beside}, {_changes(model, own)}.")
     return " ".join(sentences)
+
+
+def _changes(model: str, rows: pd.DataFrame) -> str:
+    """How many first choices change at most, precision by precision."""
+    worst = rows.loc[rows.groupby("precision", sort=False)["top1_changes"].idxmax()]
+    changed = worst[worst["top1_changes"] > 0].sort_values("top1_changes", ascending=False, kind="stable")
+    told = [
+        f"`{row['precision']}` up to {row['top1_changes']:.0f} of {row['positions']:.0f}"
+        for _, row in changed.iterrows()
+    ]
+    if not told:
+        return f"no first choice of `{model}` changes in any precision"
+    same = [f"`{name}`" for name in worst.loc[worst["top1_changes"] == 0, "precision"]]
+    rest = f"; in {', '.join(same)} none" if same else ""
+    return f"first choices of `{model}` change: {', '.join(told)}{rest}"
 
 
 def _measured(study: Study, table: str, quantity: str) -> list[tuple[str, pd.DataFrame]]:

@@ -41,6 +41,15 @@ def missing(study: Study) -> str:
     return f"This study is not complete: {sum(found.values())} of its {total} records are not measured yet ({listed})."
 
 
+def timed(studies: list[Study]) -> str:
+    """How many calls and seconds each study times at least per process and workload."""
+    told = []
+    for study in studies:
+        latency = study.provenance["config"]["latency"]
+        told.append(f"study `{study.name}`: {latency['minimum_runs']} calls and {latency['minimum_seconds']:g} s")
+    return "; ".join(told)
+
+
 def table(study: Study) -> str:
     """Versions, hardware and times, a column for each of the environments that most records come from."""
     environments = study.provenance["environments"][:SHOWN]

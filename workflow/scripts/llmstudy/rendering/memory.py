@@ -17,7 +17,7 @@ COLUMNS = {
     "peak_load_gib": "peak, load",
     "peak_prefill_gib": "peak, prefill",
     "peak_decode_gib": "peak, decode",
-    "driver_gib": "driver",
+    "peak_reserved_gib": "reserved",
     "peak_rss_gib": "host RSS",
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from llmstudy import selection
 from llmstudy.figures.style import sort
 from llmstudy.rendering import answer, markdown
@@ -73,21 +75,24 @@ def flags(study: Study) -> list[str]:
     single = latency["flags"].str.split("; ").explode()
     single = single[single != ""]
     kinds = single.str.replace(r"\d+(\.\d+)?", "…", regex=True)
-    return [
-        f"{markdown.plain(same.iloc[0])} ({len(same)} of {len(latency)} rows{' or alike' * (same.nunique() > 1)})"
-        for _, same in single.groupby(kinds)
-    ]
+    told = []
+    for _, same in single.groupby(kinds):
+        others = ", with other numbers in some" if same.nunique() > 1 else ""
+        told.append(f"{markdown.plain(same.iloc[0])} ({len(same)} of {len(latency)} rows{others})")
+    return told
 
 
 def failures(study: Study) -> str | None:
     """Every configuration that failed anywhere, with table and full reason; None if none did.
 
-    Tables made of others would only say it twice.
+    Tables made of others would only say it twice; of capacity.csv only a verification that failed counts.
     """
     rows = []
     for name, frame in study.tables.items():
         if not {"status", "reason", *selection.CONFIGURATION} <= set(frame.columns) or name in ("summary", "text"):
             continue
+        if "prediction" in frame:
+            frame = verifications(frame)
         failed = frame[frame["status"] != "ok"]
         keys = [*selection.CONFIGURATION, "status", "reason"]
         for key, group in failed.groupby(keys, sort=False, dropna=False):
@@ -96,3 +101,10 @@ def failures(study: Study) -> str | None:
             configuration = f"`{model}` `{precision}` {attention}, {runtime}"
             rows.append([name, configuration, str(len(group)), f"`{status}`", told])
     return markdown.table(["table", "configuration", "rows", "status", "reason"], rows, "llrll") if rows else None
+
+
+def verifications(capacity: pd.DataFrame) -> pd.DataFrame:
+    """The verified predictions of capacity.csv, status and reason being those of the verification."""
+    run = capacity[capacity["prediction"].notna()]
+    ended = run["prediction"].where(~run["prediction"].isin(["held", "missed"]), "ok")
+    return run.assign(status=ended, reason=run["prediction_reason"])

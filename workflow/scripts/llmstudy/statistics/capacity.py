@@ -65,9 +65,15 @@ class MemoryModel:
 
 
 def peak_gib(memory: pd.DataFrame, phases: Sequence[str] = tuple(PEAKS)) -> pd.Series:
-    """Peak memory of each row of `memory.csv`, GiB: the highest of its phases, or the host RSS where there are none."""
-    peaks = memory.reindex(columns=list(phases)).astype(float).max(axis=1)
-    return peaks.fillna(memory.reindex(columns=["peak_rss_gib"])["peak_rss_gib"].astype(float))
+    """Peak memory of each row of `memory.csv`, GiB: the highest of its phases, or the host RSS where there are none.
+
+    On a CPU loading is left out: while it reads, the process's growth holds pages of the mapped weight file, which the
+    kernel can take back, and holds none of them where the file is used as it is.
+    """
+    peaks = memory.reindex(columns=list(phases)).astype(float)
+    if "device" in memory and "peak_load_gib" in peaks:
+        peaks["peak_load_gib"] = peaks["peak_load_gib"].where(memory["device"] != "cpu")
+    return peaks.max(axis=1).fillna(memory.reindex(columns=["peak_rss_gib"])["peak_rss_gib"].astype(float))
 
 
 def fit_memory(rows: pd.DataFrame) -> MemoryModel:

@@ -9,8 +9,8 @@ Every configuration, workload, corpus and protocol that both studies have is com
 - status: a configuration that was `ok` and is not any more (or is gone, or lost a figure) is always a failure.
 
 A change is significant if its p-value, adjusted by Holm's method over all comparisons of the same quantity, is below
-0.05. A limit is exceeded by a significant change for the worse that is larger than the limit. Where nothing was repeated no
-change of speed can be significant; `note` then tells of a change beyond the limit.
+0.05. A limit is exceeded by a significant change for the worse that is larger than the limit. Where nothing was
+repeated no change of speed can be significant; `note` then tells of a change beyond the limit.
 """
 
 import math

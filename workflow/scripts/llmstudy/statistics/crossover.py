@@ -34,9 +34,9 @@ class CrossOver:
     def __str__(self) -> str:
         first, last = self.grid
         if self.kind == "behind throughout":
-            return f"none up to {last:g}"
+            return f"behind throughout: none up to {last:g}"
         if self.kind == "ahead throughout":
-            return f"ahead from the first point ({first:g}) up to {last:g}"
+            return f"ahead throughout, from {first:g} to {last:g}"
         text = f"{self.kind} at {_plain(self.x)}"
         if not math.isnan(self.low):
             low = f"below {first:g}" if self.low == 0 else _plain(self.low)

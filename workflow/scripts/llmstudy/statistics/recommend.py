@@ -159,7 +159,7 @@ def _choose(rows: pd.DataFrame, smallest: Mapping[str, float], scope: str) -> tu
     if len(rows) == 1:
         return row, f"the only configuration {scope}"
     if row.name == fastest.name:
-        return row, f"the fastest of {len(rows)} {scope}"
+        return row, f"the fastest by TPOT of {len(rows)} {scope}"
     gain = "PPL" if row["ppl_ratio"] < fastest["ppl_ratio"] * (1 - smallest["ppl"] / 100) else "memory"
     return (
         row,
@@ -197,16 +197,21 @@ def _taken(row: pd.Series, why: str, asked: list[Limit], group: pd.DataFrame, re
 
 
 def _gain(row: pd.Series, group: pd.DataFrame, reference: str) -> str:
-    """Speed and memory against the reference precision: at its own fastest, and as everybody starts, under `eager`."""
+    """Speed and memory against the reference precision: at its own fastest, and as everybody starts, under `eager`.
+
+    TPOT leaves the prefill out, so the first comparison has the end-to-end times too.
+    """
     dense = group[(group["precision"] == reference) & (group["status"] == "ok") & group["tpot_ms"].notna()]
     base = dense[dense["verdict"] == "reference"]
     rivals = [] if dense.empty or row["precision"] == reference else [dense.loc[dense["tpot_ms"].idxmin()]]
     rivals += [one for _, one in base.iterrows() if all(one.name != other.name for other in [row, *rivals])]
     told = []
     for rival in rivals:
-        gain = f"{number(rival['tpot_ms'] / row['tpot_ms'])} x the speed of {name(rival)}"
+        gain = f"{number(rival['tpot_ms'] / row['tpot_ms'])} x the decode speed of {name(rival)}"
         ratio = row["memory_gib"] / rival["memory_gib"]
         told.append(gain if math.isnan(ratio) else f"{gain} at {number(ratio)} x its memory")
+        if not told[1:] and pd.notna(row["latency_ms"]) and pd.notna(rival["latency_ms"]):
+            told[0] += f" (end to end {number(row['latency_ms'])} ms against {number(rival['latency_ms'])} ms)"
     return f"; {', '.join(told)}" if told else ""
 
 

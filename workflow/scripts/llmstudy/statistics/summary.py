@@ -50,10 +50,10 @@ def summarise(
 
     `reference`: the reference precision of each model. A configuration is every one in `latency`; its `status` is
     `ok` if at least one repeat is, else that of its first row. Times are geometric means over repeats, `tpot_low_ms`
-    and `tpot_high_ms` their t-interval with `noise`, that of TPOT in the study; `latency_ms` is end to end. `memory_gib` is the highest peak of load, prefill and decode, where `memory` lacks the workload at the one
-    with the same prompts and the nearest number of new tokens. `speedup` = reference TPOT / TPOT and
-    `memory_ratio` = memory / reference memory, against the reference precision with the same attention under runtime
-    `eager`.
+    and `tpot_high_ms` their t-interval with `noise`, that of TPOT in the study; `latency_ms` is end to end.
+    `memory_gib` is the highest peak of load, prefill and decode, where `memory` lacks the workload at the one with the
+    same prompts and the nearest number of new tokens. `speedup` = reference TPOT / TPOT and `memory_ratio` = memory /
+    reference memory, against the reference precision with the same attention under runtime `eager`.
 
     Columns beyond the promised ones: `repeats` (with status ok), `tpot_degrees` (of freedom of the interval),
     `speedup_low, speedup_high, speedup_p` (unadjusted), `ppl_low, ppl_high`, `kl_low_nats, kl_high_nats, top1_low,

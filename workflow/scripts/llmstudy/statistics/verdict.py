@@ -29,6 +29,7 @@ from llmstudy.statistics.phrases import interval, number, percent
 SIGNIFICANCE = 0.05
 REQUIRED = ["study", "weights", *CONFIGURATION, "status"]
 NUMBERS = [
+    "latency_ms",
     "tpot_ms",
     "tpot_low_ms",
     "tpot_high_ms",

@@ -41,6 +41,8 @@ COLUMNS = [
     "threads",
 ]
 
+UNEVEN = 0.2  # (largest - smallest) / median of the end-to-end times
+
 
 def write(paths: list[str], output: Path) -> None:
     """Aggregate latency records."""
@@ -58,9 +60,17 @@ def rows_of(record: dict) -> list[dict]:
         row["threads"] = record["provenance"].get("threads")
         if entry and entry["status"] == "ok":
             row |= timing(entry, samples, workload)
-            row["flags"] = "; ".join(entry["flags"] + busy(entry["conditions"]["before"], row["threads"]))
+            flags = entry["flags"] + busy(entry["conditions"]["before"], row["threads"]) + uneven(entry["runs"])
+            row["flags"] = "; ".join(flags)
         rows.append(row)
     return rows
+
+
+def uneven(runs: list[dict]) -> list[str]:
+    """A flag if the timed calls of one process lie far apart, so that their median says little."""
+    times = [run["e2e_ms"] for run in runs]
+    spread = (max(times) - min(times)) / median(times)
+    return [f"timed calls {100 * spread:.0f} % apart"] if spread > UNEVEN else []
 
 
 def timing(entry: dict, samples: dict, workload: dict) -> dict:

@@ -6,8 +6,9 @@ could serve, accelerators come before CPUs, small batches before large, and the 
 (the largest) before others. Of several attention kernels the fastest speaks for its precision and runtime.
 
 Besides the promised tables four may be there, each with the identity columns and ``status``: ``profile``
-(launches_per_token, syncs_per_token, device_busy_share), ``outliers`` (layer, linear, threshold, column_share),
-``attention`` (prompt_tokens, time_ms, tflops) and ``sensitivity`` (layer, linear, delta_nll).
+(launches_per_token, syncs_per_token, operators_per_token, tpot_ms, device_busy_share), ``outliers`` (layer, linear,
+threshold, column_share, entry_share, tokens), ``attention`` (prompt_tokens, time_ms, tflops, extra_mib, heads) and
+``sensitivity`` (layer, linear, kl_nats).
 """
 
 from llmstudy.errors import StudyError
@@ -31,9 +32,10 @@ TIES = {
         speed.threshold_zero,
         speed.int8_fused_fast,
         speed.launches,
-        speed.attention_ttft,
+        speed.attention_growth,
         speed.attention_time,
         speed.same_against_same,
+        speed.bandwidth_spread,
         speed.failed_cells,
         quality.reference_perplexity,
         quality.greedy_divergence,

@@ -18,6 +18,7 @@ from llmstudy.ties.rows import (
 )
 
 _KIB_PER_GIB = 2**20
+DENSE = ("bf16", "fp16", "fp32")
 
 
 def weights_memory(tables: Tables) -> str | None:
@@ -46,19 +47,21 @@ def kv_cache(tables: Tables) -> str | None:
 
 
 def does_not_fit(tables: Tables) -> str | None:
-    """A model whose unquantised precision ended as ``oom`` while another precision ran on the same device."""
-    fits = good_rows(tables, "memory", "weights_gib")
+    """A workload at which an unquantised precision ended as ``oom`` while a quantised one ran on the same device."""
+    fits = good_rows(tables, "memory", *WORKLOAD, "weights_gib")
+    fits = fits[~fits["precision"].isin(DENSE)]
     if fits.empty:
         return None
     frame = tables["memory"]
-    failed = frame[(frame["status"] == "oom") & frame["precision"].isin(["bf16", "fp16", "fp32"])]
-    both = failed[[*PLACE, "precision"]].drop_duplicates().merge(fits, on=PLACE, suffixes=("", "_other"))
+    failed = frame[(frame["status"] == "oom") & frame["precision"].isin(DENSE)]
+    keys = [*PLACE, *WORKLOAD, "runtime"]
+    both = failed[[*keys, "precision"]].drop_duplicates().merge(fits, on=keys, suffixes=("", "_other"))
     row = leading(both, "-weights_gib")
     if row is None:
         return None
     return (
-        f"Measured ({place(row)}): `{row.precision}` ends as `oom`, `{row.precision_other}` runs with "
-        f"{number(row.weights_gib)} GiB of weights ({link(row, 'memory')})."
+        f"Measured ({place(row)}, `{row.runtime}` runtime, {workload(row)}): `{row.precision}` ends as `oom`, "
+        f"`{row.precision_other}` runs with {number(row.weights_gib)} GiB of weights ({link(row, 'memory')})."
     )
 
 
@@ -77,18 +80,36 @@ def int8_memory(tables: Tables) -> str | None:
 
 
 def score_matrix_memory(tables: Tables) -> str | None:
-    """Peak prefill memory above the weights: an attention that stores the scores against the leanest one.
+    """Memory of a prefill: an attention that stores the scores against the leanest one.
 
-    Accelerators only: on a CPU the peak is the growth of the process, whose noise hides the score matrix.
+    Of whole models above their weights, else of the kernels alone. Accelerators only: on a CPU the peak is the growth
+    of the process, whose noise hides the score matrix.
     """
     frame = medians(tables, "memory", "weights_gib", "peak_prefill_gib")
     frame = frame[frame["accelerator"].astype(bool)].copy()
     frame["above_weights"] = frame["peak_prefill_gib"] - frame["weights_gib"]
     row = attention_pair(frame, "above_weights")
     if row is None:
-        return None
+        return _score_matrix_of_kernels(tables)
     return (
         f"Measured ({place(row)}, `{row.precision}`, {workload(row)}): at its peak prefill holds "
         f"{number(row.above_weights)} GiB above the weights with `{row.attention}` attention and "
         f"{number(row.above_weights_other)} GiB with `{row.attention_other}` ({link(row, 'memory')})."
+    )
+
+
+def _score_matrix_of_kernels(tables: Tables) -> str | None:
+    """Memory beyond their inputs that the kernels of attention.csv take at the longest prompt that several ran."""
+    frame = good_rows(tables, "attention", "prompt_tokens", "extra_mib", "heads")
+    keys = [*PLACE, "prompt_tokens"]
+    best = leading(frame[frame.groupby(keys)["attention"].transform("nunique") > 1], "-prompt_tokens")
+    if best is None:
+        return None
+    rows = frame[(frame[keys] == best[keys]).all(axis=1)].sort_values("extra_mib", ascending=False)
+    parts = [f"`{row.attention}` {number(row.extra_mib)} MiB" for row in rows.itertuples()]
+    scores = best.heads * best.prompt_tokens**2 * 2 / 2**20
+    return (
+        f"Measured ({place(best)}), the kernels alone at a prefill of {int(best.prompt_tokens)} tokens and "
+        f"{int(best.heads)} heads, whose 16-bit scores are {number(scores)} MiB, take beyond their inputs: "
+        f"{', '.join(parts)} ({link(best, 'attention')})."
     )

@@ -88,23 +88,26 @@ def nf4_quality(tables: Tables) -> str | None:
 
 
 def outliers(tables: Tables) -> str | None:
-    """Share of activation columns over the paper's threshold: the mean over linears and the linear with the most."""
-    frame = _real(good_rows(tables, "outliers", "layer", "linear", "threshold", "column_share"))
+    """Columns and single values over the paper's threshold: mean over linears, and the linear with most columns."""
+    columns = ("layer", "linear", "threshold", "column_share", "entry_share", "tokens")
+    frame = _real(good_rows(tables, "outliers", *columns))
     frame = frame[frame["threshold"] == 6.0]
     worst = leading(frame, "-column_share")
     if worst is None:
         return None
-    mean = frame[(frame[PLACE] == worst[PLACE]).all(axis=1)]["column_share"].mean()
+    mean = frame[(frame[PLACE] == worst[PLACE]).all(axis=1)][["column_share", "entry_share"]].mean()
     return (
-        f"Measured ({place(worst)}): at threshold 6 {mean:.2%} of a linear's input columns are outliers on average, "
-        f"most of them ({worst.column_share:.2%}) in layer {worst.layer}, `{worst.linear}` ({link(worst, 'outliers')})."
+        f"Measured ({place(worst)}): over {number(worst.tokens)} tokens, {mean.column_share:.2%} of a linear's input "
+        f"columns reach threshold 6 somewhere, on average over the linears, with {mean.entry_share:.3%} of their "
+        f"values; in `{worst.linear}` of layer {worst.layer}, which has most, {worst.column_share:.2%} of the columns "
+        f"do ({link(worst, 'outliers')})."
     )
 
 
 def sensitivity(tables: Tables) -> str | None:
     """The layer whose rounding to int8 alone moves the model's distribution most, with the standard error."""
     frame = _real(good_rows(tables, "sensitivity", "layer", "linear", "kl_nats"))
-    worst = leading(frame[frame["linear"] == "all"], "-kl_nats")
+    worst = leading(frame[(frame["linear"] == "all") & (frame["layer"].astype(str) != "all")], "-kl_nats")
     if worst is None:
         return None
     error = worst.get("kl_se_nats")

@@ -8,7 +8,6 @@ from llmstudy.ties.rows import (
     UNQUANTISED,
     WORKLOAD,
     Tables,
-    attention_pair,
     fastest_attention,
     good_rows,
     leading,
@@ -84,29 +83,56 @@ def int8_fused_fast(tables: Tables) -> str | None:
 
 
 def launches(tables: Tables) -> str | None:
-    """Kernel launches and host synchronisations per token, and the device's busy share, per precision and runtime."""
+    """Launches and host synchronisations per token, the device's busy share and the host's time per operator."""
     frame = good_rows(tables, "profile", "launches_per_token", "syncs_per_token", "device_busy_share")
     best = leading(frame, "-launches_per_token")
     if best is None:
         return None
     rows = frame[(frame[PLACE] == best[PLACE]).all(axis=1)].sort_values("launches_per_token", ascending=False)
     parts = [
-        f"`{row.precision}` in `{row.runtime}` {number(row.launches_per_token)} launches and "
-        f"{number(row.syncs_per_token)} synchronisations, device busy {row.device_busy_share:.0%}"
+        f"`{row.precision}` in `{row.runtime}` {_step(row)}, device busy {row.device_busy_share:.0%}{_host(row)}"
         for row in rows.drop_duplicates(["precision", "runtime"]).itertuples()
     ]
     return f"Profiled per token ({place(best)}): {'; '.join(parts)} ({link(best, 'profile')})."
 
 
-def attention_ttft(tables: Tables) -> str | None:
-    """TTFT at the longest prompt: an attention that stores the scores against the fastest one."""
-    row = attention_pair(medians(tables, "latency", "ttft_ms"), "ttft_ms")
-    if row is None:
-        return None
+def _step(row) -> str:
+    """Launches and synchronisations of a step."""
+    launches, waits = row.launches_per_token, row.syncs_per_token
     return (
-        f"Measured ({place(row)}, `{row.precision}`, {workload(row)}, {processes(row.repeats)}): the first token takes "
-        f"{number(row.ttft_ms)} ms with `{row.attention}` attention and {number(row.ttft_ms_other)} ms with "
-        f"`{row.attention_other}` ({link(row, 'latency')})."
+        f"{number(launches)} {'launch' if launches == 1 else 'launches'} and "
+        f"{number(waits)} {'synchronisation' if waits == 1 else 'synchronisations'}"
+    )
+
+
+def _host(row) -> str:
+    """Time per operator that the host issues in a step; nothing where it issues none (a captured graph)."""
+    if not getattr(row, "operators_per_token", 0) > 0:
+        return ""
+    each_us = 1e3 * row.tpot_ms / row.operators_per_token
+    return f", {number(row.operators_per_token)} operators of {number(each_us)} µs each"
+
+
+def attention_growth(tables: Tables) -> str | None:
+    """Time of each attention kernel alone, from the shortest to the longest prompt that several of them ran."""
+    frame = good_rows(tables, "attention", "prompt_tokens", "time_ms")
+    shared = frame[frame.groupby([*PLACE, "prompt_tokens"])["attention"].transform("nunique") > 1]
+    best = leading(shared, "-prompt_tokens")
+    if best is None:
+        return None
+    own = shared[(shared[PLACE] == best[PLACE]).all(axis=1)]
+    short = own["prompt_tokens"].min()
+    ends = own[own["prompt_tokens"].isin([short, best.prompt_tokens])]
+    times = ends.pivot_table(index="attention", columns="prompt_tokens", values="time_ms", aggfunc="median").dropna()
+    if short == best.prompt_tokens or times.empty:
+        return None
+    parts = [
+        f"`{name}` from {number(row[short])} to {number(row[best.prompt_tokens])} ms"
+        for name, row in times.sort_values(best.prompt_tokens).iterrows()
+    ]
+    return (
+        f"Measured ({place(best)}), the attention of one layer at a prefill, from {int(short)} to "
+        f"{int(best.prompt_tokens)} tokens: {', '.join(parts)} ({link(best, 'attention')})."
     )
 
 
@@ -145,6 +171,16 @@ def same_against_same(tables: Tables) -> str | None:
             f"differences between single processes are not to be believed ({link(worst, 'latency')})."
         )
     return " ".join(sentences) or None
+
+
+def bandwidth_spread(tables: Tables) -> str | None:
+    """Per study the lowest and the highest copy bandwidth that its processes measured."""
+    frame = good_rows(tables, "latency", "bandwidth_gb_s")
+    parts = []
+    for study, rows in frame.groupby("study", sort=False):
+        low, high = rows["bandwidth_gb_s"].min(), rows["bandwidth_gb_s"].max()
+        parts.append(f"{number(low)} to {number(high)} GB/s ({link(pd.Series({'study': study}), 'latency')})")
+    return f"Measured copy bandwidth, process by process: {'; '.join(parts)}." if parts else None
 
 
 def failed_cells(tables: Tables) -> str | None:

@@ -1,6 +1,6 @@
 """Launches the Triton kernels: which one and with which tiles, from the shape alone.
 
-Tiles come from the sweep in ``bench_kernels.py`` on an NVIDIA H200 (docs/performance.md): a fixed table, because an
+Tiles come from sweeps on an NVIDIA H200 (``sweep_tiles.py``, docs/performance.md): a fixed table, because an
 autotuner would run inside a captured graph, and would make two runs of the study differ.
 """
 
