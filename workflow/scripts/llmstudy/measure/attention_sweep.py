@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from llmstudy import attention
 from llmstudy.errors import Unsupported
-from llmstudy.failures import attempted
-from llmstudy.measure.session import Session, log
+from llmstudy.measure.session import Session
 
 if TYPE_CHECKING:
     import torch
@@ -32,12 +31,8 @@ def measure(session: Session) -> dict:
     samples: dict = operation.shape | {"points": []}
     for context in session.settings["contexts"]:
         for phase in ("prefill", "decode"):
-            measured = attempted(partial(operation.measure, context, phase == "decode"))
-            entry = {"context": context, "phase": phase} | measured
-            samples["points"].append(entry)
-            log(f"{phase} over {context}: {entry}")
-            session.free()
-            session.save(samples)
+            point = {"context": context, "phase": phase}
+            session.piece(samples, "points", point, partial(operation.measure, context, phase == "decode"))
     return samples
 
 

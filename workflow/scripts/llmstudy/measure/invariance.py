@@ -11,9 +11,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from llmstudy.failures import attempted
 from llmstudy.measure.prompts import prompt_batch
-from llmstudy.measure.session import Session, log
+from llmstudy.measure.session import Session
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +28,8 @@ def measure(session: Session) -> dict:
     samples: dict = {"positions": len(alone), "batches": []}
     for batch in settings["batches"]:
         for neighbours, rows in compositions(batch, settings["neighbour_sets"]).items():
-            measured = attempted(partial(measure_batch, session, model, alone, prompts[rows]))
-            entry = {"batch": batch, "neighbours": neighbours} | measured
-            log(f"{entry}")
-            samples["batches"].append(entry)
-            session.save(samples)
-            session.free()
+            about = {"batch": batch, "neighbours": neighbours}
+            session.piece(samples, "batches", about, partial(measure_batch, session, model, alone, prompts[rows]))
     return samples
 
 

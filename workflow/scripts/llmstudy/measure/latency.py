@@ -11,7 +11,6 @@ from functools import partial
 
 from llmstudy import runtimes
 from llmstudy.attention import prove
-from llmstudy.failures import attempted
 from llmstudy.measure import conditions, footprint
 from llmstudy.measure.bandwidth import copy_bandwidth_gb_s
 from llmstudy.measure.energy import EnergyMeter
@@ -38,14 +37,9 @@ def measure(session: Session) -> dict:
     log(f"loaded in {load_s:.1f} s; copy bandwidth {bandwidth:.0f} GB/s")
     meter = EnergyMeter(session.device)
     samples["energy_source"] = meter.source
-    for number, workload in enumerate(session.settings["workloads"], 1):
-        log(f"workload {number}/{len(session.settings['workloads'])}: {workload}")
-        measured = attempted(partial(measure_workload, session, model, workload, meter))
-        entry = {"workload": workload} | measured
-        log(f"  {entry['status']} {entry['reason']}")
-        samples["workloads"].append(entry)
-        session.free()
-        session.save(samples)
+    for workload in session.settings["workloads"]:
+        measured = partial(measure_workload, session, model, workload, meter)
+        session.piece(samples, "workloads", {"workload": workload}, measured)
     return samples
 
 

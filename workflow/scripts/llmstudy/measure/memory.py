@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from llmstudy import runtimes
-from llmstudy.failures import attempted
 from llmstudy.measure import footprint, gpu
 from llmstudy.measure.prompts import prompt_batch
-from llmstudy.measure.session import Session, log
+from llmstudy.measure.session import Session
 
 
 def measure(session: Session) -> dict:
@@ -31,12 +30,8 @@ def measure(session: Session) -> dict:
     session.save(samples)
     for workload in session.settings["workloads"]:
         # An out-of-memory workload locates the limit; the others still count.
-        measured = attempted(partial(measure_workload, session, model, workload, probe))
-        entry = {"workload": workload} | measured
-        log(f"{workload}: {entry['status']} {entry['reason']}")
-        samples["workloads"].append(entry)
-        session.free()
-        session.save(samples)
+        measured = partial(measure_workload, session, model, workload, probe)
+        session.piece(samples, "workloads", {"workload": workload}, measured)
     return samples
 
 

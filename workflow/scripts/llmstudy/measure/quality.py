@@ -6,11 +6,12 @@ keys are ``<corpus>/<protocol>/<quantity>``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from llmstudy.failures import classify
 from llmstudy.measure.reference import logprobs_file, renormalise, top5_file
 from llmstudy.measure.scoring import score, true_token
 from llmstudy.measure.session import Session, log
@@ -27,22 +28,26 @@ def measure(session: Session) -> dict:
         for number, protocol in enumerate(session.settings["protocols"]):
             name = protocol_name(protocol, session.settings["bos"])
             reference = Reference.open(session, corpus) if number == 0 else None
-            entry = {"corpus": corpus, "protocol": name, "words": stream.words, "utf8_bytes": stream.utf8_bytes}
-            try:
-                found = measure_protocol(session, model, stream, protocol, reference)
-                entry |= {"status": "ok", "reason": "", "tokens": len(found["nll"])}
-                entry |= {f"mean_{key}": float(np.mean(values)) for key, values in found.items()}
-                found["document"] = stream.document[1:]
-                arrays |= {f"{corpus}/{name}/{key}": values for key, values in found.items()}
-            except Exception as error:  # a window that does not fit must not cost the other protocols
-                status, reason = classify(error)
-                entry |= {"status": status, "reason": reason}
-            log(f"{corpus} {name}: {entry['status']} {entry['reason']}")
-            samples["protocols"].append(entry)
-            replace_arrays(session.artifacts / "arrays.npz", arrays)
-            session.save(samples)
-            session.free()
+            about = {"corpus": corpus, "protocol": name, "words": stream.words, "utf8_bytes": stream.utf8_bytes}
+            measured = partial(measure_protocol, session, model, stream, protocol, reference)
+            # A window that does not fit must not cost the other protocols.
+            run = partial(keep, session.artifacts, arrays, f"{corpus}/{name}", stream, measured)
+            session.piece(samples, "protocols", about, run)
     return samples
+
+
+def keep(
+    folder: Path,
+    arrays: dict[str, np.ndarray],
+    key: str,
+    stream: TokenStream,
+    measured: Callable[[], dict[str, np.ndarray]],
+) -> dict:
+    """Put what was measured per token into ``arrays`` and their file; give its length and its means."""
+    found = measured()
+    arrays |= {f"{key}/{what}": values for what, values in found.items()} | {f"{key}/document": stream.document[1:]}
+    replace_arrays(folder / "arrays.npz", arrays)
+    return {"tokens": len(found["nll"])} | {f"mean_{what}": float(np.mean(values)) for what, values in found.items()}
 
 
 def measure_protocol(

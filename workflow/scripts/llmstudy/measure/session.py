@@ -13,6 +13,7 @@ from pathlib import Path
 
 from llmstudy import attention, precisions, provenance
 from llmstudy.errors import StudyError, Unsupported
+from llmstudy.failures import attempted
 from llmstudy.measure.prompts import calibration_ids
 from llmstudy.sources.weights import open_weights
 
@@ -143,6 +144,18 @@ class Session:
             import torch
 
             torch.cuda.empty_cache()
+
+    def piece(self, samples: dict, name: str, about: dict, run: Callable[[], dict]) -> None:
+        """Measure one of the pieces ``samples[name]``; ``about`` says which.
+
+        One that fails keeps its status and reason, and costs none of the others.
+        """
+        log(f"{name} {len(samples[name]) + 1}: {about}")
+        entry = about | attempted(run)
+        log(f"  {entry['status']} {entry['reason']}")
+        samples[name].append(entry)
+        self.free()
+        self.save(samples)
 
     def corpus_documents(self, name: str) -> list[str]:
         """The documents of a fetched corpus, in order."""

@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmstudy.errors import StudyError
-from llmstudy.failures import attempted
 from llmstudy.measure.quality import replace_arrays
-from llmstudy.measure.session import Session, log
+from llmstudy.measure.session import Session
 from llmstudy.sources.tasks import load, open_manager
 
 if TYPE_CHECKING:
@@ -46,12 +45,7 @@ def measure(session: Session) -> dict:
     samples: dict = {"lm_eval": metadata.version("lm-eval"), "tasks": []}
     arrays: dict[str, np.ndarray] = {}
     for name in session.settings["tasks"]:
-        entry = {"task": name} | attempted(partial(measure_task, session, model, manager, name, arrays))
-        log(f"{entry}")
-        samples["tasks"].append(entry)
-        replace_arrays(session.artifacts / "arrays.npz", arrays)
-        session.save(samples)
-        session.free()
+        session.piece(samples, "tasks", {"task": name}, partial(measure_task, session, model, manager, name, arrays))
     return samples
 
 
@@ -82,7 +76,7 @@ def wrap(session: Session, model) -> HFLM:
 
 
 def measure_task(session: Session, model: HFLM, manager, name: str, arrays: dict[str, np.ndarray]) -> dict:
-    """Evaluate one task or group and add its documents to ``arrays``."""
+    """Evaluate one task or group, add its documents to ``arrays`` and replace the file of these."""
     import lm_eval
 
     try:
@@ -107,6 +101,7 @@ def measure_task(session: Session, model: HFLM, manager, name: str, arrays: dict
         rows += found
         metrics.add(metric)
     arrays |= {f"{name}/{key}": values for key, values in columns(rows).items()}
+    replace_arrays(session.artifacts / "arrays.npz", arrays)
     return {"metric": " and ".join(sorted(metrics)), "documents": len(rows), "scores": scores(results["results"])}
 
 
