@@ -157,21 +157,23 @@ QUIET = {"load_average": 0.5, "cores": 8}
 
 
 @pytest.mark.parametrize(
-    ("after", "steady", "told"),
+    ("before", "after", "steady", "told"),
     [
-        (QUIET, True, []),
-        (QUIET, False, ["not steady"]),
-        (QUIET | {"gpu": {"foreign_processes": 2}}, True, ["2 other GPU processes"]),
-        (QUIET | {"gpu": {"throttle_reasons": 0x1}}, True, []),  # idle is no disturbance
-        (
-            QUIET | {"gpu": {"throttle_reasons": 0x44}},
-            True,
-            ["throttled: power cap", "throttled: hardware thermal slowdown"],
-        ),
+        ({}, {}, True, []),
+        ({}, {}, False, ["not steady"]),
+        ({}, {"foreign_processes": 2}, True, ["2 other GPU processes"]),
+        ({"foreign_processes": 1}, {"foreign_processes": 0}, True, ["1 other GPU processes"]),
+        ({}, {"throttle_reasons": 0x1}, True, []),  # idle is no disturbance
+        ({"throttle_reasons": 0x4}, {"throttle_reasons": 0x40}, True,
+         ["throttled: power cap", "throttled: hardware thermal slowdown"]),
+        ({"sm_clock_mhz": 1980}, {"sm_clock_mhz": 1800}, True, []),
+        ({"sm_clock_mhz": 1980}, {"sm_clock_mhz": 1700}, True, ["SM clock fell from 1980 to 1700 MHz"]),
     ],
-)
-def test_disturbances_are_flagged(after, steady, told):
-    assert conditions.flags(after, steady) == told
+)  # fmt: skip
+def test_disturbances_are_flagged(before, after, steady, told):
+    assert conditions.flags(QUIET | {"gpu": before}, QUIET | {"gpu": after}, steady) == told
+    if not before | after:
+        assert conditions.flags(QUIET, QUIET, steady) == told  # no GPU
 
 
 def test_more_load_than_our_own_threads_is_somebody_else_s():

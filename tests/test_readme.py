@@ -182,7 +182,7 @@ def test_every_status_is_explained():
 
 
 def test_columns_and_verdicts_exist():
-    from llmstudy.tables.common import IDENTITY
+    from llmstudy.statistics.columns import SHARED
 
     there = texts(LIBRARY / "tables") | texts(LIBRARY / "statistics")
     about = pages.section(README, "Read the results")
@@ -191,7 +191,7 @@ def test_columns_and_verdicts_exist():
     assert all(f'/{row[0].strip("`")}"' in made for row in tables)
     columns = {column for row in tables for column in re.findall(r"`(\w+)`", row[2])}
     assert len(columns) > 25 and columns <= there
-    assert set(IDENTITY) <= set(pages.code_spans(about))
+    assert set(SHARED) <= set(pages.code_spans(about))
     assert {"better", "worse", "mixed", "not distinguishable"} <= there
     schema = yaml.safe_load(pages.read("workflow/schemas/config.schema.yaml"))
     extras = re.search(r"With \[`extras`\].*?\n\n", about, re.S)[0]

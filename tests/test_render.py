@@ -14,9 +14,10 @@ from conftest import REPOSITORY
 from llmstudy import studies
 from llmstudy.figures import FIGURES
 from llmstudy.rendering import answer, diagrams, findings, machine, markdown, report
+from llmstudy.statistics import columns
+from llmstudy.statistics.phrases import number
 from llmstudy.tables import latency, memory, provenance, quality, samples
 from llmstudy.tables import text as text_table
-from llmstudy.ties.rows import number
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -179,7 +180,7 @@ def test_predicted_capacity_stands_beside_what_verified_it(tmp_path):
     assert "Predictions run on the device: 1 of 2 held" in text
     assert (
         f"Missed: `llama-2-7b` `{missed['precision']}` ({missed['attention']}, {missed['runtime']}) at 2048 tokens was "
-        f"predicted to fit {missed['largest_batch']}; 17 ran, 18 did not."
+        f"predicted to fit {missed['largest_batch']:.0f}; 17 ran, 18 did not."
     ) in text
     assert r"1 not verified: `unsupported`: no \*such\* kernel." in text
     block = next(block for block in tables(text) if "verified: ran" in block[0])
@@ -195,8 +196,8 @@ def test_a_study_of_which_nothing_ran_renders(tmp_path):
             continue
         table = pd.read_csv(path)
         kept = [
-            *latency.IDENTITY,
-            *latency.WORKLOAD,
+            *columns.SHARED,
+            *columns.WORKLOAD,
             "corpus",
             "protocol",
             "prompt",

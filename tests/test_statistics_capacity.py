@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from llmstudy.errors import StudyError
 from llmstudy.statistics.capacity import (
-    capacities,
     capacity_table,
     fit_memory,
     measured_frontier,
@@ -52,16 +51,15 @@ def test_the_largest_workload_is_that_of_exhaustive_search(device_gib, size):
     model = fit_memory(memory_rows())
     batches = [batch for batch in range(1, 7000) if law(batch, size) <= device_gib]
     assert model.largest_batch(size, device_gib) == (max(batches) if batches else 0)
-    contexts = np.arange(1, 200_000)
-    fits = contexts[law(size, contexts) <= device_gib]
-    assert model.largest_context(size, device_gib) == (fits.max() if len(fits) else 0)
 
 
 def test_a_model_that_does_not_load_fits_no_batch():
     model = fit_memory(memory_rows().assign(peak_load_gib=20.0))
-    assert model.largest_batch(128, 19.9) == 0 and model.largest_context(1, 19.9) == 0
+    assert model.largest_batch(128, 19.9) == 0
     assert model.largest_batch(128, 20.0) > 0
     assert model.peak_gib(1, 1) == 20.0
+    # While loading on a CPU the process holds pages of the weight file that the kernel can take back.
+    assert fit_memory(memory_rows().assign(peak_load_gib=20.0, device="cpu")).largest_batch(128, 19.9) > 0
 
 
 def test_the_table_stands_just_below_and_just_above_the_frontier():
@@ -69,6 +67,7 @@ def test_the_table_stands_just_below_and_just_above_the_frontier():
     assert table["fits_gib"].iloc[0] <= 24.0 < table["too_large_gib"].iloc[0]
     assert table["first_too_large"].iloc[0] == table["largest_batch"].iloc[0] + 1
     assert table["largest_batch"].iloc[1] == 0 and math.isnan(table["fits_gib"].iloc[1])
+    assert (table["fitted_rows"] == 9).all() and (table["residual_gib"] < 1e-9).all()
 
 
 def test_noise_below_the_accounted_memory_never_makes_a_term_negative():
@@ -113,10 +112,3 @@ def test_the_measured_frontier_locates_out_of_memory():
     found = measured_frontier(rows).set_index("context_tokens")
     assert found.loc[128].tolist() == [8, 16]
     assert found.loc[1024, "largest_ok"] == 1 and math.isnan(found.loc[1024, "smallest_oom"])
-
-
-def test_capacities_of_a_table_leave_out_what_was_not_measured():
-    failed = memory_rows().assign(precision="fp32", status="oom", peak_decode_gib=math.nan, peak_prefill_gib=math.nan)
-    found = capacities(pd.concat([memory_rows(), failed]), [1024], 24.0)
-    assert found["precision"].tolist() == ["bf16"] and found["context_tokens"].tolist() == [1024]
-    assert capacities(failed, [1024], 24.0).empty

@@ -12,7 +12,9 @@ LIMITS = {"tpot_percent": 5.0, "memory_percent": 2.0, "ppl_percent": 0.5}
 PRECISIONS = ("bf16", "int8", "nf4")
 
 
-def write_study(folder, *, tpot=1.0, memory=1.0, nll=0.0, repeats=4, arrays=True, seed=0, spread=0.02, status=None):
+def write_study(
+    folder, *, tpot=1.0, memory=1.0, nll=0.0, repeats=4, arrays=True, seed=0, spread=0.02, status=None, device="cuda"
+):
     """A study of three precisions; factors apply to int8 alone. Returns its folder."""
     rng = np.random.default_rng(seed)
     document = np.repeat(np.arange(12), 50)
@@ -21,17 +23,28 @@ def write_study(folder, *, tpot=1.0, memory=1.0, nll=0.0, repeats=4, arrays=True
     for precision in PRECISIONS:
         changed = precision == "int8"
         shared = {"study": folder.name, "model": "m", "precision": precision, "attention": "sdpa", "runtime": "eager"}
+        shared |= {"device": device, "weights": "real"}
         shared |= {"status": status if changed and status else "ok", "reason": "too large" if status else ""}
         workload = {"batch": 1, "prompt_tokens": 128, "new_tokens": 32}
         for repeat in range(repeats):
             tpot_ms = 20 * (tpot if changed else 1) * np.exp(spread * rng.standard_normal())
             latency.append(shared | workload | {"repeat": repeat, "tpot_ms": tpot_ms, "ttft_ms": 50 + rng.random()})
-        memories.append(shared | workload | {"peak_decode_gib": 7 * (memory if changed else 1)})
+        sizes = {"peak_decode_gib": 7 * (memory if changed else 1), "weights_gib": 6.0}
+        memories.append(shared | workload | sizes)
         losses = level + 0.001 * rng.standard_normal(600) + (nll if changed else 0)
         kl = np.full(600, 0.01) + np.abs(nll if changed else 0) + 1e-5 * rng.standard_normal(600)
         top1 = rng.random(600) < 0.95
         ppl = math.exp(losses.mean())
-        row = {"corpus": "wiki", "protocol": "w1024", "ppl": ppl, "ppl_low": ppl * 0.8, "ppl_high": ppl * 1.2}
+        row = {
+            "corpus": "wiki",
+            "protocol": "w1024",
+            "tokens": 600,
+            "words": 450,
+            "utf8_bytes": 2700,
+            "ppl": ppl,
+            "ppl_low": ppl * 0.8,
+            "ppl_high": ppl * 1.2,
+        }
         row |= {"kl_nats": kl.mean(), "top1_agreement": top1.mean(), "top1_low": 0.93, "top1_high": 0.97}
         quality.append(shared | row)
         stored = {"nll": losses, "kl": kl[:300], "top1": top1[:300].astype(np.float32), "document": document}
@@ -141,6 +154,54 @@ def test_a_perplexity_that_is_no_number_any_more_is_a_failure(tmp_path):
     table.to_csv(after / "quality.csv", index=False)
     failures = compare_studies(before, after, LIMITS)[1]
     assert len(failures) == 1 and "nan now" in failures[0]
+
+
+def changed(folder, file, **columns):
+    """Rewrite columns of int8 in a table of a study."""
+    table = pd.read_csv(folder / file)
+    table.loc[table["precision"] == "int8", list(columns)] = list(columns.values())
+    table.to_csv(folder / file, index=False)
+    return folder
+
+
+def test_a_figure_or_a_process_that_is_lost_is_a_failure(tmp_path):
+    before, after = write_study(tmp_path / "before"), write_study(tmp_path / "after")
+    changed(after, "memory.csv", peak_decode_gib=math.nan)
+    changed(after, "latency.csv", ttft_ms=math.nan)
+    latency = pd.read_csv(after / "latency.csv").astype({"reason": object})
+    latency.loc[(latency["precision"] == "int8") & (latency["repeat"] > 0), ["status", "reason"]] = ["oom", "full"]
+    latency.to_csv(after / "latency.csv", index=False)
+    failures = compare_studies(before, after, LIMITS)[1]
+    lost, ttft, memory = (failure.split("): ")[1] for failure in failures)
+    assert lost == "3 of 4 processes oom now: full" and memory == "memory_gib was 7, nan now"
+    assert ttft.startswith("ttft_ms was 50.") and ttft.endswith(", nan now")
+
+
+def test_another_text_is_not_compared(tmp_path):
+    before, after = write_study(tmp_path / "before"), changed(write_study(tmp_path / "after"), "quality.csv", words=451)
+    table, failures = compare_studies(before, after, LIMITS)
+    assert len(failures) == 1 and "not the text of the baseline" in failures[0]
+    assert set(table.loc[table["quantity"] == "ppl", "precision"]) == {"bf16", "nf4"}
+
+
+def test_a_perplexity_without_an_interval_is_held_to_its_limit(tmp_path):
+    baseline = {"arrays": False}
+    before, after = (write_study(tmp_path / name, **baseline) for name in ("before", "after"))
+    ppl = pd.read_csv(after / "quality.csv").set_index("precision")["ppl"]["int8"]
+    for folder in (before, after):
+        changed(folder, "quality.csv", ppl_low=math.nan, ppl_high=math.nan)
+    assert compare_studies(before, after, LIMITS)[1] == []
+    failures = compare_studies(before, changed(after, "quality.csv", ppl=2.7 * ppl), LIMITS)[1]
+    assert len(failures) == 1 and "ppl" in failures[0] and "+170 % where 0.5 % is allowed" in failures[0]
+
+
+def test_on_a_cpu_the_weights_are_compared_and_not_a_noisy_peak(tmp_path):
+    table, failures = compared(tmp_path, baseline={"device": "cpu"}, memory=1.5, device="cpu")
+    assert failures == [] and "memory_gib" not in set(table["quantity"])
+    table, failures = compare_studies(
+        tmp_path / "before", changed(tmp_path / "after", "memory.csv", weights_gib=6.3), LIMITS
+    )
+    assert len(failures) == 1 and "weights_gib 6 -> 6.3, +5 % where 2 % is allowed" in failures[0]
 
 
 def test_missing_and_empty_studies_are_user_errors(tmp_path):

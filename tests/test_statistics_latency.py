@@ -151,7 +151,7 @@ def test_pooling_makes_two_repeats_enough_where_they_alone_say_nothing():
     configurations = [[72.0, 79.0], [45.0, 48.0], [80.0, 83.0], [43.0, 45.0], [72.0, 70.0]]
     reference, candidate = configurations[:2]
     noise = pooled_noise(configurations)
-    assert ratio(reference, candidate).low < 1 < ratio(reference, candidate, noise).low
+    assert ratio(reference, candidate).low < 1 < ratio(reference, candidate, noise, noise).low
     assert not math.isnan(process_interval(reference, noise).low)
 
 
@@ -168,7 +168,8 @@ def test_pooled_intervals_cover_also_where_one_configuration_is_noisier(factor, 
     for _ in range(400):
         spread = np.array([0.05, 0.05 * factor] + [0.05] * 8)
         samples = np.exp(spread[:, None] * rng.standard_normal((10, 2)))
-        found = ratio(samples[0], samples[1], pooled_noise(samples))
+        noise = pooled_noise(samples)
+        found = ratio(samples[0], samples[1], noise, noise)
         covered += found.low <= 1 <= found.high
     assert least <= covered / 400
 
@@ -176,9 +177,10 @@ def test_pooled_intervals_cover_also_where_one_configuration_is_noisier(factor, 
 def test_a_single_process_takes_the_noise_of_the_others():
     """The pool of ln 1, ln 1.1 and ln 1, ln 0.9 has two degrees of freedom: t = 4.303, for one process and for 1/1."""
     noise = pooled_noise([[50.0, 55.0], [70.0, 63.0]])
-    own, against = process_interval([72.0], noise), ratio([72.0], [36.0], noise)
+    own, against = process_interval([72.0], noise), ratio([72.0], [36.0], noise, noise)
     assert (own.value, own.high / own.value) == pytest.approx((72.0, math.exp(4.302653 * noise.sd)))
     assert against.high / against.value == pytest.approx(math.exp(4.302653 * noise.sd * math.sqrt(2)))
+    assert math.isnan(ratio([72.0], [36.0], noise).low), "noise of one side is not lent to the other"
 
 
 def test_two_noises_give_welch_s_degrees_of_freedom():

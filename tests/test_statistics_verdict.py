@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from llmstudy.errors import StudyError
 from llmstudy.statistics.noise import shared_noise
+from llmstudy.statistics.phrases import percent
 from llmstudy.statistics.recommend import recommend
 from llmstudy.statistics.summary import Focus, summarise
 from llmstudy.statistics.verdict import judge
@@ -26,6 +27,7 @@ def row(precision, tpot, memory, ratio, *, p=SURE, spread=0.01, quality_spread=0
     columns |= {"speedup": speedup, "speedup_low": speedup * 0.99, "speedup_high": speedup * 1.01, "speedup_p": p}
     columns |= {"memory_gib": memory, "memory_ratio": memory / base[1], "ppl_ratio": ratio, "top1_agreement": 0.97}
     columns |= {"ppl_ratio_low": ratio * math.exp(-quality_spread), "ppl_ratio_high": ratio * math.exp(quality_spread)}
+    columns["ppl_ratio_p"] = math.erfc(abs(math.log(ratio)) / (quality_spread / 1.96) / math.sqrt(2))  # normal
     return columns | changes
 
 
@@ -110,7 +112,7 @@ def test_random_weights_and_broken_models():
 def test_missing_columns():
     table = pd.DataFrame([BASE, row("a", 10.0, 7.0, 1.0)])
     found = judge(table.drop(columns=["ppl_ratio", "top1_agreement", "reason"]), REFERENCE, SMALLEST)
-    assert found["verdict"][1] == "better" and found["pareto"].tolist() == [False, True]
+    assert found["verdict"][1] == "undecided" and found["pareto"].tolist() == [False, True]
     with pytest.raises(StudyError, match="column runtime is missing"):
         judge(table.drop(columns="runtime"), REFERENCE, SMALLEST)
     assert "verdict" not in table
@@ -161,12 +163,67 @@ def test_a_loss_that_nobody_allowed_is_not_taken():
     rows = [row("int8", 12.0, 7.0, 1.001), row("nf4", 8.0, 4.0, 1.2), row("unchecked", 7.0, 4.0, math.nan)]
     rows[2]["top1_agreement"] = math.nan
     found = recommended(*rows)
-    assert found["precision"] == "int8" and "the fastest by TPOT of 2 without a loss of quality" in found["sentence"]
-    assert "Left out: 2 that lose quality" in found["sentence"]
+    assert found["precision"] == "int8"
+    assert "the fastest by TPOT of 2 without a shown loss of quality" in found["sentence"]
+    assert found["sentence"].endswith(
+        " Left out: 1 with a loss of quality, which no limit in the config allows; 1 whose quality is not known."
+    )
+    within = recommended(*rows, limits={"memory_gib": 8.0})
+    assert "the only configuration within the limits and without a shown loss of quality" in within["sentence"]
     assert recommended(*rows, limits={"ppl_loss_percent": 30.0})["precision"] == "nf4"
     forced = recommended(rows[1], limits={"memory_gib": 5.0})
-    assert forced["precision"] == "nf4" and "Each choice within the limits loses quality" in forced["sentence"]
+    assert forced["precision"] == "nf4" and "Each choice loses quality" in forced["sentence"]
     assert recommended(*rows, limits={"top1_agreement": 0.9})["precision"] == "nf4"
+
+
+def test_where_each_choice_loses_quality_the_least_loss_is_taken():
+    rows = [row("int8", 12.0, 7.0, 1.008), row("nf4", 11.5, 5.0, 1.01), row("fp4", 11.0, 4.0, 1.57)]
+    found = recommended(*rows, limits={"memory_gib": 8.0})
+    assert found["precision"] == "nf4" and "within the limits and with the least loss of quality" in found["sentence"]
+    unknown = [line | {"ppl_ratio": math.nan, "ppl_ratio_p": math.nan} for line in rows]
+    found = recommended(*unknown, limits={"memory_gib": 8.0})
+    assert found["precision"] == "fp4" and found["sentence"].endswith(" Their quality is not known.")
+
+
+NO_INTERVAL = {"ppl_ratio_low": math.nan, "ppl_ratio_high": math.nan, "ppl_ratio_p": math.nan}
+
+
+def test_a_loss_without_an_interval_is_neither_shown_nor_overlooked():
+    found = judged(row("fp4", 10.0, 4.0, 1.8, **NO_INTERVAL), row("int8", 10.0, 7.0, 1.001, **NO_INTERVAL))
+    assert found["verdict"].drop("bf16").tolist() == ["undecided", "better"]
+    assert "PPL undecided: +80 % (no interval)" in found["verdict_reason"]["fp4"]
+    assert recommended(row("fp4", 10.0, 4.0, 1.8, **NO_INTERVAL))["precision"] == "bf16"
+
+
+def test_a_quality_that_could_not_be_measured_leaves_the_verdict_undecided():
+    broken = row("int8", 10.0, 7.0, math.nan, reason="quality: 7 of 100 tokens are not finite")
+    found = judged(broken)
+    assert found["verdict"]["int8"] == "undecided" and "not finite" in found["verdict_reason"]["int8"]
+
+
+def test_the_interval_of_a_loss_is_told():
+    wide = row("fp4", 10.0, 4.0, 1.10, quality_spread=0.2)
+    assert "PPL loss 10 % (95 % -9.94 to 34.4)" in recommended(wide)["sentence"]
+    limited = recommended(wide, limits={"ppl_loss_percent": 20.0})
+    assert "though the interval of PPL loss reaches 34.4 %" in limited["sentence"]
+
+
+def test_quality_counts_once_per_precision_in_its_family():
+    rows = [row("int8", 10.0, 7.0, 1.01, quality_spread=0.0085), row("nf4", 10.0, 4.0, 1.2)]
+    alone = judge(pd.DataFrame([BASE, *rows]), REFERENCE, SMALLEST).set_index("precision")
+    kernels = [line | {"attention": kernel} for kernel in ("eager", "sdpa", "flash") for line in (BASE, *rows)]
+    crowd = judge(pd.DataFrame(kernels), REFERENCE, SMALLEST)
+    assert 0.01 < alone["ppl_ratio_p_holm"]["int8"] < 0.05
+    assert crowd.loc[crowd["precision"] == "int8", "ppl_ratio_p_holm"].tolist() == pytest.approx(
+        3 * [alone["ppl_ratio_p_holm"]["int8"]]
+    )
+    assert crowd.loc[crowd["precision"] == "bf16", "ppl_ratio_p_holm"].isna().all()
+
+
+def test_large_changes_are_told_without_exponents():
+    assert [percent(ratio) for ratio in (1.0186, 1.996, 4.0, 0.5, 40.0)] == [
+        "+1.9 %", "+100 %", "+300 %", "-50 %", "x 40"
+    ]  # fmt: skip
 
 
 def test_a_tie_in_speed_goes_to_quality_then_memory():
@@ -176,6 +233,10 @@ def test_a_tie_in_speed_goes_to_quality_then_memory():
     found = recommended(*rows, limits=limits)
     assert found["precision"] == "c"
     assert "not distinguishable in speed from a (sdpa, eager) (10 ms) and lower in PPL" in found["sentence"]
+    trap = [row("A", 10.0, 7.0, 1.006), row("B", 10.2, 9.0, 1.0), row("C", 10.1, 9.0, 1.0049)]
+    found = recommended(*trap, limits=limits)
+    assert found["precision"] == "C"
+    assert "at most 3 % slower than A (sdpa, eager) (10 ms) and lower in PPL" in found["sentence"]
     narrow = [line | {"tpot_low_ms": line["tpot_ms"] * 0.999, "tpot_high_ms": line["tpot_ms"] * 1.001} for line in rows]
     assert recommended(*narrow, limits=limits)["precision"] == "a"
 
@@ -214,6 +275,7 @@ def test_the_reference_may_be_the_answer_and_everything_may_fail():
     found = recommend(table, REFERENCE, {}, SMALLEST).iloc[0]
     assert found["sentence"] == "No configuration was measured (bf16 (sdpa, eager): oom, a (sdpa, eager): timeout)."
     assert found["precision"] == "" and not found["meets_limits"]
+    assert found[["device", "status"]].tolist() == ["d", "oom"]
 
 
 def test_random_weights_are_chosen_by_speed_and_memory():
@@ -243,7 +305,8 @@ def tables():
             memory.append(shared | workload | {"weights_gib": peak - 1, "peak_load_gib": 0.0, "peak_decode_gib": peak})
         if runtime == "eager":
             graded = {"corpus": "wiki", "protocol": "w1024", "ppl": 20.0, "ppl_ratio": 1.01, "kl_nats": 0.02}
-            quality.append(shared | graded | {"ppl_ratio_low": 1.0, "ppl_ratio_high": 1.02, "top1_agreement": 0.95})
+            graded["top1_agreement"] = 0.95
+            quality.append(shared | graded | {"ppl_ratio_low": 1.0, "ppl_ratio_high": 1.02, "ppl_ratio_p": 0.05})
     return pd.DataFrame(latency), pd.DataFrame(memory), pd.DataFrame(quality)
 
 
@@ -261,6 +324,8 @@ def test_summary_joins_the_tables_at_the_focus():
     assert fast["ppl_ratio"] == 1.01 and fast["quality_from"] == "sdpa, eager"
     assert found.loc[("int8", "eager"), "quality_from"] == ""
     assert found.loc[("int8", "eager"), "flags"] == "clocks; load"
+    base = found.loc[("bf16", "eager")]
+    assert base["speedup"] == 1 and base[["speedup_low", "speedup_high", "speedup_p"]].isna().all()
     lost = found.loc[("fp32", "eager")]
     assert (lost["status"], lost["reason"], lost["repeats"]) == ("oom", "too large", 0)
     assert math.isnan(lost["tpot_ms"]) and math.isnan(lost["speedup"])

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from llmstudy import records
+from llmstudy.statistics.columns import SHARED
 from llmstudy.tables import latency, memory, quality, samples, summary, text
-from llmstudy.tables.common import IDENTITY, read_table
+from llmstudy.tables.common import read_table
 
 GIB = 2**30
 WORKLOADS = [
@@ -59,7 +60,7 @@ def table(module, paths, tmp_path, *arguments):
     output = tmp_path / f"{module.__name__.rsplit('.', 1)[-1]}.csv"
     module.write(paths, *arguments, output)
     frame = read_table(output)
-    assert list(frame.columns) == module.COLUMNS and list(frame.columns[: len(IDENTITY)]) == IDENTITY
+    assert list(frame.columns) == module.COLUMNS and list(frame.columns[: len(SHARED)]) == SHARED
     return frame
 
 
@@ -280,6 +281,7 @@ def scored(nll, protocol="w64-s32", **more):
     nll = np.asarray(nll, dtype=np.float32)
     document = np.repeat(np.arange(10), len(nll) // 10).astype(np.int32)
     entry = {"corpus": "text", "protocol": protocol, "status": "ok", "reason": "", "words": 50, "utf8_bytes": 400}
+    entry["tokens"] = len(nll)
     arrays = {"nll": nll, "document": document} | more
     return entry, {f"text/{protocol}/{key}": values for key, values in arrays.items()}
 
@@ -295,7 +297,7 @@ def test_every_convention_comes_from_the_same_loss(record, tmp_path):
     assert row["byte_ppl"] == pytest.approx(math.exp(250 / 400), rel=1e-5)
     assert row["bits_per_byte"] == pytest.approx(250 / 400 / math.log(2), rel=1e-5)
     assert row["ppl_low"] < row["ppl"] < row["ppl_high"]
-    assert row["ppl_ratio"] == pytest.approx(1.0)  # the reference against itself
+    assert math.isnan(row["ppl_ratio"])  # a run against itself says nothing
     assert math.isnan(row["kl_nats"])  # nothing was compared
 
 
@@ -318,7 +320,24 @@ def test_differences_are_paired_with_the_reference(record, tmp_path):
         row["kl_tokens"] == 80 and row["kl_nats"] == pytest.approx(0.25) and row["kl_max_nats"] == pytest.approx(0.25)
     )
     assert row["top1_agreement"] == pytest.approx(0.75) and row["top5_overlap"] == pytest.approx(0.8)
-    assert only(frame, precision="fp32")["ppl_ratio"] == pytest.approx(1.0)
+    assert row["ppl_ratio_p"] < 1e-6
+    assert only(frame, precision="fp32")[["ppl_ratio", "delta_nll", "delta_p_rms"]].isna().all()
+
+
+@pytest.mark.parametrize("other", ["shorter", "other words", "other documents"])
+def test_another_text_than_the_reference_s_keeps_its_perplexity_alone(record, tmp_path, other):
+    settings = SETTINGS | {"protocols": PROTOCOLS[:1]}
+    reference, arrays = scored(np.full(200, 2.0))
+    paths = [record("quality", {"protocols": [reference]}, "fp32", settings, arrays=arrays)]
+    entry, arrays = scored(np.full(100 if other == "shorter" else 200, 3.0))
+    if other == "other words":
+        entry["words"] = 51
+    if other == "other documents":
+        arrays["text/w64-s32/document"] = arrays["text/w64-s32/document"][::-1]
+    paths.append(record("quality", {"protocols": [entry]}, "nf4", settings, arrays=arrays))
+    row = only(table(quality, paths, tmp_path, "fp32"), precision="nf4")
+    assert (row["status"], row["reason"]) == ("error", quality.OTHER_TEXT)
+    assert row["nll"] == 3.0 and row[["ppl_ratio", "delta_nll", "kl_nats"]].isna().all()
 
 
 def test_a_failed_protocol_has_a_row_and_no_perplexity(record, tmp_path):

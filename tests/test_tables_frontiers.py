@@ -5,6 +5,7 @@ import json
 import extra_jobs
 import pandas as pd
 import pytest
+from llmstudy.provenance import device_memory_gib
 from llmstudy.tables import capacity, crossover
 from llmstudy.tables.latency import COLUMNS as LATENCY
 
@@ -193,4 +194,4 @@ def test_a_verification_that_failed_says_so_where_it_would_stand(tmp_path):
     ],
 )
 def test_size_of_the_device(provenance, size):
-    assert capacity.size_of({"provenance": provenance}) == size
+    assert device_memory_gib(provenance) == size

@@ -33,6 +33,11 @@ def of_repository() -> dict:
     return {"git_commit": commit, "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
 
 
+def device_memory_gib(found: dict) -> float:
+    """Memory of what a process measured on, from its provenance: of one GPU, else of the host; infinite if unknown."""
+    return found.get("gpu", {}).get("memory_gib") or found.get("host_memory_gib") or float("inf")
+
+
 def of_process(device: str) -> dict:
     """Versions, CPU, threads and, on CUDA, the GPU of this process. Imports torch."""
     import torch

@@ -83,7 +83,8 @@ def rounded_parts(study: Study) -> pd.DataFrame:
     """Measured rows of sensitivity.csv, with the 95 % interval of the divergence: ``kl_low_nats``, ``kl_high_nats``.
 
     Student's t with the standard error over the table's blocks ("8 documents" are 7 degrees of freedom). A divergence
-    is never negative, so the low end is at least 0; both are NaN where the text was too short for a standard error.
+    is never negative, so the low end is at least 0, unless rounding left the mean itself below; both are NaN where the
+    text was too short for a standard error.
     """
     table = study.table("sensitivity")
     if table.empty:
@@ -91,4 +92,5 @@ def rounded_parts(study: Study) -> pd.DataFrame:
     rows = table[(table["status"] == "ok") & table["kl_nats"].notna()]
     blocks = rows["blocks"].astype(str).str.extract(r"^(\d+)", expand=False).astype(float)
     half = rows["kl_se_nats"] * [critical_value(max(int(number) - 1, 1)) for number in blocks]
-    return rows.assign(kl_low_nats=(rows["kl_nats"] - half).clip(lower=0), kl_high_nats=rows["kl_nats"] + half)
+    low = (rows["kl_nats"] - half).clip(lower=rows["kl_nats"].clip(upper=0))
+    return rows.assign(kl_low_nats=low, kl_high_nats=rows["kl_nats"] + half)

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from llmstudy import selection
 from llmstudy.figures import style
+from llmstudy.statistics.phrases import number
 from llmstudy.studies import Study
-from llmstudy.ties.rows import number
 
 HEADLINE = "│ floor: bytes of weights and KV cache that a step must read ÷ measured copy bandwidth   ○ eager   □ graph"
 

@@ -7,10 +7,11 @@ from matplotlib.figure import Figure
 
 from llmstudy import selection
 from llmstudy.figures import style
+from llmstudy.provenance import device_memory_gib
 from llmstudy.statistics.capacity import peak_gib
 from llmstudy.statistics.columns import CONFIGURATION
+from llmstudy.statistics.phrases import number
 from llmstudy.studies import Study
-from llmstudy.ties.rows import number
 
 COMPONENTS = {
     "linears_gib": "linears",
@@ -24,6 +25,7 @@ COMPONENTS = {
 VISIBLE = 0.003
 # A device's limit far beyond the bars would squeeze them.
 LIMIT_SHOWN_UP_TO = 2.5
+WRITTEN = 0.09  # what a number behind a bar takes of a panel's width
 
 
 def rows(study: Study) -> pd.DataFrame:
@@ -35,16 +37,11 @@ def rows(study: Study) -> pd.DataFrame:
     memory = selection.at_focus(study, "memory")
     if memory.empty:
         return memory
-    memory = memory.assign(peak_gib=peak_gib(memory), limit_gib=device_gib(study))
+    limit_gib = min(map(device_memory_gib, study.provenance["environments"]), default=float("inf"))
+    memory = memory.assign(peak_gib=peak_gib(memory), limit_gib=limit_gib)
     found = chosen[CONFIGURATION].merge(memory, on=CONFIGURATION)
     measured = found.loc[found["status"] == "ok", "model"]
     return found[found["model"].isin(measured)]
-
-
-def device_gib(study: Study) -> float:
-    """Memory of the GPU, or of the host where there is none; NaN if the records do not say."""
-    environment = study.provenance["environments"][0] if study.provenance["environments"] else {}
-    return environment.get("gpu", {}).get("memory_gib") or environment.get("host_memory_gib") or float("nan")
 
 
 def draw(rows: pd.DataFrame) -> Figure:
@@ -64,7 +61,9 @@ def draw(rows: pd.DataFrame) -> Figure:
 
 
 def _panel(axis, rows: pd.DataFrame, shown: list[str]) -> None:
-    style.name_rows(axis, list(rows["precision"]))
+    style.name_rows(axis, list(rows["precision"]), coloured=False)  # here colours stand for components
+    highest, limit = rows["peak_gib"].max(), rows["limit_gib"].iloc[0]
+    width = (max(limit, highest) if limit < LIMIT_SHOWN_UP_TO * highest else highest) * 1.12
     for place, row in enumerate(rows.to_dict("records")):
         if row["status"] != "ok":
             style.note(axis, place, row["status"])
@@ -76,10 +75,17 @@ def _panel(axis, rows: pd.DataFrame, shown: list[str]) -> None:
         axis.plot([row["peak_gib"]], [place], marker="D", color=style.INK, markersize=5)
         text = f"{number(row['peak_gib'])} GiB"
         end = (max(start, row["peak_gib"]), place)
-        axis.annotate(text, end, (8, 0), textcoords="offset points", va="center", fontsize=8)
-    highest, limit = rows["peak_gib"].max(), rows["limit_gib"].iloc[0]
-    axis.set_xlim(0, highest * 1.12)
-    if limit < LIMIT_SHOWN_UP_TO * highest:
-        axis.set_xlim(0, max(limit, highest) * 1.12)
+        if crosses(end[0], limit, width):
+            where = {"xytext": (-8, 0), "ha": "right", "color": "white"}
+        else:
+            where = {"xytext": (8, 0)}
+        axis.annotate(text, end, textcoords="offset points", va="center", fontsize=8, **where)
+    axis.set_xlim(0, width)
+    if limit <= width:
         axis.axvline(limit, color=style.INK, linestyle="--")
         axis.text(limit, -0.62, f"device {number(limit)} ", ha="right", va="bottom", fontsize=8)
+
+
+def crosses(end: float, limit: float, width: float) -> bool:
+    """Whether a number written behind a bar's end would run through the line of the device's limit."""
+    return end <= limit < end + WRITTEN * width

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from llmstudy import selection
 from llmstudy.figures import style
+from llmstudy.statistics.phrases import number
 from llmstudy.studies import Study
-from llmstudy.ties.rows import number
 
 HEADLINE = "● mean with its 95 % interval   │ 99th percentile over tokens   shaded: below the reference run again"
 # Below this a mean is rounding of the stored reference; a logarithmic axis needs an end.

@@ -89,7 +89,7 @@ def sort(rows: pd.DataFrame, *then: str) -> pd.DataFrame:
     """Rows by precision in the order of the palette, then by other columns."""
     order = {name: place for place, name in enumerate(in_order(rows["precision"]))}
     keys = pd.DataFrame({"precision": rows["precision"].map(order)} | {column: rows[column] for column in then})
-    return rows.loc[keys.sort_values(list(keys)).index]
+    return rows.loc[keys.sort_values(list(keys), kind="stable").index]
 
 
 def panels(rows: int, columns: int, heights: list[float] | float, width: float = WIDTH, **settings) -> tuple:
@@ -138,12 +138,12 @@ def key(figure: Figure, entries: list[tuple[str, str]], more: str) -> None:
                   handlelength=0.9, handletextpad=0.4, columnspacing=1.1)  # fmt: skip
 
 
-def name_rows(axis: Axes, names: list[str]) -> None:
-    """Put precision names on the y axis in their colours, the first at the top."""
+def name_rows(axis: Axes, names: list[str], coloured: bool = True) -> None:
+    """Put precision names on the y axis, the first at the top, in their colours unless these mean something else."""
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.tick_params(axis="y", length=0)
-    for label, name in zip(axis.get_yticklabels(), names):
+    for label, name in zip(axis.get_yticklabels(), names if coloured else []):
         label.set_color(colour(name.split(" ")[0]))
 
 
@@ -174,7 +174,15 @@ def label_right(axis: Axes, xs: list[float], ys: list[float], texts: list[str], 
             color=hues[index],
             fontsize=8,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": hues[index], "linewidth": 0.5, "shrinkB": 3, "linestyle": ":"},
+            # From the left edge of the words: a line from their middle would run through those above or below.
+            arrowprops={
+                "arrowstyle": "-",
+                "color": hues[index],
+                "linewidth": 0.5,
+                "shrinkB": 3,
+                "linestyle": ":",
+                "relpos": (0, 0.5),
+            },
         )
 
 

@@ -16,6 +16,7 @@ _SLOWING = {
     0x40: "hardware thermal slowdown",
     0x80: "power brake",
 }
+CLOCK_DROP = 0.1  # a clock that fell by more than this share between two snapshots is worth a word
 
 
 def snapshot() -> dict:
@@ -27,15 +28,22 @@ def snapshot() -> dict:
     return found
 
 
-def flags(after: dict, steady: bool) -> list[str]:
-    """Words for what may have disturbed the stretch that ended with a snapshot; ``busy`` has one more."""
+def flags(before: dict, after: dict, steady: bool) -> list[str]:
+    """Words for what may have disturbed the stretch between two snapshots; ``busy`` has one more.
+
+    Both ends count: when the second is taken the work is over, and a GPU may no longer hold back its clocks.
+    """
     found = []
     if not steady:
         found.append("not steady")
-    state = after.get("gpu", {})
-    if state.get("foreign_processes"):
-        found.append(f"{state['foreign_processes']} other GPU processes")
-    found += [f"throttled: {word}" for bit, word in _SLOWING.items() if state.get("throttle_reasons", 0) & bit]
+    states = [snapshot.get("gpu", {}) for snapshot in (before, after)]
+    if others := max(state.get("foreign_processes") or 0 for state in states):
+        found.append(f"{others} other GPU processes")
+    slowing = states[0].get("throttle_reasons", 0) | states[1].get("throttle_reasons", 0)
+    found += [f"throttled: {word}" for bit, word in _SLOWING.items() if slowing & bit]
+    clocks = [state.get("sm_clock_mhz") for state in states]
+    if all(clocks) and clocks[1] < (1 - CLOCK_DROP) * clocks[0]:
+        found.append(f"SM clock fell from {clocks[0]} to {clocks[1]} MHz")
     return found
 
 

@@ -71,7 +71,7 @@ def measure_workload(session: Session, model, workload: dict, meter: EnergyMeter
         "runs": runs,
         "joules_per_token": None if joules is None else joules / tokens,
         "conditions": {"before": before, "after": after},
-        "flags": conditions.flags(after, steady),
+        "flags": conditions.flags(before, after, steady),
     }
 
 

@@ -7,8 +7,8 @@ import pandas as pd
 from llmstudy import selection
 from llmstudy.figures.style import sort
 from llmstudy.rendering import markdown
+from llmstudy.statistics.phrases import number
 from llmstudy.studies import Study
-from llmstudy.ties.rows import number
 
 # columns `quantity` and `along` of crossover.csv in words
 COMPARED = {

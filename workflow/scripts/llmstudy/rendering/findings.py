@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from llmstudy.rendering import markdown
+from llmstudy.statistics.phrases import number
 from llmstudy.studies import Study
-from llmstudy.ties.rows import number
 
 
 def profile(study: Study) -> str:

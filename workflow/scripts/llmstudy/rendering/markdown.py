@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
+from llmstudy.statistics.phrases import number
 from llmstudy.studies import Study
-from llmstudy.ties.rows import number
 
 NOT_APPLICABLE = "n/a"
 REASON_CHARACTERS = 90

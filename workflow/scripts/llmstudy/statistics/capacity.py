@@ -17,14 +17,17 @@ import numpy as np
 import pandas as pd
 
 from llmstudy.errors import StudyError
-from llmstudy.statistics.columns import CONFIGURATION
 
 PEAKS = ["peak_load_gib", "peak_prefill_gib", "peak_decode_gib"]
 
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """Coefficients in GiB (see the module). `load`: peak while loading. `residual`: largest error on fitted rows."""
+    """Coefficients in GiB (see the module).
+
+    `load`: peak while loading, 0 on a CPU (see `peak_gib`). `residual`: largest error on the fitted `rows`; it says
+    nothing where there are no more of them than coefficients.
+    """
 
     weights: float
     kv: float
@@ -46,16 +49,6 @@ class MemoryModel:
             return 0
         return math.floor((device_gib - self._base) / self._per_sequence(context) + 1e-9)
 
-    def largest_context(self, batch: int, device_gib: float) -> int:
-        """The longest context (prompt + new tokens) of which `batch` sequences fit; 0 if not even one token does."""
-        left = device_gib - self._base - batch * self.row
-        if left < 0 or self.load > device_gib:
-            return 0
-        linear, square = batch * (self.kv + self.token), batch * self.square
-        if not square:
-            return math.floor(left / linear + 1e-9)
-        return math.floor((math.sqrt(linear**2 + 4 * square * left) - linear) / (2 * square) + 1e-9)
-
     @property
     def _base(self) -> float:
         return self.weights + self.fixed
@@ -70,10 +63,15 @@ def peak_gib(memory: pd.DataFrame, phases: Sequence[str] = tuple(PEAKS)) -> pd.S
     On a CPU loading is left out: while it reads, the process's growth holds pages of the mapped weight file, which the
     kernel can take back, and holds none of them where the file is used as it is.
     """
+    peaks = _peaks(memory, phases)
+    return peaks.max(axis=1).fillna(memory.reindex(columns=["peak_rss_gib"])["peak_rss_gib"].astype(float))
+
+
+def _peaks(memory: pd.DataFrame, phases: Sequence[str]) -> pd.DataFrame:
     peaks = memory.reindex(columns=list(phases)).astype(float)
     if "device" in memory and "peak_load_gib" in peaks:
         peaks["peak_load_gib"] = peaks["peak_load_gib"].where(memory["device"] != "cpu")
-    return peaks.max(axis=1).fillna(memory.reindex(columns=["peak_rss_gib"])["peak_rss_gib"].astype(float))
+    return peaks
 
 
 def fit_memory(rows: pd.DataFrame) -> MemoryModel:
@@ -102,7 +100,7 @@ def fit_memory(rows: pd.DataFrame) -> MemoryModel:
     fixed, token, square, row = (float(value) for value in fitted)
     if kv + token + square + row == 0:
         raise StudyError("memory.csv: measured memory does not grow with the workload, so no capacity can be derived")
-    load = float(measured.reindex(columns=PEAKS[:1]).astype(float).max().fillna(0.0).iloc[0])
+    load = float(_peaks(measured, PEAKS[:1]).max().fillna(0.0).iloc[0])
     model = MemoryModel(weights, kv, fixed, row, token, square, load, math.nan, len(measured))
     errors = [abs(weights + fixed + b * model._per_sequence(c) - p) for b, c, p in zip(batch, context, peak)]
     return replace(model, residual=float(max(errors)))
@@ -132,17 +130,19 @@ def non_negative_least_squares(terms: np.ndarray, target: np.ndarray) -> np.ndar
 def capacity_table(model: MemoryModel, contexts: Sequence[int], device_gib: float) -> pd.DataFrame:
     """The predicted frontier of a device: per context the largest batch that fits and the first that does not.
 
-    Columns: `context_tokens, largest_batch, fits_gib, first_too_large, too_large_gib`; `fits_gib` is NaN where nothing
-    fits. Running both batches verifies the prediction.
+    Columns: `context_tokens, largest_batch, fits_gib, first_too_large, too_large_gib, residual_gib, fitted_rows`;
+    `fits_gib` is NaN where nothing fits, the last two say what the fit rests on. Running both batches verifies the
+    prediction.
     """
     rows = []
     for context in contexts:
         batch = model.largest_batch(context, device_gib)
         fits = model.peak_gib(batch, context) if batch else math.nan
         rows.append((context, batch, fits, batch + 1, model.peak_gib(batch + 1, context)))
-    return pd.DataFrame(
+    table = pd.DataFrame(
         rows, columns=["context_tokens", "largest_batch", "fits_gib", "first_too_large", "too_large_gib"]
     )
+    return table.assign(residual_gib=model.residual, fitted_rows=model.rows)
 
 
 def measured_frontier(rows: pd.DataFrame) -> pd.DataFrame:
@@ -158,18 +158,3 @@ def measured_frontier(rows: pd.DataFrame) -> pd.DataFrame:
     }
     frontier = pd.DataFrame({"largest_ok": batches["largest_ok"].max(), "smallest_oom": batches["smallest_oom"].min()})
     return frontier.rename_axis("context_tokens").reset_index()
-
-
-def capacities(memory: pd.DataFrame, contexts: Sequence[int], device_gib: float) -> pd.DataFrame:
-    """`capacity_table` of every configuration in `memory.csv`, with the configuration's columns in front.
-
-    A configuration without two measured workloads is left out: it has no memory model.
-    """
-    tables = []
-    for key, rows in memory.groupby(CONFIGURATION, sort=False):
-        try:
-            table = capacity_table(fit_memory(rows), contexts, device_gib)
-        except StudyError:
-            continue
-        tables.append(table.assign(**dict(zip(CONFIGURATION, key)))[CONFIGURATION + list(table.columns)])
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=CONFIGURATION)

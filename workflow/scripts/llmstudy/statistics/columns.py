@@ -6,6 +6,7 @@ import pandas as pd
 
 CONFIGURATION = ["model", "precision", "attention", "runtime"]
 IDENTITY = ["study", "model", "weights", "precision", "attention", "runtime", "device"]
+SHARED = [*IDENTITY, "status", "reason"]  # what every table begins with
 WORKLOAD = ["batch", "prompt_tokens", "new_tokens"]
 PROTOCOL = ["corpus", "protocol"]
 

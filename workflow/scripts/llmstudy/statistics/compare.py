@@ -5,12 +5,15 @@ Every configuration, workload, corpus and protocol that both studies have is com
 - TPOT and TTFT: ratio of geometric means over repeats, Student's t with the noise shared over both studies;
 - PPL, KL divergence, top-1 agreement: paired by token through the per-token arrays, where both studies kept them for
   the same tokens; else from the intervals in the tables (unpaired, hence much wider);
-- memory: has no sampling error, so its limit alone decides;
-- status: a configuration that was `ok` and is not any more (or is gone, or lost a figure) is always a failure.
+- memory: the peak on a GPU, which repeats; on a CPU the weights, since the peak of a process is one reading of a noisy
+  quantity. Neither has a sampling error, so the limit alone decides;
+- status: a configuration that was `ok` and is not any more (or is gone, lost a figure or a process, or was measured on
+  another text) is always a failure.
 
 A change is significant if its p-value, adjusted by Holm's method over all comparisons of the same quantity, is below
 0.05. A limit is exceeded by a significant change for the worse that is larger than the limit. Where nothing was
-repeated no change of speed can be significant; `note` then tells of a change beyond the limit.
+repeated no change of speed can be significant; `note` then tells of a change beyond the limit. A perplexity without an
+interval (too short a text) is decided by its limit alone: what a few documents lose may well be lost.
 """
 
 import math
@@ -29,7 +32,7 @@ from llmstudy.statistics.estimate import Estimate, Z, log_error, p_of_zero, with
 from llmstudy.statistics.latency import ratio
 from llmstudy.statistics.multiplicity import holm
 from llmstudy.statistics.noise import SharedNoise, shared_noise
-from llmstudy.statistics.phrases import number
+from llmstudy.statistics.phrases import number, percent
 from llmstudy.statistics.verdict import SIGNIFICANCE
 
 KEYS = {
@@ -38,7 +41,13 @@ KEYS = {
     "quality.csv": CONFIGURATION + PROTOCOL,
 }
 TIMES = ("tpot_ms", "ttft_ms")
-LIMITED = {"tpot_ms": "tpot_percent", "memory_gib": "memory_percent", "ppl": "ppl_percent"}
+LIMITED = {
+    "tpot_ms": "tpot_percent",
+    "memory_gib": "memory_percent",
+    "weights_gib": "memory_percent",
+    "ppl": "ppl_percent",
+}
+WITHOUT_ERROR = ("memory_gib", "weights_gib")
 COLUMNS = [
     "quantity",
     *CONFIGURATION,
@@ -101,7 +110,8 @@ def compare_studies(
     table["note"] = text(table["note"])
     table["limit"] = [limits.get(LIMITED.get(quantity, "")) for quantity in table["quantity"]]
     table["limit"] = table["limit"].astype(float)
-    real = table["significant"] | (table["quantity"] == "memory_gib")
+    real = table["significant"] | table["quantity"].isin(WITHOUT_ERROR)
+    real |= (table["quantity"] == "ppl") & table["p"].isna()
     beyond = table["change"] > table["limit"]
     table["exceeded"] = (table["quantity"] == "status") | (real & beyond)
     table.loc[beyond & ~real, "note"] = "beyond the limit, but not significant"
@@ -143,8 +153,8 @@ def _lost(after: pd.DataFrame) -> dict:
 
 def _ratio_row(quantity: str, before: float, after: float, change: Estimate, method: str) -> dict:
     """A row whose change is a ratio candidate / baseline, shown in percent."""
-    percent = [(value - 1) * 100 for value in (change.value, change.low, change.high)]
-    return _row(quantity, before, after, percent, change.p, "percent", method)
+    changes = [(value - 1) * 100 for value in (change.value, change.low, change.high)]
+    return _row(quantity, before, after, changes, change.p, "percent", method)
 
 
 def _row(quantity: str, before: float, after: float, change: list[float], p: float, unit: str, method: str) -> dict:
@@ -154,25 +164,45 @@ def _row(quantity: str, before: float, after: float, change: list[float], p: flo
 
 
 def _latency(before: pd.DataFrame, after: pd.DataFrame, studies: Studies) -> list[dict]:
+    failed, after = after[after["status"] != "ok"], after[after["status"] == "ok"]
     rows = []
-    after = after[after["status"] == "ok"]
+    if len(failed):
+        first = failed.iloc[0]
+        told = f"{len(failed)} of {len(failed) + len(after)} processes {first['status']} now"
+        rows.append({"quantity": "status", "note": f"{told}: {first.get('reason', '')}"})
     for quantity in TIMES:
-        change = ratio(after[quantity], before[quantity], studies.noise[quantity].of(before.iloc[0]))
-        if not math.isnan(change.value):
-            middle = [float(np.exp(np.log(side[quantity]).mean())) for side in (before, after)]
+        noise = studies.noise[quantity].of(before.iloc[0])
+        change = ratio(after[quantity], before[quantity], noise, noise)
+        middle = [float(np.exp(np.log(side[quantity]).mean())) for side in (before, after)]
+        if all(map(math.isfinite, middle)):
             rows.append(_ratio_row(quantity, *middle, change, "between processes"))
+        else:
+            rows += _gone(quantity, *middle)
     return rows
 
 
 def _memory(before: pd.DataFrame, after: pd.DataFrame, studies: Studies) -> list[dict]:
-    peaks = [peak_gib(side[side["status"] == "ok"]).max() for side in (before, after)]
-    if any(math.isnan(peak) for peak in peaks):
+    quantity = "weights_gib" if before["device"].iloc[0] == "cpu" else "memory_gib"
+    sizes = [
+        (side["weights_gib"] if quantity == "weights_gib" else peak_gib(side)).max()
+        for side in (before, after[after["status"] == "ok"])
+    ]
+    if not all(map(math.isfinite, sizes)):
+        return _gone(quantity, *sizes)
+    return [_ratio_row(quantity, *sizes, without_interval(sizes[1] / sizes[0]), "one value per study")]
+
+
+def _gone(quantity: str, before: float, after: float) -> list[dict]:
+    """The failure of a candidate that has no figure where the baseline has one."""
+    if not math.isfinite(before):
         return []
-    return [_ratio_row("memory_gib", *peaks, without_interval(peaks[1] / peaks[0]), "one value per study")]
+    return [{"quantity": "status", "note": f"{quantity} was {number(before)}, {after} now"}]
 
 
 def _quality(before: pd.DataFrame, after: pd.DataFrame, studies: Studies) -> list[dict]:
     old, new = before.iloc[0], after[after["status"] == "ok"].iloc[0]
+    if other_text(old, new):
+        return [{"quantity": "status", "note": "not the text of the baseline: measure both again with the same corpus"}]
     arrays = _paired_arrays(old, new, studies)
     rows = []
     for quantity, name, unit in (
@@ -181,9 +211,8 @@ def _quality(before: pd.DataFrame, after: pd.DataFrame, studies: Studies) -> lis
         ("top1_agreement", "top1", "share"),
     ):
         values = old.get(quantity, math.nan), new.get(quantity, math.nan)
-        if not all(math.isfinite(value) for value in values):
-            if math.isfinite(values[0]):
-                rows.append({"quantity": "status", "note": f"{quantity} was {number(values[0])}, {values[1]} now"})
+        if not all(map(math.isfinite, values)):
+            rows += _gone(quantity, *values)
             continue
         if arrays and all(name in side for side in arrays) and arrays[0][name].shape == arrays[1][name].shape:
             difference = arrays[1][name].astype(np.float64) - arrays[0][name].astype(np.float64)
@@ -198,6 +227,12 @@ def _quality(before: pd.DataFrame, after: pd.DataFrame, studies: Studies) -> lis
             ends = [change.value, change.low, change.high]
             rows.append(_row(quantity, *values, ends, change.p, unit, method))
     return rows
+
+
+def other_text(old: pd.Series, new: pd.Series) -> bool:
+    """Whether two rows of quality.csv certainly scored different texts."""
+    sizes = [[row.get(column, math.nan) for column in ("tokens", "words", "utf8_bytes")] for row in (old, new)]
+    return any(before != after for before, after in zip(*sizes) if not (math.isnan(before) or math.isnan(after)))
 
 
 def _paired_arrays(old: pd.Series, new: pd.Series, studies: Studies) -> list[dict] | None:
@@ -242,7 +277,7 @@ def _failure(row: pd.Series) -> str:
         return f"{where}: {row['note']}"
     return (
         f"{where}: {row['quantity']} {number(row['baseline'])} -> {number(row['candidate'])}, "
-        f"{row['change']:+.2g} % where {row['limit']:g} % is allowed"
+        f"{percent(1 + row['change'] / 100)} where {row['limit']:g} % is allowed"
     )
 
 

@@ -51,18 +51,6 @@ def log_error(low: float, high: float, critical: float = Z) -> float:
     return (math.log(high) - math.log(low)) / (2 * critical) if low > 0 else math.nan
 
 
-def p_of_one(ratio: float, low: float, high: float) -> float:
-    """p-value of a ratio against 1 from its 95 % interval, normal on the log scale.
-
-    NaN without an interval; 0 for an infinite ratio, which needs none.
-    """
-    if math.isinf(ratio):
-        return 0.0
-    if math.isnan(ratio) or math.isnan(low) or math.isnan(high):
-        return math.nan
-    return p_of_zero(math.log(ratio), log_error(low, high))
-
-
 def p_of_zero(difference: float, se: float) -> float:
     """Two-sided normal p-value of a difference with standard error `se`; without any spread 1 or 0."""
     if math.isnan(se):

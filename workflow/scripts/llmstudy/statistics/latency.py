@@ -80,20 +80,18 @@ def ratio(
 ) -> Estimate:
     """Ratio of two geometric means over processes, with a 95 % interval and the p-value against 1.
 
-    Without `noise`: Welch's unequal-variance interval (Biometrika 34, 1947) on the log scale, its degrees of freedom
-    rounded down to be conservative; with a single process on either side the interval and p are NaN. With it: errors
-    and degrees of freedom as in `process_interval`. `denominator_noise`: where that side has a noise of its own, the
-    degrees of freedom are Welch's over both. For times, the speedup of a candidate is `ratio(reference_ms,
-    candidate_ms)`; for rates it is `ratio(candidate, reference)`.
+    Each side has the error and degrees of freedom that `process_interval` gives it with its own noise; a side without
+    noise has what its own processes say, and with a single process the interval and p are NaN. Where both share one
+    noise its degrees of freedom count, else Welch's (Biometrika 34, 1947), rounded down to be conservative. For times,
+    the speedup of a candidate is `ratio(reference_ms, candidate_ms)`; for rates it is `ratio(candidate, reference)`.
     """
     top, bottom = _logs(numerator), _logs(denominator)
     if not top.size or not bottom.size:
         return without_interval(math.nan)
     difference = float(top.mean() - bottom.mean())
-    other = denominator_noise or noise
-    (top_se, top_degrees), (bottom_se, bottom_degrees) = _error(top, noise), _error(bottom, other)
+    (top_se, top_degrees), (bottom_se, bottom_degrees) = _error(top, noise), _error(bottom, denominator_noise)
     se = math.hypot(top_se, bottom_se)
-    if (noise is not None and noise == other) or not se >= ROUNDING:
+    if (noise is not None and noise == denominator_noise) or not se >= ROUNDING:
         degrees = top_degrees
     else:
         degrees = math.floor(se**4 / (top_se**4 / top_degrees + bottom_se**4 / bottom_degrees) + 1e-9)

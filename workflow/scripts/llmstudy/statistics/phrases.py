@@ -4,9 +4,15 @@ import math
 from collections.abc import Mapping
 
 
-def number(x: float) -> str:
-    """Three significant digits, without an exponent for sizes that people read as they are."""
-    return f"{x:.0f}" if 100 <= abs(x) < 1e6 else f"{x:.3g}"
+def number(value: float) -> str:
+    """Three significant digits, thousands separated, never in exponent form above 0.0001."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if value == 0 or abs(value) >= 100:
+        return f"{value:.0f}"
+    if abs(value) < 1e-4:
+        return f"{value:.1e}"
+    return f"{value:.3g}"
 
 
 def interval(low: float, high: float) -> str:
@@ -16,7 +22,10 @@ def interval(low: float, high: float) -> str:
 
 def percent(ratio: float) -> str:
     """A ratio as a signed change: 1.021 is "+2.1 %"."""
-    return f"{(ratio - 1) * 100:+.2g} %" if abs(ratio - 1) < 10 else f"x {number(ratio)}"
+    change = (ratio - 1) * 100
+    if abs(change) >= 1000:
+        return f"x {number(ratio)}"
+    return f"{change:+.0f} %" if abs(change) >= 99.5 else f"{change:+.2g} %"
 
 
 def name(row: Mapping) -> str:

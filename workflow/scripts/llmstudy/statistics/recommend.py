@@ -3,8 +3,9 @@
 Rule, in this order:
 
 1. Candidates are the measured configurations that meet every limit, by their point estimates. If no limit on quality
-   is set, a configuration whose PPL is shown to be worse than the reference is no candidate: a loss that nobody allowed
-   is not taken. Random weights have no quality, so only speed and memory decide, and the sentence says so.
+   is set, a configuration whose PPL is shown to be worse than the reference, or not known well enough to say, is no
+   candidate: a loss that nobody allowed is not taken. If every one loses, the least loss stays. Random weights have no
+   quality, so only speed and memory decide, and the sentence says so.
 2. Of these, the fastest by TPOT and all that cannot be told apart from it (Student's t on the log scale from the
    intervals in the table, unadjusted, or a difference below the smallest effect) stay.
 3. Of these, the ones with the least PPL stay, then the ones with the least memory, each within the smallest effect,
@@ -20,14 +21,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from llmstudy.statistics.columns import CONFIGURATION
+from llmstudy.statistics.columns import SHARED
 from llmstudy.statistics.estimate import log_error
 from llmstudy.statistics.latency import student_interval
 from llmstudy.statistics.phrases import interval, name, number
 from llmstudy.statistics.student import critical_value
 from llmstudy.statistics.verdict import SIGNIFICANCE
-
-COLUMNS = ["study", "weights", *CONFIGURATION]
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,8 @@ LIMITS = {
     "top1_agreement": ("top1_agreement", "top-1 agreement", "", -1),
 }
 ON_QUALITY = ("ppl_loss_percent", "top1_agreement")
+# the end of its interval at which a limited quantity is worst
+WORST = {"tpot_ms": "tpot_high_ms", "ppl_loss_percent": "ppl_loss_high_percent", "top1_agreement": "top1_low"}
 
 
 def recommend(
@@ -81,16 +82,20 @@ def recommend(
 
     `judged`: as returned by `verdict.judge`. `reference`: reference precision per model. `limits`: keys `memory_gib`,
     `tpot_ms`, `ppl_loss_percent`, `top1_agreement`; None or absent means no limit. `smallest`: smallest effect in
-    percent for `tpot`, `memory`, `ppl`. Returns one row per study and model: `study, weights, model, precision,
-    attention, runtime, meets_limits, sentence`; precision, attention and runtime are empty if nothing was measured.
+    percent for `tpot`, `memory`, `ppl`. Returns one row per study and model: the identity columns, status and reason of
+    the chosen configuration, `meets_limits` and `sentence`; if nothing was measured precision, attention and runtime
+    are empty, status and reason those of the first configuration.
     """
     rows = []
-    for (study, model), group in judged.groupby(["study", "model"], sort=False):
+    for (_, model), group in judged.groupby(["study", "model"], sort=False):
         row, meets, sentence = _recommend_one(group, reference[model], limits, smallest)
-        chosen = {column: "" if row is None else row[column] for column in COLUMNS}
-        chosen |= {"study": study, "model": model, "weights": group["weights"].iloc[0]}
+        chosen = {column: "" if row is None else row[column] for column in SHARED}
+        first = group.iloc[0]
+        chosen |= {column: first[column] for column in ("study", "model", "weights")}
+        if row is None:
+            chosen |= {column: first[column] for column in ("device", "status", "reason")}
         rows.append(chosen | {"meets_limits": meets, "sentence": sentence})
-    return pd.DataFrame(rows, columns=[*COLUMNS, "meets_limits", "sentence"])
+    return pd.DataFrame(rows, columns=[*SHARED, "meets_limits", "sentence"])
 
 
 def _recommend_one(
@@ -117,9 +122,8 @@ def _recommend_one(
     if synthetic:
         note = " Random weights: speed and memory alone decide."
     elif all(limits.get(key) is None for key in ON_QUALITY):
-        candidates, note = _without_loss(within, smallest["ppl"])
-        if len(candidates) < len(within) and not asked:
-            scope = "without a loss of quality"
+        candidates, kept, note = _without_loss(within, reference, smallest["ppl"])
+        scope = " and ".join(filter(None, [scope if asked else "", kept])) or scope
     row, why = _choose(candidates, smallest, scope)
     return row, True, _taken(row, why, asked, group, reference) + note
 
@@ -133,45 +137,62 @@ def _know_quality(measured: pd.DataFrame, reference: str, synthetic: bool) -> No
         is_reference = measured["precision"] == reference
         measured.loc[is_reference, quality] = measured.loc[is_reference, quality].fillna(1.0)
     measured["ppl_loss_percent"] = (measured["ppl_ratio"] - 1) * 100
+    measured["ppl_loss_high_percent"] = (measured["ppl_ratio_high"] - 1) * 100
 
 
-def _without_loss(rows: pd.DataFrame, smallest_percent: float) -> tuple[pd.DataFrame, str]:
-    """The rows that are not shown to lose quality and whose quality is known, and a note on those left out."""
-    lost = (rows["ppl_ratio_p_holm"] < SIGNIFICANCE) & (rows["ppl_loss_percent"] > smallest_percent)
-    lost |= rows["ppl_ratio"].isna()
-    if lost.all():
-        return rows, " Each choice within the limits loses quality or was not checked for it."
+def _without_loss(rows: pd.DataFrame, reference: str, smallest_percent: float) -> tuple[pd.DataFrame, str, str]:
+    """The rows that are not shown to lose quality, what distinguishes them in words, and a note on those left out.
+
+    Where each row loses, those that lose least. A loss without an interval counts if it would matter.
+    """
+    unknown = rows["ppl_ratio"].isna()
+    unsure = rows["ppl_ratio_p_holm"].isna() & (rows["precision"] != reference)
+    lost = ((rows["ppl_ratio_p_holm"] < SIGNIFICANCE) | unsure) & (rows["ppl_loss_percent"] > smallest_percent)
+    kept = rows[~(lost | unknown)]
+    told = []
     if lost.any():
-        return rows[
-            ~lost
-        ], f" Left out: {lost.sum()} that lose quality, which no limit allows, or were not checked for it."
-    return rows, ""
+        told.append(f"{lost.sum()} with a loss of quality, which no limit in the config allows")
+    if unknown.any():
+        told.append(f"{unknown.sum()} whose quality is not known")
+    if len(kept):
+        note = f" Left out: {'; '.join(told)}." if told else ""
+        return kept, "without a shown loss of quality" if told else "", note
+    if unknown.all():
+        return rows, "", " Their quality is not known."
+    least = rows["ppl_ratio"].min() * (1 + smallest_percent / 100)
+    return rows[rows["ppl_ratio"] <= least], "with the least loss of quality", " Each choice loses quality."
 
 
 def _choose(rows: pd.DataFrame, smallest: Mapping[str, float], scope: str) -> tuple[pd.Series, str]:
     """The row that the rule takes from the candidates and the clause that says why; `scope` says what they are."""
     fastest = rows.loc[rows["tpot_ms"].idxmin()]
     tied = rows[[_same_speed(row, fastest, smallest["tpot"]) for _, row in rows.iterrows()]]
-    for column, key in (("ppl_ratio", "ppl"), ("memory_gib", "memory")):
+    gain = ""
+    for column, key, label in (("ppl_ratio", "ppl", "PPL"), ("memory_gib", "memory", "memory")):
         if tied[column].notna().any():
             tied = tied[tied[column] <= tied[column].min() * (1 + smallest[key] / 100)]
+            if not gain and fastest.name not in tied.index:
+                gain = label
     row = tied.loc[tied["tpot_ms"].idxmin()]
     if len(rows) == 1:
         return row, f"the only configuration {scope}"
     if row.name == fastest.name:
         return row, f"the fastest by TPOT of {len(rows)} {scope}"
-    gain = "PPL" if row["ppl_ratio"] < fastest["ppl_ratio"] * (1 - smallest["ppl"] / 100) else "memory"
-    return (
-        row,
-        f"not distinguishable in speed from {name(fastest)} ({number(fastest['tpot_ms'])} ms) and lower in {gain}",
-    )
+    near = _hardly_slower(row, fastest, smallest["tpot"])
+    speed = f"at most {number(smallest['tpot'])} % slower than" if near else "not distinguishable in speed from"
+    return row, f"{speed} {name(fastest)} ({number(fastest['tpot_ms'])} ms) and lower in {gain}"
+
+
+def _hardly_slower(row: pd.Series, fastest: pd.Series, smallest_percent: float) -> bool:
+    """Whether the difference of two TPOTs is too small to matter."""
+    return row["tpot_ms"] <= fastest["tpot_ms"] * (1 + smallest_percent / 100)
 
 
 def _same_speed(row: pd.Series, fastest: pd.Series, smallest_percent: float) -> bool:
     """Whether two TPOTs cannot be told apart. Without intervals only the smallest effect keeps them together."""
-    difference = math.log(row["tpot_ms"] / fastest["tpot_ms"])
-    if abs(difference) <= math.log1p(smallest_percent / 100):
+    if _hardly_slower(row, fastest, smallest_percent):
         return True
+    difference = math.log(row["tpot_ms"] / fastest["tpot_ms"])
     if math.isnan(row["tpot_degrees"]) or math.isnan(fastest["tpot_degrees"]):
         return False
     degrees = [int(side["tpot_degrees"]) for side in (row, fastest)]
@@ -185,14 +206,17 @@ def _same_speed(row: pd.Series, fastest: pd.Series, smallest_percent: float) -> 
 def _taken(row: pd.Series, why: str, asked: list[Limit], group: pd.DataFrame, reference: str) -> str:
     numbers = [limit.told(row) for limit in asked]
     limited = {limit.column for limit in asked}
+    for limit in asked:
+        worst = row.get(WORST.get(limit.column, ""), math.nan)
+        if limit.sign * (worst - limit.bound) > 0:
+            numbers.append(f"though the interval of {limit.label} reaches {number(worst)}{limit.unit}")
     if "tpot_ms" not in limited:
         numbers.append(f"TPOT {number(row['tpot_ms'])} ms ({interval(row['tpot_low_ms'], row['tpot_high_ms'])})")
-    elif any(limit.column == "tpot_ms" and row["tpot_high_ms"] > limit.bound for limit in asked):
-        numbers.append(f"though the interval of TPOT reaches {number(row['tpot_high_ms'])} ms")
     if "memory_gib" not in limited and not math.isnan(row["memory_gib"]):
         numbers.append(f"memory {number(row['memory_gib'])} GiB")
-    if "ppl_loss_percent" not in limited and not math.isnan(row["ppl_loss_percent"]):
-        numbers.append(f"PPL loss {number(row['ppl_loss_percent'])} %")
+    if "ppl_loss_percent" not in limited and row["precision"] != reference and pd.notna(row["ppl_ratio"]):
+        low = (row["ppl_ratio_low"] - 1) * 100
+        numbers.append(f"PPL loss {number(row['ppl_loss_percent'])} % ({interval(low, row['ppl_loss_high_percent'])})")
     return f"Take {name(row)}, {why}: {', '.join(numbers)}{_gain(row, group, reference)}."
 
 

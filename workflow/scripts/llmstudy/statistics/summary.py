@@ -8,7 +8,8 @@ import pandas as pd
 
 from llmstudy.statistics.capacity import peak_gib
 from llmstudy.statistics.columns import CONFIGURATION, IDENTITY, WORKLOAD, nearest_workload, text
-from llmstudy.statistics.latency import process_interval, ratio
+from llmstudy.statistics.estimate import without_interval
+from llmstudy.statistics.latency import Noise, process_interval, ratio
 from llmstudy.statistics.noise import SharedNoise
 
 QUALITY = [
@@ -18,6 +19,7 @@ QUALITY = [
     "ppl_ratio",
     "ppl_ratio_low",
     "ppl_ratio_high",
+    "ppl_ratio_p",
     "kl_nats",
     "kl_low_nats",
     "kl_high_nats",
@@ -51,15 +53,16 @@ def summarise(
     `reference`: the reference precision of each model. A configuration is every one in `latency`; its `status` is
     `ok` if at least one repeat is, else that of its first row. Times are geometric means over repeats, `tpot_low_ms`
     and `tpot_high_ms` their t-interval with `noise`, that of TPOT in the study; `latency_ms` is end to end.
-    `memory_gib` is the highest peak of load, prefill and decode, where `memory` lacks the workload at the one with the
-    same prompts and the nearest number of new tokens. `speedup` = reference TPOT / TPOT and `memory_ratio` = memory /
-    reference memory, against the reference precision with the same attention under runtime `eager`.
+    `memory_gib` is the highest peak (`capacity.peak_gib`), where `memory` lacks the workload at the one with the same
+    prompts and the nearest number of new tokens. `speedup` = reference TPOT / TPOT and `memory_ratio` = memory /
+    reference memory, against the reference precision with the same attention under runtime `eager`; that configuration
+    itself has a speedup of 1 without an interval, and the reference precision a PPL ratio of 1.
 
     Columns beyond the promised ones: `repeats` (with status ok), `tpot_degrees` (of freedom of the interval),
-    `speedup_low, speedup_high, speedup_p` (unadjusted), `ppl_low, ppl_high`, `kl_low_nats, kl_high_nats, top1_low,
-    top1_high` where `quality` has them, `quality_from` and `flags`. Quality measured only for another attention or
-    runtime of the same model and precision is used too, and `quality_from` names where it was measured ("sdpa-math,
-    eager"), empty otherwise.
+    `speedup_low, speedup_high, speedup_p, ppl_ratio_p` (unadjusted), `ppl_low, ppl_high`, `kl_low_nats, kl_high_nats`,
+    `top1_low, top1_high` where `quality` has them, `quality_from` and `flags`. Quality measured only for another
+    attention or runtime of the same model and precision is used too, and `quality_from` names where it was measured
+    ("sdpa-math, eager"), empty otherwise.
     """
     measured = _at(latency, focus)
     peaks = _at(memory, replace(focus, **nearest_workload(memory, asdict(focus)))).assign(memory_gib=peak_gib)
@@ -71,9 +74,11 @@ def summarise(
         own = {"speed": _of(measured, configuration), "memory": _of(peaks, configuration)}
         own["quality"] = _of(graded, {name: configuration[name] for name in ("model", "precision")})
         row = {column: repeats[column].iloc[0] for column in IDENTITY} | _outcome(own)
-        row |= _speed(_ok(own["speed"]), _ok(_of(measured, base)), noise)
+        row |= _speed(_ok(own["speed"]), None if configuration == base else _ok(_of(measured, base)), noise)
         row |= _memory(_ok(own["memory"]), _ok(_of(peaks, base)))
         row |= _quality(_ok(own["quality"]), configuration)
+        if configuration["precision"] == base["precision"] and not math.isnan(row["ppl"]):
+            row["ppl_ratio"] = 1.0
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -121,10 +126,14 @@ def _status(rows: pd.DataFrame) -> tuple[str, str]:
     return "ok", f"{len(failed)} of {len(rows)} repeats failed ({status}: {reason})"
 
 
-def _speed(ok: pd.DataFrame, reference: pd.DataFrame, noise: SharedNoise) -> dict:
-    own, of_reference = (noise.of(rows.iloc[0]) if len(rows) else None for rows in (ok, reference))
+def _speed(ok: pd.DataFrame, reference: pd.DataFrame | None, noise: SharedNoise) -> dict:
+    """Speed of a configuration, against its reference unless it is that itself (None)."""
+    own = _noise_of(ok, noise)
     tpot = process_interval(ok["tpot_ms"], own)
-    speedup = ratio(reference["tpot_ms"], ok["tpot_ms"], of_reference, own)
+    if reference is None:
+        speedup = without_interval(1.0 if len(ok) else math.nan)
+    else:
+        speedup = ratio(reference["tpot_ms"], ok["tpot_ms"], _noise_of(reference, noise), own)
     flags = {flag for cell in ok["flags"].dropna() for flag in str(cell).split("; ") if flag}
     return {
         "repeats": len(ok),
@@ -142,6 +151,10 @@ def _speed(ok: pd.DataFrame, reference: pd.DataFrame, noise: SharedNoise) -> dic
         "speedup_p": speedup.p,
         "flags": "; ".join(sorted(flags)),
     }
+
+
+def _noise_of(rows: pd.DataFrame, noise: SharedNoise) -> Noise | None:
+    return noise.of(rows.iloc[0]) if len(rows) else None
 
 
 def _memory(ok: pd.DataFrame, reference: pd.DataFrame) -> dict:

@@ -3,13 +3,15 @@
 A difference counts if both hold:
 
 1. it is real: its p-value, adjusted by Holm's method over all configurations of the same model and the same
-   quantity, is below 0.05. For speed that is the t-test between processes, for quality the paired bootstrap interval
-   of the PPL ratio. Memory is one figure without a sampling error; there only the second condition applies.
+   quantity, is below 0.05. For speed that is the t-test between processes, for quality the paired test of the PPL
+   ratio over documents. Memory is one figure without a sampling error; there only the second condition applies.
 2. it matters: it is larger than the smallest effect worth caring about (`verdict.smallest_effect_percent`).
 
 The families are kept apart by quantity because each answers a question of its own ("which of these is faster?"); within
-a family the chance of one false difference is at most 5 %. Without an interval (nothing was repeated) no difference in
-speed is real or unreal: one that would matter leaves the verdict undecided.
+a family the chance of one false difference is at most 5 %. Quality is measured once per precision, so its family counts
+precisions, speed's counts configurations. Without an interval (nothing was repeated, the text was too short) a
+difference is neither real nor unreal: one that would matter leaves the verdict undecided, and so does a quality that
+was not measured.
 Top-1 agreement is told in the reason but decides nothing: it measures difference, not loss.
 """
 
@@ -22,7 +24,6 @@ import pandas as pd
 
 from llmstudy.errors import StudyError
 from llmstudy.statistics.columns import CONFIGURATION, text
-from llmstudy.statistics.estimate import p_of_one
 from llmstudy.statistics.multiplicity import holm
 from llmstudy.statistics.phrases import interval, number, percent
 
@@ -43,6 +44,7 @@ NUMBERS = [
     "ppl_ratio",
     "ppl_ratio_low",
     "ppl_ratio_high",
+    "ppl_ratio_p",
     "kl_nats",
     "top1_agreement",
 ]
@@ -68,29 +70,38 @@ def judge(summary: pd.DataFrame, reference: Mapping[str, str], smallest: Mapping
     StudyError. `reference`: reference precision per model. `smallest`: smallest effect in percent for the keys `tpot`,
     `memory` and `ppl`. Returns a copy with
 
-    - `verdict`: `reference`, `better`, `worse`, `mixed`, `not distinguishable`, `undecided` (no interval of its speed),
-      `not measured` (status is not ok) or `not comparable` (its reference was not measured);
+    - `verdict`: `reference`, `better`, `worse`, `mixed`, `not distinguishable`, `undecided` (a difference without an
+      interval, or unknown quality), `not measured` (status is not ok) or `not comparable` (its reference was not
+      measured);
     - `verdict_reason`: one sentence with the numbers;
     - `pareto`: bool, no other measured configuration of the model is at least as good in memory, TPOT and PPL ratio and
       better in one of them (point estimates; quantities that no configuration of the model has are left out);
     - `speedup_p_holm`, `ppl_ratio_p_holm`: adjusted p-values.
     """
     judged = complete(summary)
-    judged["ppl_ratio_p"] = [
-        p_of_one(*values) for values in judged[["ppl_ratio", "ppl_ratio_low", "ppl_ratio_high"]].to_numpy()
-    ]
     is_reference = judged["precision"] == judged["model"].map(dict(reference))
     is_base = is_reference & (judged["runtime"] == "eager")
-    judged.loc[is_base, ["speedup_p", "ppl_ratio_p"]] = math.nan
-    for column in ("speedup_p", "ppl_ratio_p"):
-        judged.loc[judged["status"] != "ok", column] = math.nan
-        judged[f"{column}_holm"] = judged.groupby(["study", "model"])[column].transform(lambda p: holm(p.to_numpy()))
+    judged.loc[(judged["status"] != "ok") | is_base, "speedup_p"] = math.nan
+    judged.loc[(judged["status"] != "ok") | is_reference, "ppl_ratio_p"] = math.nan
+    judged[["speedup_p_holm", "ppl_ratio_p_holm"]] = math.nan
     judged["pareto"] = False
     for _, rows in judged.groupby(["study", "model"]):
+        judged.loc[rows.index, "speedup_p_holm"] = holm(rows["speedup_p"].to_numpy())
+        judged.loc[rows.index, "ppl_ratio_p_holm"] = _holm_over_precisions(rows)
         judged.loc[rows.index, "pareto"] = _pareto(rows, is_reference[rows.index])
-    verdicts = [_verdict(row, _base(row, judged[is_base]), smallest) for _, row in judged.iterrows()]
+    verdicts = [
+        _verdict(row, _base(row, judged[is_base]), own, smallest)
+        for (_, row), own in zip(judged.iterrows(), is_reference)
+    ]
     judged[["verdict", "verdict_reason"]] = pd.DataFrame(verdicts, index=judged.index, columns=["verdict", "reason"])
-    return judged.drop(columns="ppl_ratio_p")
+    return judged
+
+
+def _holm_over_precisions(rows: pd.DataFrame) -> np.ndarray:
+    """Adjusted p-values of PPL: every precision counts once, however many configurations carry its figure."""
+    once = rows.dropna(subset="ppl_ratio_p").drop_duplicates("precision").set_index("precision")["ppl_ratio_p"]
+    adjusted = pd.Series(holm(once.to_numpy()), once.index)
+    return rows["precision"].map(adjusted).where(rows["ppl_ratio_p"].notna()).to_numpy(dtype=float)
 
 
 def complete(summary: pd.DataFrame) -> pd.DataFrame:
@@ -111,7 +122,9 @@ def _base(row: pd.Series, bases: pd.DataFrame) -> pd.Series | None:
     return bases[same].iloc[0] if same.any() else None
 
 
-def _verdict(row: pd.Series, base: pd.Series | None, smallest: Mapping[str, float]) -> tuple[str, str]:
+def _verdict(
+    row: pd.Series, base: pd.Series | None, is_reference: bool, smallest: Mapping[str, float]
+) -> tuple[str, str]:
     if row["status"] != "ok":
         return "not measured", f"{row['status']}: {row['reason']}" if row["reason"] else str(row["status"])
     if base is None:
@@ -119,7 +132,7 @@ def _verdict(row: pd.Series, base: pd.Series | None, smallest: Mapping[str, floa
     if row.name == base.name:
         return "reference", "the others are compared with this configuration"
     findings = [_speed(row, base, smallest["tpot"]), _memory(row, base, smallest["memory"])]
-    findings.append(_quality(row, smallest["ppl"]))
+    findings.append(_quality(row, is_reference, smallest["ppl"]))
     told = [finding.text for finding in findings] + ([row["reason"]] if row["reason"] else [])
     return _word(findings), "; ".join(told)
 
@@ -145,7 +158,14 @@ def _matters(log_gain: float, smallest_percent: float) -> bool:
     return abs(log_gain) > math.log1p(smallest_percent / 100)
 
 
-def _neither(quantity: str, p: float) -> str:
+def _is_open(log_gain: float, p: float, smallest_percent: float) -> bool:
+    """Whether a difference would matter and has no interval that says if it is real."""
+    return math.isnan(p) and _matters(log_gain, smallest_percent)
+
+
+def _neither(quantity: str, p: float, is_open: bool) -> str:
+    if is_open:
+        return f"{quantity} undecided"
     return f"{quantity} differs by too little to matter" if p < SIGNIFICANCE else f"{quantity} not distinguishable"
 
 
@@ -154,9 +174,8 @@ def _speed(row: pd.Series, base: pd.Series, smallest: float) -> Finding:
         return Finding(None, "speed not compared")
     log_gain = math.log(row["speedup"])
     direction = _counts(log_gain, row["speedup_p_holm"], smallest)
-    undecided = math.isnan(row["speedup_p_holm"]) and _matters(log_gain, smallest)
-    neither = "speed undecided" if undecided else _neither("speed", row["speedup_p_holm"])
-    word = {1: "faster", -1: "slower", 0: neither}[direction]
+    undecided = _is_open(log_gain, row["speedup_p_holm"], smallest)
+    word = {1: "faster", -1: "slower", 0: _neither("speed", row["speedup_p_holm"], undecided)}[direction]
     return Finding(
         direction,
         f"{word}: {number(row['speedup'])} x ({interval(row['speedup_low'], row['speedup_high'])}), "
@@ -177,19 +196,23 @@ def _memory(row: pd.Series, base: pd.Series, smallest: float) -> Finding:
     )
 
 
-def _quality(row: pd.Series, smallest: float) -> Finding:
+def _quality(row: pd.Series, is_reference: bool, smallest: float) -> Finding:
     if row["weights"] == "synthetic":
         return Finding(None, "no quality: random weights")
+    if is_reference:
+        return Finding(None, "quality not compared: the reference's own precision")
     if math.isnan(row["ppl_ratio"]):
-        return Finding(None, "quality not compared")
-    direction = _counts(-math.log(row["ppl_ratio"]), row["ppl_ratio_p_holm"], smallest)
-    word = {1: "lower PPL", -1: "higher PPL", 0: _neither("PPL", row["ppl_ratio_p_holm"])}[direction]
+        return Finding(None, "quality not compared", open=True)
+    log_gain = -math.log(row["ppl_ratio"])
+    direction = _counts(log_gain, row["ppl_ratio_p_holm"], smallest)
+    undecided = _is_open(log_gain, row["ppl_ratio_p_holm"], smallest)
+    word = {1: "lower PPL", -1: "higher PPL", 0: _neither("PPL", row["ppl_ratio_p_holm"], undecided)}[direction]
     low, high = row["ppl_ratio_low"], row["ppl_ratio_high"]
     span = "no interval" if math.isnan(low) else f"95 % {percent(low)} to {percent(high)}"
     told = f"{word}: {percent(row['ppl_ratio'])} ({span})"
     if not math.isnan(row["top1_agreement"]):
         told += f", same first choice at {row['top1_agreement'] * 100:.1f} % of positions"
-    return Finding(direction, told)
+    return Finding(direction, told, undecided)
 
 
 def _pareto(rows: pd.DataFrame, is_reference: pd.Series) -> np.ndarray:

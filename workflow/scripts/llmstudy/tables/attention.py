@@ -12,12 +12,13 @@ from pathlib import Path
 from statistics import median
 
 from llmstudy.measure.flops import causal_attention_flops
-from llmstudy.tables.common import IDENTITY, identity, read_records, write_table
+from llmstudy.statistics.columns import SHARED
+from llmstudy.tables.common import identity, read_records, write_table
 
 VALUE_BYTES = 2  # inputs are bf16
 MIB = 2**20
 COLUMNS = [
-    *IDENTITY,
+    *SHARED,
     "context",
     "phase",
     "prompt_tokens",

@@ -1,8 +1,8 @@
 """capacity.csv: the largest batch that fits the device at each context, predicted by the fitted memory model.
 
 ``largest_batch`` with its predicted peak ``fits_gib``, and ``first_too_large`` with ``too_large_gib``; ``largest_ok``
-and ``smallest_oom`` are what memory.csv really saw at that context, empty where none was tried. A configuration with
-too few measured workloads has no row.
+and ``smallest_oom`` are what memory.csv really saw at that context, empty where none was tried. ``residual_gib`` is the
+largest error of the fit on its ``fitted_rows``. A configuration that has no memory model says why in status and reason.
 
 Where the frontier was verified, ``usable_gib`` is what the verifying process could take of ``device_gib``, and the
 prediction is for that; at the verified context ``verified_fits`` is the largest batch that ran, ``verified_oom`` the
@@ -17,13 +17,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from llmstudy.statistics.capacity import capacities, measured_frontier
-from llmstudy.statistics.columns import CONFIGURATION
-from llmstudy.tables.common import IDENTITY, read_records, read_table, write_table
+from llmstudy.errors import StudyError
+from llmstudy.provenance import device_memory_gib
+from llmstudy.statistics.capacity import capacity_table, fit_memory, measured_frontier
+from llmstudy.statistics.columns import CONFIGURATION, IDENTITY, SHARED
+from llmstudy.tables.common import read_records, read_table, write_table
 
 PREDICTED = ["context_tokens", "largest_batch", "fits_gib", "first_too_large", "too_large_gib"]
+FITTED = ["residual_gib", "fitted_rows"]
 VERIFIED = ["verified_fits", "verified_oom", "prediction", "prediction_reason"]
-COLUMNS = [*IDENTITY, "device_gib", "usable_gib", *PREDICTED, "largest_ok", "smallest_oom", *VERIFIED]
+COLUMNS = [*SHARED, "device_gib", "usable_gib", *PREDICTED, "largest_ok", "smallest_oom", *VERIFIED, *FITTED]
 
 
 def write(
@@ -43,14 +46,8 @@ def write(
     device_gib  memory of the device; None takes the measured one's
     """
     if device_gib is None:
-        device_gib = min((size_of(record) for record in read_records(records)), default=0.0)
+        device_gib = min((device_memory_gib(one["provenance"]) for one in read_records(records)), default=0.0)
     write_table(rows_of(read_table(memory), contexts, device_gib, read_records(verified)), COLUMNS, output)
-
-
-def size_of(record: dict) -> float:
-    """Memory of the device that a record was measured on: of one GPU, else of the host; infinite if it does not say."""
-    provenance = record["provenance"]
-    return provenance.get("gpu", provenance).get("memory_gib", provenance.get("host_memory_gib", float("inf")))
 
 
 def rows_of(memory: pd.DataFrame, contexts: list[int], device_gib: float, verified: Sequence[dict] = ()) -> list[dict]:
@@ -60,16 +57,25 @@ def rows_of(memory: pd.DataFrame, contexts: list[int], device_gib: float, verifi
     for key, own in memory.groupby(CONFIGURATION, sort=False):
         record = verifications.get(key)
         usable_gib = record["samples"].get("usable_gib") if record else None
-        predicted = capacities(own, contexts, usable_gib or device_gib)
-        if predicted.empty:
+        shared = own.iloc[0][IDENTITY].to_dict() | {"device_gib": device_gib, "usable_gib": usable_gib}
+        try:
+            predicted = capacity_table(fit_memory(own), contexts, usable_gib or device_gib)
+        except StudyError as error:
+            rows.append(shared | unpredicted(own, error))
             continue
-        frontier = predicted.merge(measured_frontier(own), on="context_tokens", how="left")
-        shared = own.iloc[0][["study", "weights", "device"]].to_dict() | {"status": "ok", "reason": ""}
-        shared |= {"device_gib": device_gib, "usable_gib": usable_gib}
-        for row in frontier.to_dict("records"):
+        shared |= {"status": "ok", "reason": ""}
+        for row in predicted.merge(measured_frontier(own), on="context_tokens", how="left").to_dict("records"):
             found = verification(record) if record and row["context_tokens"] == verified_context(record) else {}
             rows.append(row | shared | found)
     return rows
+
+
+def unpredicted(own: pd.DataFrame, error: StudyError) -> dict:
+    """Why a configuration has no memory model: its measurements failed, or there are too few."""
+    failed = own[own["status"] != "ok"]
+    if len(failed) == len(own):
+        return failed.iloc[0][["status", "reason"]].to_dict()
+    return {"status": "unsupported", "reason": str(error)}
 
 
 def verified_context(record: dict) -> int:

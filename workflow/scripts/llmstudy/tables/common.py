@@ -9,9 +9,8 @@ import pandas as pd
 
 from llmstudy import records
 from llmstudy.files import atomic_write
+from llmstudy.statistics.columns import IDENTITY
 
-IDENTITY = ["study", "model", "weights", "precision", "attention", "runtime", "device", "status", "reason"]
-WORKLOAD = ["batch", "prompt_tokens", "new_tokens"]
 TEXT = ("reason", "flags", "text", "reference_text")
 GIB = 2**30
 
@@ -23,7 +22,7 @@ def read_records(paths: Iterable[str]) -> list[dict]:
 
 def identity(record: dict, entry: dict | None = None) -> dict:
     """The columns that every table has; an entry with a status of its own (one workload) overrules the record's."""
-    columns = {key: record["identity"][key] for key in IDENTITY[:7]}
+    columns = {key: record["identity"][key] for key in IDENTITY}
     told = entry if entry and entry.get("status") else record
     return columns | {"status": told["status"], "reason": told["reason"]}
 

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from llmstudy.statistics.columns import SHARED, WORKLOAD
 from llmstudy.statistics.crossover import cross_overs
-from llmstudy.tables.common import IDENTITY, WORKLOAD, identity, read_records, read_table, write_table
+from llmstudy.tables.common import identity, read_records, read_table, write_table
 
 FOUND = ["reference", "along", "quantity", "kind", "x", "low", "high", "changes", "text"]
-COLUMNS = [*IDENTITY, *WORKLOAD, *FOUND]
+COLUMNS = [*SHARED, *WORKLOAD, *FOUND]
 PHASES = ("prefill", "decode")
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmstudy.tables.common import IDENTITY, identity, read_records, write_table
+from llmstudy.statistics.columns import SHARED
+from llmstudy.tables.common import identity, read_records, write_table
 
 MEASURED = ["batch", "neighbours", "max_abs_delta_logit", "mean_abs_delta_logit", "top1_changes"]
-COLUMNS = [*IDENTITY, *MEASURED, "positions"]
+COLUMNS = [*SHARED, *MEASURED, "positions"]
 
 
 def write(paths: list[str], output: Path) -> None:

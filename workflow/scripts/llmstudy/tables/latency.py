@@ -15,11 +15,12 @@ from statistics import fmean, median
 import numpy as np
 
 from llmstudy.measure.conditions import busy
+from llmstudy.statistics.columns import SHARED, WORKLOAD
 from llmstudy.statistics.percentile import percentile_if_supported
-from llmstudy.tables.common import IDENTITY, WORKLOAD, identity, planned_workloads, read_records, write_table
+from llmstudy.tables.common import identity, planned_workloads, read_records, write_table
 
 COLUMNS = [
-    *IDENTITY,
+    *SHARED,
     *WORKLOAD,
     "repeat",
     "ttft_ms",

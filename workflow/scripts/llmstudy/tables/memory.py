@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmstudy.tables.common import GIB, IDENTITY, WORKLOAD, identity, planned_workloads, read_records, write_table
+from llmstudy.statistics.columns import SHARED, WORKLOAD
+from llmstudy.tables.common import GIB, identity, planned_workloads, read_records, write_table
 
 COMPONENTS = ("embeddings", "linears", "norms", "head", "other")
 COLUMNS = [
-    *IDENTITY,
+    *SHARED,
     *WORKLOAD,
     "weights_gib",
     "kv_cache_gib",

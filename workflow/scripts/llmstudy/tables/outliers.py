@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmstudy.tables.common import IDENTITY, identity, read_records, write_table
+from llmstudy.statistics.columns import SHARED
+from llmstudy.tables.common import identity, read_records, write_table
 
 COLUMNS = [
-    *IDENTITY,
+    *SHARED,
     "layer",
     "linear",
     "threshold",

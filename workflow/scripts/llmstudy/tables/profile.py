@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmstudy.tables.common import IDENTITY, WORKLOAD, identity, read_records, write_table
+from llmstudy.statistics.columns import SHARED, WORKLOAD
+from llmstudy.tables.common import identity, read_records, write_table
 
 COLUMNS = [
-    *IDENTITY,
+    *SHARED,
     *WORKLOAD,
     "tpot_ms",
     "launches_per_token",

@@ -1,7 +1,8 @@
 """quality.csv: one row per precision, corpus and protocol.
 
 Perplexities come from the same stored per-token NLL in every convention; differences from the reference are paired
-token by token, with 95 % intervals by block bootstrap over documents.
+token by token, with 95 % intervals by block bootstrap over documents. In the reference's own row only what two runs
+of it were compared by is filled in (KL divergence and agreement, the noise floor): its NLL against itself says nothing.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from pathlib import Path
 import numpy as np
 
 from llmstudy.measure.stream import protocol_name
+from llmstudy.statistics.columns import SHARED
 from llmstudy.statistics.conventions import conventions
 from llmstudy.statistics.divergence import agreement, summarise_kl, summarise_true_token
 from llmstudy.statistics.paired import compare_nll, perplexity
-from llmstudy.tables.common import IDENTITY, identity, read_records, write_table
+from llmstudy.tables.common import identity, read_records, write_table
 
 COLUMNS = [
-    *IDENTITY,
+    *SHARED,
     "corpus",
     "protocol",
     "tokens",
+    "words",
+    "utf8_bytes",
     "nll",
     "ppl",
     "ppl_low",
@@ -31,6 +35,7 @@ COLUMNS = [
     "ppl_ratio",
     "ppl_ratio_low",
     "ppl_ratio_high",
+    "ppl_ratio_p",
     "kl_nats",
     "kl_p99_nats",
     "top1_agreement",
@@ -47,11 +52,18 @@ COLUMNS = [
     "top1_high",
     "top5_overlap",
     "delta_p_mean",
+    "delta_p_low",
+    "delta_p_high",
     "delta_p_rms",
     "delta_p_p1",
+    "delta_p_p5",
+    "delta_p_median",
+    "delta_p_p95",
     "delta_p_p99",
     "blocks",
 ]
+TEXT = ("tokens", "words", "utf8_bytes")  # of an entry; equal for equal texts under one tokenizer
+OTHER_TEXT = "not the text that the reference scored: measure both again"
 
 
 def write(paths: list[str], reference: str, output: Path) -> None:
@@ -66,9 +78,9 @@ def write(paths: list[str], reference: str, output: Path) -> None:
 
 def rows_of(record: dict, reference: dict | None) -> list[dict]:
     """A row for every corpus and protocol that the record was asked for, measured or not."""
-    entries = {(entry["corpus"], entry["protocol"]): entry for entry in record["samples"].get("protocols", [])}
-    own = Arrays(record)
-    other = Arrays(reference) if reference else None
+    entries, own = entries_of(record), Arrays(record)
+    compared = reference is not None and reference["path"] != record["path"]
+    others, other = (entries_of(reference), Arrays(reference)) if compared else ({}, Arrays())
     rows = []
     for corpus in record["settings"]["corpora"]:
         for protocol in record["settings"]["protocols"]:
@@ -76,18 +88,34 @@ def rows_of(record: dict, reference: dict | None) -> list[dict]:
             entry = entries.get((corpus, name))
             row = identity(record, entry) | {"corpus": corpus, "protocol": name}
             if entry and entry["status"] == "ok":
-                row |= perplexities(entry, own.of(entry))
-                row |= distances(own.of(entry), other.of(entry) if other else {})
+                arrays, against = own.of(entry), other.of(entry)
+                row |= perplexities(entry, arrays)
+                if against and not same_text(entry, others[corpus, name], arrays, against):
+                    row |= {"status": "error", "reason": OTHER_TEXT}
+                else:
+                    row |= distances(arrays, against)
             rows.append(row)
     return rows
 
 
-class Arrays:
-    """The per-token arrays beside a quality record."""
+def entries_of(record: dict) -> dict[tuple[str, str], dict]:
+    """What a record has of each corpus and protocol."""
+    return {(entry["corpus"], entry["protocol"]): entry for entry in record["samples"].get("protocols", [])}
 
-    def __init__(self, record: dict):
-        path = record["path"].with_suffix(".npz")
-        self.stored = np.load(path) if path.exists() and path.stat().st_size else {}
+
+def same_text(entry: dict, other: dict, arrays: dict[str, np.ndarray], against: dict[str, np.ndarray]) -> bool:
+    """Whether two records scored the same tokens of the same documents."""
+    return [entry[key] for key in TEXT] == [other[key] for key in TEXT] and np.array_equal(
+        arrays["document"], against["document"]
+    )
+
+
+class Arrays:
+    """The per-token arrays beside a quality record; none without a record."""
+
+    def __init__(self, record: dict | None = None):
+        path = record["path"].with_suffix(".npz") if record else None
+        self.stored = np.load(path) if path and path.exists() and path.stat().st_size else {}
 
     def of(self, entry: dict) -> dict[str, np.ndarray]:
         """Arrays of one corpus and protocol by quantity; empty if there are none."""
@@ -102,6 +130,8 @@ def perplexities(entry: dict, arrays: dict[str, np.ndarray]) -> dict:
     ppl = perplexity(nll, arrays["document"])
     return {
         "tokens": len(nll),
+        "words": entry["words"],
+        "utf8_bytes": entry["utf8_bytes"],
         "nll": nll.mean(),
         "ppl": ppl.value,
         "ppl_low": ppl.low,
@@ -124,10 +154,16 @@ def distances(arrays: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -
             "ppl_ratio": paired.ppl_ratio.value,
             "ppl_ratio_low": paired.ppl_ratio.low,
             "ppl_ratio_high": paired.ppl_ratio.high,
+            "ppl_ratio_p": paired.ppl_ratio.p,
             "blocks": paired.blocks,
             "delta_p_mean": delta.mean.value,
+            "delta_p_low": delta.mean.low,
+            "delta_p_high": delta.mean.high,
             "delta_p_rms": delta.rms,
             "delta_p_p1": delta.p1,
+            "delta_p_p5": delta.p5,
+            "delta_p_median": delta.median,
+            "delta_p_p95": delta.p95,
             "delta_p_p99": delta.p99,
         }
     if "kl" in arrays:

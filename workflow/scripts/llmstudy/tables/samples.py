@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llmstudy.statistics.columns import SHARED
 from llmstudy.statistics.text import distinct_n, first_divergence, repetition_rate
-from llmstudy.tables.common import IDENTITY, identity, read_records, write_table
+from llmstudy.tables.common import identity, read_records, write_table
 
 COLUMNS = [
-    *IDENTITY,
+    *SHARED,
     "prompt",
     "text",
     "reference_text",

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmstudy.tables.common import IDENTITY, identity, read_records, write_table
+from llmstudy.statistics.columns import SHARED
+from llmstudy.tables.common import identity, read_records, write_table
 
 ALL = "all"
 COLUMNS = [
-    *IDENTITY,
+    *SHARED,
     "layer",
     "linear",
     "delta_nll",

@@ -10,14 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean, median
 
-from llmstudy.tables.common import IDENTITY, WORKLOAD, identity, read_records, write_table
+from llmstudy.statistics.columns import SHARED, WORKLOAD
+from llmstudy.tables.common import identity, read_records, write_table
 from llmstudy.tables.quality import COLUMNS as QUALITY
 from llmstudy.tables.quality import Arrays, distances, perplexities
 
 COLUMNS = [
-    *IDENTITY,
+    *SHARED,
     "threshold",
-    *(column for column in QUALITY if column not in IDENTITY),
+    *(column for column in QUALITY if column not in SHARED),
     *WORKLOAD,
     "tpot_ms",
     "tpot_low_ms",
@@ -44,7 +45,7 @@ def row_of(record: dict, reference: dict | None) -> dict:
     row = identity(record) | {"threshold": float(record["settings"]["threshold"])}
     for entry in samples.get("protocols", []):
         own = Arrays(record).of(entry)
-        other = Arrays(reference).of(entry) if reference else {}
+        other = Arrays(reference).of(entry)
         beginning = {key: values[: len(own["nll"])] for key, values in other.items()}
         row |= {"corpus": entry["corpus"], "protocol": entry["protocol"]}
         row |= perplexities(entry, own) | distances(own, beginning)

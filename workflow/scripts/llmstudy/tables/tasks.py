@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from llmstudy.statistics.columns import SHARED
 from llmstudy.statistics.estimate import CONFIDENCE
 from llmstudy.statistics.multiplicity import holm
 from llmstudy.statistics.proportions import paired_change, wilson
-from llmstudy.tables.common import IDENTITY, identity, read_records, write_table
+from llmstudy.tables.common import identity, read_records, write_table
 
 COLUMNS = [
-    *IDENTITY,
+    *SHARED,
     "task",
     "metric",
     "documents",

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from llmstudy.statistics.columns import SHARED
 from llmstudy.statistics.text import agreement_curve, exact_match, median_divergence
-from llmstudy.tables.common import IDENTITY, read_table, write_table
+from llmstudy.tables.common import read_table, write_table
 
 POSITIONS = (8, 16, 32, 64)
 COLUMNS = [
-    *IDENTITY,
+    *SHARED,
     "prompts",
     "new_tokens",
     "exact_match",
@@ -40,9 +41,9 @@ def write(samples: Path, reference: str, output: Path) -> None:
 def rows_of(samples: pd.DataFrame, reference: str) -> list[dict]:
     """A row per configuration over the prompts that it finished; its status and reason if it finished none."""
     rows = []
-    for key, own in samples.groupby(IDENTITY[:7], sort=False):
+    for key, own in samples.groupby(SHARED[:7], sort=False):
         done = own[own["status"] == "ok"]
-        row = dict(zip(IDENTITY[:7], key)) | own.iloc[0][["status", "reason"]].to_dict()
+        row = dict(zip(SHARED[:7], key)) | own.iloc[0][["status", "reason"]].to_dict()
         if len(done):
             row |= {
                 "status": "ok",

@@ -1,16 +1,15 @@
 """Sentences from memory.csv: weights, KV cache, what does not fit, and what the score matrix of attention costs."""
 
+from llmstudy.statistics.columns import WORKLOAD
+from llmstudy.statistics.phrases import number
 from llmstudy.ties.rows import (
     PLACE,
     UNQUANTISED,
-    WORKLOAD,
     Tables,
     attention_pair,
     good_rows,
     leading,
     link,
-    medians,
-    number,
     of_kind,
     paired,
     place,
@@ -23,7 +22,7 @@ DENSE = ("bf16", "fp16", "fp32")
 
 def weights_memory(tables: Tables) -> str | None:
     """GiB of weights of the largest model in an unquantised precision, next to its KV cache."""
-    frame = medians(tables, "memory", "weights_gib", "kv_cache_gib")
+    frame = good_rows(tables, "memory", *WORKLOAD, "weights_gib", "kv_cache_gib")
     row = leading(of_kind(frame, UNQUANTISED), "-weights_gib", "-kv_cache_gib")
     if row is None:
         return None
@@ -85,7 +84,7 @@ def score_matrix_memory(tables: Tables) -> str | None:
     Of whole models above their weights, else of the kernels alone. Accelerators only: on a CPU the peak is the growth
     of the process, whose noise hides the score matrix.
     """
-    frame = medians(tables, "memory", "weights_gib", "peak_prefill_gib")
+    frame = good_rows(tables, "memory", *WORKLOAD, "weights_gib", "peak_prefill_gib")
     frame = frame[frame["accelerator"].astype(bool)].copy()
     frame["above_weights"] = frame["peak_prefill_gib"] - frame["weights_gib"]
     row = attention_pair(frame, "above_weights")

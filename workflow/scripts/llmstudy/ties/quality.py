@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from llmstudy.ties.rows import PLACE, Tables, good_rows, leading, link, number, place
+from llmstudy.statistics.phrases import number
+from llmstudy.ties.rows import PLACE, Tables, good_rows, leading, link, place
 
 _INT8 = ("int8-fused", "int8-fused-outlier", "int8-w8a8", "llm-int8", "llm-int8-t0")
 _FOUR_BIT = ("llm-int8", "nf4", "fp4")

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
+from llmstudy.statistics.columns import IDENTITY, WORKLOAD
+from llmstudy.statistics.latency import process_interval
+
 Tables = Mapping[str, pd.DataFrame]
 
-IDENTITY = ["study", "model", "weights", "precision", "attention", "runtime", "device"]
 PLACE = ["study", "model", "weights", "device"]
-WORKLOAD = ["batch", "prompt_tokens", "new_tokens"]
 UNQUANTISED = [(precision, runtime) for runtime in ("graph", "eager") for precision in ("bf16", "fp16", "fp32")]
 
 _ACCELERATOR = re.compile(r"cuda|nvidia|gpu|instinct", re.IGNORECASE)
@@ -30,8 +31,9 @@ def good_rows(tables: Tables, table: str, *columns: str) -> pd.DataFrame:
     return kept
 
 
-def medians(tables: Tables, table: str, *columns: str, optional: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Median over the repeats of each identity and workload; ``repeats`` counts them; ``optional`` may be NaN."""
+def over_repeats(tables: Tables, table: str, *columns: str, optional: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Geometric mean over the repeats of each identity and workload, as everywhere in the report; ``repeats`` counts
+    them; ``optional`` may be NaN."""
     frame = good_rows(tables, table, *WORKLOAD, *columns)
     keys = [*IDENTITY, *WORKLOAD, "accelerator"]
     values = [*columns, *optional]
@@ -39,7 +41,8 @@ def medians(tables: Tables, table: str, *columns: str, optional: tuple[str, ...]
         return pd.DataFrame(columns=[*keys, *values, "repeats"])
     frame = frame.reindex(columns=[*keys, *values]).astype(dict.fromkeys(values, float))
     groups = frame.groupby(keys, dropna=False)
-    return groups[values].median().assign(repeats=groups.size()).reset_index()
+    means = groups[values].agg(lambda column: process_interval(column).value)
+    return means.assign(repeats=groups.size()).reset_index()
 
 
 def fastest_attention(frame: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -77,17 +80,6 @@ def leading(frame: pd.DataFrame, *columns: str) -> pd.Series | None:
     return frame.sort_values(names, ascending=rising, kind="stable").iloc[0]
 
 
-def number(value: float) -> str:
-    """Three significant digits, thousands separated, never in exponent form above 0.0001."""
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    if value == 0 or abs(value) >= 100:
-        return f"{value:.0f}"
-    if abs(value) < 1e-4:
-        return f"{value:.1e}"
-    return f"{value:.3g}"
-
-
 def place(row: pd.Series) -> str:
     """Study, model (with its label where the weights are synthetic) and device of a row."""
     label = " with synthetic weights" if row["weights"] == "synthetic" else ""
@@ -100,8 +92,8 @@ def link(row: pd.Series, table: str) -> str:
 
 
 def processes(count: float) -> str:
-    """How many processes a median was taken over, in words."""
-    return "one process" if count == 1 else f"median of {int(count)} processes"
+    """How many processes a mean was taken over, in words."""
+    return "one process" if count == 1 else f"mean of {int(count)} processes"
 
 
 def workload(row: pd.Series) -> str:

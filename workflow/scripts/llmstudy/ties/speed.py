@@ -3,18 +3,18 @@
 import pandas as pd
 
 from llmstudy.statistics import latency as statistics
+from llmstudy.statistics.columns import WORKLOAD
+from llmstudy.statistics.phrases import number
 from llmstudy.ties.rows import (
     PLACE,
     UNQUANTISED,
-    WORKLOAD,
     Tables,
     fastest_attention,
     good_rows,
     leading,
     link,
-    medians,
-    number,
     of_kind,
+    over_repeats,
     paired,
     place,
     processes,
@@ -24,7 +24,7 @@ from llmstudy.ties.rows import (
 
 def prefill_against_decode(tables: Tables) -> str | None:
     """TTFT per prompt token against TPOT of the same unquantised run, and their ratio."""
-    frame = medians(tables, "latency", "ttft_ms", "tpot_ms")
+    frame = fastest_attention(over_repeats(tables, "latency", "ttft_ms", "tpot_ms"), "tpot_ms")
     row = leading(of_kind(frame, UNQUANTISED), "batch", "-tpot_ms", "-prompt_tokens")
     if row is None:
         return None
@@ -38,7 +38,7 @@ def prefill_against_decode(tables: Tables) -> str | None:
 
 def decode_bandwidth(tables: Tables) -> str | None:
     """TPOT, MBU and copy bandwidth of the best-launched unquantised decode."""
-    frame = fastest_attention(medians(tables, "latency", "tpot_ms", "mbu", "bandwidth_gb_s"), "tpot_ms")
+    frame = fastest_attention(over_repeats(tables, "latency", "tpot_ms", "mbu", "bandwidth_gb_s"), "tpot_ms")
     row = leading(of_kind(frame, UNQUANTISED), "batch", "-tpot_ms", "prompt_tokens")
     if row is None:
         return None
@@ -51,7 +51,7 @@ def decode_bandwidth(tables: Tables) -> str | None:
 
 def batching(tables: Tables) -> str | None:
     """How much longer a step gets from the smallest to the largest batch of one unquantised precision."""
-    frame = fastest_attention(medians(tables, "latency", "tpot_ms"), "tpot_ms").sort_values("batch")
+    frame = fastest_attention(over_repeats(tables, "latency", "tpot_ms"), "tpot_ms").sort_values("batch")
     keys = [*PLACE, "prompt_tokens", "new_tokens", "precision", "runtime", "accelerator"]
     large = frame.drop_duplicates(keys, keep="last")[[*keys, "batch", "tpot_ms"]]
     both = frame.drop_duplicates(keys).merge(large, on=keys, suffixes=("", "_large"))
@@ -199,7 +199,7 @@ def _unquantised(runtime: str) -> list[tuple[str, str]]:
 
 
 def _tpot_pair(tables: Tables, slow: list[tuple[str, str]], quick: list[tuple[str, str]]) -> str | None:
-    frame = fastest_attention(medians(tables, "latency", "tpot_ms", optional=("mbu",)), "tpot_ms")
+    frame = fastest_attention(over_repeats(tables, "latency", "tpot_ms", optional=("mbu",)), "tpot_ms")
     row = leading(paired(frame, [*PLACE, *WORKLOAD, "accelerator"], slow, quick), "batch", "-tpot_ms", "prompt_tokens")
     if row is None:
         return None
