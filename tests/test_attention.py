@@ -40,6 +40,23 @@ def test_the_kernel_that_ran_is_proven(run, name, kernel):
         assert attention.prove(name, run(name)) == [kernel]
 
 
+@pytest.mark.parametrize(
+    ("name", "operator"),
+    [("flash_attention_2", "flash_attn::_flash_attn_forward"), ("flash_attention_3", "flash_attn_3::fwd")],
+)
+def test_a_package_s_kernel_is_known_by_its_operators(name, operator):
+    """Under the names that flash-attn 2.8 and 3 register; the packages themselves need a GPU."""
+    namespace, function = operator.split("::")
+    library = torch.library.Library(namespace, "FRAGMENT")
+    library.define(f"{function}(Tensor q) -> Tensor")
+    library.impl(function, lambda q: q + 1, "CPU")
+    call = getattr(getattr(torch.ops, namespace), function)
+    other = {"flash_attention_2", "flash_attention_3"} - {name}
+    assert attention.prove(name, lambda: call(torch.ones(2))) == [namespace]
+    with pytest.raises(Unsupported, match=f"{namespace} ran instead"):
+        attention.prove(other.pop(), lambda: call(torch.ones(2)))
+
+
 def test_all_kernels_compute_the_same(run):
     found = []
     for name in ("eager", "sdpa", "sdpa-math", "sdpa-flash"):

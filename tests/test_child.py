@@ -62,6 +62,22 @@ def test_the_allocator_is_what_the_job_says(run, monkeypatch):
     assert run(body, allocator="ours").result["samples"] == {"allocator": "ours"}
 
 
+@pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGALRM"])
+def test_a_child_killed_before_its_first_piece_says_where_it_ran(run, signal_name):
+    outcome = run(f"import os, signal; os.kill(os.getpid(), signal.{signal_name})")
+    assert outcome.result == {"device": "cpu", "provenance": {"threads": 1}}
+
+
+def test_imports_count_towards_the_time_limit(monkeypatch, tmp_path):
+    """The limit goes on after them instead of beginning again."""
+    faults.install(monkeypatch, tmp_path, "import time; time.sleep(3); return {}")
+    code = tmp_path / "sitecustomize.py"
+    slow = code.read_text().replace("(self):\n        pass", "(self):\n        import time; time.sleep(3)")
+    code.write_text(slow)
+    assert slow.count("time.sleep(3)") == 2
+    assert run_child(faults.job(seconds=5), tmp_path / "job.log", tmp_path).status == "timeout"
+
+
 def test_a_child_killed_midway_keeps_its_finished_pieces(run):
     outcome = run(f"import os; session.save({PIECE}); os.kill(os.getpid(), 9)")
     assert outcome.status == "error"
@@ -162,7 +178,7 @@ def test_a_piece_in_the_making_is_not_reported(run):
     ("statuses", "told"),
     [(["ok", "oom"], ("ok", "")), (["oom", "error"], ("oom", "why oom")), ([], ("ok", "")), (["ok"], ("ok", ""))],
 )
-@pytest.mark.parametrize("kind", ["workloads", "protocols"])
+@pytest.mark.parametrize("kind", worker.PIECES)
 def test_a_measurement_without_one_success_is_not_ok(kind, statuses, told):
     samples = {kind: [{"status": status, "reason": f"why {status}"} for status in statuses]}
     assert tuple(worker.status_of(samples).values()) == told
@@ -181,7 +197,8 @@ def test_a_full_disk_costs_the_piece_that_did_not_fit(run):
     assert outcome.result["samples"] == PIECE
 
 
-def test_sigterm_to_the_parent_ends_the_child(monkeypatch, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_the_child_ends_with_its_parent(monkeypatch, tmp_path, how):
     faults.install(
         monkeypatch,
         tmp_path / "stand-in",
@@ -203,8 +220,11 @@ def test_sigterm_to_the_parent_ends_the_child(monkeypatch, tmp_path):
             time.sleep(0.05)
         measuring = int((tmp_path / "pid").read_text())
         assert faults.alive(measuring) and measuring != parent.pid
-        parent.send_signal(signal.SIGTERM)
-        assert parent.wait(timeout=30) == 128 + signal.SIGTERM
+        parent.send_signal(how)
+        assert parent.wait(timeout=30) == (-how if how == signal.SIGKILL else 128 + how)
+        deadline = time.monotonic() + 30
+        while faults.alive(measuring) and time.monotonic() < deadline:  # nobody waits for it after a SIGKILL
+            time.sleep(0.05)
         assert not faults.alive(measuring)
     finally:
         if parent.poll() is None:

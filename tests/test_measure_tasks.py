@@ -59,7 +59,7 @@ def measured(session) -> tuple[dict, dict]:
 def log_likelihoods(session) -> np.ndarray:
     """float64 [questions, answers] of the multiple-choice task: one forward pass each, log-softmax in float64."""
     model, _ = session.load_model()
-    tokenizer = session.weights.tokenizer()
+    tokenizer = session.weights.tokenizer
     found = []
     for question in local_task.QUESTIONS:
         for answer in question["answers"]:

@@ -207,7 +207,7 @@ def test_a_calibrated_precision_gets_text_in_a_measurement(folder, tiny_corpus, 
         session.load_model()
     assert seen["int8-fused"].calibration_ids is None
     ids = seen["int8-fused-outlier"].calibration_ids
-    tokenizer = open_weights(folder).tokenizer()
+    tokenizer = open_weights(folder).tokenizer
     assert ids.dtype == torch.int64 and ids.tolist() == [tokenizer(tiny.DOCUMENTS[-1])["input_ids"][:20]]
 
 

@@ -45,12 +45,12 @@ def test_the_schema_is_one_and_describes_every_key():
 @pytest.mark.parametrize("status", records.STATUSES)
 def test_a_record_of_any_status_fits(status):
     failed = Outcome(status, "why", {"traceback": ["line"]}, 1.5)
-    Draft202012Validator(SCHEMA).validate(records.compose(JOB, failed))
+    Draft202012Validator(SCHEMA).validate(records.compose(JOB, failed, {}))
 
 
 def test_a_record_with_another_key_or_status_does_not_fit():
     validator = Draft202012Validator(SCHEMA)
-    good = records.compose(JOB, Outcome("ok", ""))
+    good = records.compose(JOB, Outcome("ok", ""), {})
     assert validator.is_valid(good)
     assert not validator.is_valid(good | {"extra": 1})
     assert not validator.is_valid(good | {"status": "fine"})

@@ -25,7 +25,7 @@ def test_synthetic_parameters_do_not_depend_on_order_or_neighbours(tmp_path):
     fetch_weights(random(), tmp_path / "a", tmp_path / "downloads")
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"config.json", "SOURCE.json"}
     weights = open_weights(tmp_path / "a")
-    assert (weights.real, weights.seed, weights.tokenizer(), weights.context) == (False, 1, None, 64)
+    assert (weights.real, weights.seed, weights.tokenizer, weights.context) == (False, 1, None, 64)
     shapes = synthetic.parameter_shapes(weights.config())
     forward = {name: weights.tensor(name, shape, torch.float32, "cpu") for name, shape in shapes.items()}
     torch.manual_seed(5)

@@ -41,7 +41,7 @@ def test_local_folder_is_read_in_place(tmp_path, tied, shard):
         assert torch.equal(found, expected), name
     assert weights.tensor("lm_head.weight", (199, 48), torch.bfloat16, "cpu").dtype == torch.bfloat16
     assert weights.config().num_key_value_heads == 2
-    tokenizer = weights.tokenizer()
+    tokenizer = weights.tokenizer
     assert tokenizer("once upon a time")["input_ids"] == [3, 4, 5, 6]
     assert tokenizer.model_max_length == 256
 
@@ -166,9 +166,9 @@ def test_gguf_is_dequantised_exactly(tmp_path):
     expected = unpack_q4_1(packed["blk.0.attn_q"], 64).reshape(2, 16, 2, 64).swapaxes(1, 2).reshape(64, 64)
     found = weights.tensor("model.layers.0.self_attn.q_proj.weight", (64, 64), torch.float32, "cpu").numpy()
     assert numpy.array_equal(found.astype(numpy.float64), expected)
-    assert weights.tokenizer()("aton.")["input_ids"] == [5, 8, 9]
+    assert weights.tokenizer("aton.")["input_ids"] == [5, 8, 9]
     assert "8 Q4_1" in receipt(tmp_path / "ours")["fetched_note"]
-    assert weights.context == weights.tokenizer().model_max_length == 128
+    assert weights.context == weights.tokenizer.model_max_length == 128
     assert json.loads((tmp_path / "ours/tokenizer_config.json").read_text())["model_max_length"] == 128
 
 

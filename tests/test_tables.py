@@ -264,6 +264,11 @@ def test_a_workload_out_of_memory_keeps_what_is_known_of_the_weights(record, tmp
     assert failed[["kv_cache_gib", "workspace_gib", "peak_decode_gib", "peak_rss_gib"]].isna().all()
 
 
+@pytest.mark.parametrize(("driver", "told"), [(None, None), (2 * 2**30, None), (4 * 2**30, 4.0)])
+def test_a_driver_s_figure_below_what_was_allocated_came_too_late(driver, told):
+    assert memory.driver_gib({"driver_bytes": driver, "peak_allocated_bytes": 3 * 2**30}) == told
+
+
 def test_a_model_that_never_loaded_has_no_bytes(record, tmp_path):
     frame = table(memory, [record("memory", {}, settings={"workloads": WORKLOADS}, **OOM)], tmp_path)
     assert len(frame) == 2 and set(frame["status"]) == {"oom"}

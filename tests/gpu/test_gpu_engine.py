@@ -56,7 +56,7 @@ def test_tokens_equal_those_of_generate_in_fp32(shape, int8, batch):
     assert all(earlier < later for earlier, later in zip(graph.token_s, graph.token_s[1:]))
 
 
-@pytest.mark.parametrize("batch", [1, 4, 12])
+@pytest.mark.parametrize("batch", [1, 4, 12, 20])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", MAKE_LINEAR)
 def test_in_16_bit_tokens_part_only_at_a_near_tie(kind, dtype, batch):

@@ -6,12 +6,12 @@ import pytest
 import torch
 import triton_on_numpy  # noqa: F401
 from conftest import tiny_llama_config
-from llmstudy.precisions.int8.linear import Int8Linear
+from llmstudy.precisions.int8.linear import INT_MM_ROWS, Int8Linear, W8A8Linear
 from llmstudy.runtimes.eager import EagerRuntime
 from llmstudy.runtimes.graph_engine import step as step_module
 from llmstudy.runtimes.graph_engine.forward import last_logits
 from llmstudy.runtimes.graph_engine.prompt import run_prompt
-from llmstudy.runtimes.graph_engine.step import DecodeStep
+from llmstudy.runtimes.graph_engine.step import DecodeStep, attention_warps, operand_of
 from llmstudy.runtimes.graph_engine.weights import extract
 from torch import nn
 from transformers import LlamaForCausalLM
@@ -50,6 +50,19 @@ def test_tokens_equal_those_of_generate(monkeypatch, batch, int8, changes, split
     assert torch.equal(step.tokens, expected)
     assert step.position.tolist() == [PROMPT + NEW - 1] * batch
     assert not step.arrivals.any()
+
+
+def test_rows_whose_activations_are_quantised_are_not_left_to_the_weight_only_kernel():
+    """Or one precision would mean two under two runtimes."""
+    weight_only, both = (kind.from_weight(torch.randn(40, 64), None) for kind in (Int8Linear, W8A8Linear))
+    assert operand_of(both, INT_MM_ROWS).weight is both.weight and operand_of(both, INT_MM_ROWS + 1) is None
+    assert operand_of(weight_only, 64).weight is weight_only.weight
+
+
+def test_wide_groups_of_queries_get_more_warps():
+    assert [attention_warps(16, 64), attention_warps(16, 128), attention_warps(16, 256), attention_warps(64, 128)] == [
+        2, 2, 4, 4
+    ]  # fmt: skip
 
 
 def test_a_prompt_keeps_no_activation_longer_than_it_is_used():

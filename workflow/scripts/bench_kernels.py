@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from llmstudy import precisions  # noqa: E402
 from llmstudy.errors import StudyError, Unsupported  # noqa: E402
+from llmstudy.measure import footprint  # noqa: E402
+from llmstudy.measure.bandwidth import copy_bandwidth_gb_s  # noqa: E402
 from llmstudy.runtimes.graph import GraphRuntime  # noqa: E402
 from llmstudy.sources.synthetic import llama_config, random_tensor  # noqa: E402
 
@@ -59,33 +61,7 @@ class Row:
     peak_gib: float
 
 
-def copy_bandwidth(gib: float = 4.0) -> float:
-    """Bytes read plus written per second by a device-to-device copy, median of ten."""
-    source = torch.empty(int(gib * 2**30), dtype=torch.uint8, device="cuda").random_()
-    target = torch.empty_like(source)
-    times = []
-    for _ in range(13):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        target.copy_(source)
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop) / 1000)
-    return 2 * source.numel() / statistics.median(times[3:])
-
-
-def step_bytes(model, batch: int, context: int) -> int:
-    """Bytes that one decode step must read: every weight but the embedding's other rows, and the valid KV cache."""
-    config = model.config
-    tensors = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
-    if not config.tie_word_embeddings:
-        tensors.pop(model.model.embed_tokens.weight.data_ptr())
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    cache = 2 * config.num_hidden_layers * batch * context * config.num_key_value_heads * config.head_dim
-    return weights + cache * model.dtype.itemsize
-
-
-def measure(model, name: str, batch: int, prompt: int, new: int, repeats: int, bandwidth: float) -> Row:
+def measure(model, name: str, batch: int, prompt: int, new: int, repeats: int, bandwidth_gb_s: float) -> Row:
     """Two generations to warm up, then ``repeats`` measured ones."""
     torch.cuda.reset_peak_memory_stats()
     runtime = GraphRuntime(model, batch, prompt, new)
@@ -97,6 +73,8 @@ def measure(model, name: str, batch: int, prompt: int, new: int, repeats: int, b
         runtime.close()
     tpot = [(line[-1] - line[0]) / (new - 1) for line in lines]
     middle = statistics.median(tpot)
+    step_bytes = footprint.step_weight_bytes(model, footprint.weight_bytes(model))
+    step_bytes += footprint.kv_bytes_per_token(model.config, model.dtype) * batch * (prompt + new // 2)
     return Row(
         precision=name,
         batch=batch,
@@ -106,7 +84,7 @@ def measure(model, name: str, batch: int, prompt: int, new: int, repeats: int, b
         tpot_ms=middle * 1000,
         tpot_min_ms=min(tpot) * 1000,
         tpot_max_ms=max(tpot) * 1000,
-        mbu=step_bytes(model, batch, prompt + new // 2) / middle / bandwidth,
+        mbu=step_bytes / middle / (1e9 * bandwidth_gb_s),
         compile_s=compile_s,
         peak_gib=torch.cuda.max_memory_allocated() / 2**30,
     )
@@ -122,8 +100,8 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("bench_kernels measures CUDA kernels and found no CUDA device")
-    bandwidth = copy_bandwidth()
-    result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "bandwidth_gb_s": bandwidth / 1e9}
+    bandwidth = copy_bandwidth_gb_s("cuda", torch.cuda.synchronize)
+    result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "bandwidth_gb_s": bandwidth}
     rows = []
     for name in options.precisions:
         request = precisions.LoadRequest(RandomWeights(options.shape), "cuda", "sdpa")
@@ -138,7 +116,7 @@ def main() -> None:
         gc.collect()
         torch.cuda.empty_cache()
         options.output.write_text(json.dumps(result | {"rows": [asdict(row) for row in rows]}, indent=1))
-    print(f"{result['device']}, torch {result['torch']}, copy bandwidth {bandwidth / 1e12:.2f} TB/s\n")
+    print(f"{result['device']}, torch {result['torch']}, copy bandwidth {bandwidth / 1e3:.2f} TB/s\n")
     print("| precision | batch | prompt | TTFT ms | TPOT ms (range) | MBU | peak GiB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:

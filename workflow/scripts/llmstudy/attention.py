@@ -16,7 +16,7 @@ from llmstudy.errors import StudyError, Unsupported
 @dataclass(frozen=True)
 class Attention:
     """implementation: transformers' name; backend: member of ``torch.nn.attention.SDPBackend`` to force, or None;
-    operators: a part of each operator name that proves the kernel, empty for plain matrix products."""
+    operators: the beginning of each kernel's name that is what was asked for, empty for plain matrix products."""
 
     implementation: str
     backend: str | None
@@ -26,7 +26,7 @@ class Attention:
 CHOICES = {
     "eager": Attention("eager", None, ()),
     # PyTorch's own choice; the record says which kernel it took.
-    "sdpa": Attention("sdpa", None, ("scaled_dot_product",)),
+    "sdpa": Attention("sdpa", None, ("_scaled_dot_product",)),
     "sdpa-math": Attention("sdpa", "MATH", ("_scaled_dot_product_attention_math",)),
     "sdpa-flash": Attention("sdpa", "FLASH_ATTENTION", ("_scaled_dot_product_flash_attention",)),
     "sdpa-efficient": Attention("sdpa", "EFFICIENT_ATTENTION", ("_scaled_dot_product_efficient_attention",)),
@@ -43,9 +43,9 @@ _KERNELS = (
     "_scaled_dot_product_cudnn_attention",
     "_scaled_dot_product_attention_math_for_mps",
     "_scaled_dot_product_attention_math",
-    "flash_attn_3",
-    "flash_attn",
 )
+# Packages whose operators are all one kernel: flash_attn::_flash_attn_forward, flash_attn_3::fwd.
+_PACKAGES = ("flash_attn", "flash_attn_3")
 
 # What PyTorch says on a CPU and on a GPU when the forced backend cannot serve a call.
 _NO_KERNEL = ("No viable backend for scaled_dot_product_attention", "No available kernel")
@@ -84,11 +84,17 @@ def kernels_that_ran(run: Callable[[], object]) -> set[str]:
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
-    names = {event.key for event in profile.key_averages()}
-    found = {kernel for kernel in _KERNELS for name in names if name.split("::")[-1].startswith(kernel)}
+    names = [event.key.split("::") for event in profile.key_averages()]
+    found = {kernel for kernel in _KERNELS for name in names if name[-1].startswith(kernel)}
+    found |= {package for package in _PACKAGES for name in names if package in name[:-1]}
     if "_scaled_dot_product_flash_attention_for_cpu" in found:
         found.discard("_scaled_dot_product_flash_attention")
     return found or {"matmul-softmax"}
+
+
+def is_one_of(kernel: str, asked: tuple[str, ...]) -> bool:
+    """Whether a kernel is what was asked for; of a package's only the whole name, for one begins with the other's."""
+    return kernel in asked if kernel in _PACKAGES else kernel.startswith(asked)
 
 
 def prove(name: str, run: Callable[[], object]) -> list[str]:
@@ -96,7 +102,7 @@ def prove(name: str, run: Callable[[], object]) -> list[str]:
     attention = get(name)
     ran = sorted(kernels_that_ran(run))
     if attention.operators:
-        wrong = [kernel for kernel in ran if not any(operator in kernel for operator in attention.operators)]
+        wrong = [kernel for kernel in ran if not is_one_of(kernel, attention.operators)]
     else:
         wrong = [kernel for kernel in ran if kernel != "matmul-softmax"]
     if wrong:

@@ -94,16 +94,19 @@ def _kill_group(process: subprocess.Popen) -> None:
 
 
 class _terminate_as_exception:
-    """SIGTERM (a cancelled cluster job) raises SystemExit in the parent, so that the child never outlives it."""
+    """SIGTERM (a cancelled cluster job) and SIGHUP (a closed terminal) raise SystemExit in the parent, so that the
+    child never outlives it. A signal that is ignored, as under nohup, stays so."""
 
     def __enter__(self):
         def stop(number, frame):
             raise SystemExit(128 + number)
 
-        self.previous = signal.signal(signal.SIGTERM, stop)
+        heeded = (one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN)
+        self.previous = {one: signal.signal(one, stop) for one in heeded}
 
     def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self.previous)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
 
 def _kernel_oom_kills() -> int:

@@ -43,6 +43,8 @@ def attempted(run: Callable[[], dict]) -> dict:
         return {"status": "ok", "reason": ""} | run()
     except Exception as error:
         status, reason = classify(error)
+        if status == "error":
+            print("\n".join(traceback_tail(error, 60)), file=sys.stderr)
         return {"status": status, "reason": reason}
 
 

@@ -35,6 +35,7 @@ def measure(job: dict, record: Path, log: Path, artifacts: dict[str, Path] | Non
                of memory raises instead of writing a record, so that the scheduler submits it again with more
     """
     record.parent.mkdir(parents=True, exist_ok=True)
+    code = of_repository()  # before: somebody may commit meanwhile
     with tempfile.TemporaryDirectory(prefix=f".{record.stem}.", dir=record.parent) as folder:
         outcome = run_child(job, log, Path(folder))
         if outcome.status == "oom" and attempt < job["limits"]["oom_attempts"]:
@@ -44,11 +45,11 @@ def measure(job: dict, record: Path, log: Path, artifacts: dict[str, Path] | Non
             )
         for name, target in (artifacts or {}).items():
             _publish(Path(folder) / name, target)
-    write(compose(job, outcome, attempt), record)
+    write(compose(job, outcome, code, attempt), record)
 
 
-def compose(job: dict, outcome: Outcome, attempt: int = 1) -> dict[str, Any]:
-    """The record of a job and what became of it."""
+def compose(job: dict, outcome: Outcome, code: dict, attempt: int = 1) -> dict[str, Any]:
+    """The record of a job and what became of it; ``code``: the commit that measured (``provenance.of_repository``)."""
     result = outcome.result
     return {
         "schema": SCHEMA,
@@ -58,7 +59,7 @@ def compose(job: dict, outcome: Outcome, attempt: int = 1) -> dict[str, Any]:
         "traceback": result.get("traceback", []),
         "attempt": attempt,
         "settings": job["settings"],
-        "provenance": result.get("provenance", {}) | of_repository() | {"wall_s": outcome.wall_s},
+        "provenance": result.get("provenance", {}) | code | {"wall_s": outcome.wall_s},
         "samples": result.get("samples", {}),
     }
 

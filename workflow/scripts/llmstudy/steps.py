@@ -57,4 +57,12 @@ def granted(limits: dict, resources) -> dict:
     # Asked of SLURM: some of the job's time went by before this process started.
     left = slurm.seconds_left(os.environ["SLURM_JOB_ID"]) or resources.get("runtime", 1e9) * 60
     seconds = min(limits["seconds"], left - min(WRITING_S, WRITING_SHARE * left))
-    return limits | {"seconds": seconds, "host_memory_mb": resources.get("mem_mb", 0) - PARENT_MB}
+    memory = {} if granted_mb() is None else {"host_memory_mb": granted_mb() - PARENT_MB}
+    return limits | {"seconds": seconds} | memory
+
+
+def granted_mb() -> int | None:
+    """Host memory of this SLURM job on its node, MB; None where SLURM grants it no share of its own (0: all of it)."""
+    per_node = int(os.environ.get("SLURM_MEM_PER_NODE", 0))
+    per_cpu = int(os.environ.get("SLURM_MEM_PER_CPU", 0)) * int(os.environ.get("SLURM_CPUS_ON_NODE", 1))
+    return per_node or per_cpu or None

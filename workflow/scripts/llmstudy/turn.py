@@ -7,11 +7,12 @@ grants a GPU to one job it is never waited for. On a CPU a measuring job asks Sn
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 # Kinds of records that another process on the same GPU would falsify.
@@ -20,12 +21,28 @@ ALONE = frozenset({"latency", "memory", "profile", "attention", "sweep", "capaci
 
 @contextmanager
 def turn(kind: str, device: str) -> Iterator[None]:
-    """Wait for every visible GPU, hold them while measuring ``kind``, and leave them to the next process."""
+    """Wait for every visible GPU, hold them while measuring ``kind``, and leave them to the next process.
+
+    This process can use no GPU afterwards: its memory is given back first, or the next one would measure beside that.
+    """
     with ExitStack() as held:
         if device == "cuda":
             for path in locks(visible_gpus()):
                 held.enter_context(locked(path, alone=kind in ALONE))
+            held.callback(destroy_contexts)
         yield
+
+
+def destroy_contexts() -> None:
+    """Destroy the CUDA contexts of this process, and with them what it holds on any GPU (cuDevicePrimaryCtxReset)."""
+    import torch
+
+    with suppress(OSError, AttributeError):
+        driver = ctypes.CDLL("libcuda.so.1")
+        for index in range(torch.cuda.device_count()):
+            handle = ctypes.c_int()
+            if driver.cuDeviceGet(ctypes.byref(handle), index) == 0:
+                driver.cuDevicePrimaryCtxReset_v2(handle)
 
 
 def visible_gpus() -> list[str]:

@@ -5,12 +5,14 @@ It reports by replacing RESULT.json after every finished piece; status and reaso
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from llmstudy.failures import classify, traceback_tail
@@ -22,41 +24,49 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
     job = json.loads(Path(job_file).read_text())
     result: dict = {"device": job["device"]}
     target = Path(result_file)
+    end_with_parent()
     prefer_me_when_memory_runs_out()
     limit_time(job["limits"]["seconds"])
-    try:
-        from llmstudy.measure import measure
-        from llmstudy.measure.session import Session, resolve_device
+    with ExitStack() as held:  # a GPU is left to the next process after the result is safe, and not before
+        try:
+            from llmstudy.measure import measure
+            from llmstudy.measure.session import Session, resolve_device
 
-        result["device"] = resolve_device(job["device"])
-        limit_host_memory(job["limits"].get("host_memory_mb"), result["device"])
+            result["device"] = resolve_device(job["device"])
+            limit_host_memory(job["limits"].get("host_memory_mb"), result["device"])
 
-        def save(samples: dict) -> None:
-            # A copy: a piece in the making never shows; one that cannot be written (NaN, a full disk) costs no other.
-            finished = json.loads(json.dumps(samples, allow_nan=False))
-            replace_json(target, result | {"samples": finished})
-            result["samples"] = finished
+            def save(samples: dict) -> None:
+                # A copy: a piece in the making never shows; one that cannot be written (NaN, a full disk) costs no
+                # other.
+                finished = json.loads(json.dumps(samples, allow_nan=False))
+                replace_json(target, result | {"samples": finished})
+                result["samples"] = finished
 
-        session = Session(job=job, device=result["device"], artifacts=Path(artifacts), save=save)
-        result["provenance"] = session.provenance
-        session.import_libraries()
-        limit_time(None)  # others' limits bound how long this one waits
-        waiting_since = time.monotonic()
-        with turn(job["identity"]["kind"], result["device"]):
+            session = Session(job=job, device=result["device"], artifacts=Path(artifacts), save=save)
+            result["provenance"] = session.provenance
+            replace_json(target, result)  # says where it ran, should the process be killed before its first piece
+            session.import_libraries()
+            left = limit_time(None)  # others' limits bound how long this one waits
+            waiting_since = time.monotonic()
+            held.enter_context(turn(job["identity"]["kind"], result["device"]))
             session.provenance["waited_s"] = round(time.monotonic() - waiting_since, 3)
-            limit_time(job["limits"]["seconds"])
+            limit_time(left)
             save(measure(session))
-        result |= status_of(result["samples"])
-    except BaseException as error:  # noqa: BLE001 - whatever happens becomes a record
-        status, reason = classify(error)
-        print("\n".join(traceback_tail(error, 60)), file=sys.stderr)
-        result |= {"status": status, "reason": reason, "traceback": traceback_tail(error)}
-    replace_json(target, result)
+            result |= status_of(result["samples"])
+        except BaseException as error:  # noqa: BLE001 - whatever happens becomes a record
+            status, reason = classify(error)
+            print("\n".join(traceback_tail(error, 60)), file=sys.stderr)
+            result |= {"status": status, "reason": reason, "traceback": traceback_tail(error)}
+        replace_json(target, result)
+
+
+# What a measurement's samples call its pieces. Not the runs of a capacity, where running out of memory is the finding.
+PIECES = ("workloads", "protocols", "tasks", "points", "batches")
 
 
 def status_of(samples: dict) -> dict:
-    """``ok`` as soon as one workload, protocol or task is; when none is, the status and reason of the first."""
-    entries = [one for kind in ("workloads", "protocols", "tasks") for one in samples.get(kind, [])]
+    """``ok`` as soon as one piece is; when none is, the status and reason of the first."""
+    entries = [one for kind in PIECES for one in samples.get(kind, [])]
     if not entries or any(entry["status"] == "ok" for entry in entries):
         return {"status": "ok", "reason": ""}
     return {key: entries[0][key] for key in ("status", "reason")}
@@ -79,12 +89,23 @@ def limit_host_memory(megabytes: int | None, device: str) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
-def limit_time(seconds: float | None) -> None:
+def limit_time(seconds: float | None) -> float:
     """Let the kernel end this process with SIGALRM after ``seconds`` from now; None lifts the limit.
 
-    The signal keeps its default action: it works while Python is stuck inside a library, as no handler would.
+    Returns what was left of the limit before. The signal keeps its default action: it works while Python is stuck
+    inside a library, as no handler would.
     """
-    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+    return left
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies, however that happens (Linux; prctl(2))."""
+    set_pdeathsig = 1
+    try:
+        ctypes.CDLL(None).prctl(set_pdeathsig, signal.SIGKILL)
+    except (OSError, AttributeError):
+        print("could not ask to end with the parent", file=sys.stderr)
 
 
 def prefer_me_when_memory_runs_out() -> None:

@@ -1,6 +1,7 @@
 """Energy of a stretch of work: NVML's counter on a GPU, RAPL's on a CPU where it is readable, else None.
 
-Idle power is measured for half a second before and its share subtracted, so that the figure is what the work added.
+Idle power is measured for half a second, before the model is loaded, and its share subtracted, so that the figure is
+what the work added. Work that adds too little to be told from idling has none.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Counter:
 
 
 class EnergyMeter:
-    """Reads a counter before and after: ``start()``, work, ``joules()``."""
+    """Reads a counter before and after: ``start()``, work, ``joules()``. To be made while the device is idle."""
 
     def __init__(self, device: str, sleep: Callable[[float], None] = time.sleep):
         self.counter = _nvml_counter() if device == "cuda" else _rapl_counter()
@@ -60,14 +61,16 @@ class EnergyMeter:
         self.began = (self.counter.read(), time.perf_counter()) if self.counter else None
 
     def joules(self) -> float | None:
-        """Joules since ``start`` above idle; None without a counter, or where one began again at an unknown value."""
+        """Joules since ``start`` above idle; None without a counter, where one began again at an unknown value, or
+        where the work drew no more than idling."""
         if not self.counter:
             return None
         before, start = self.began
         used_j = self.counter.since(before)
         if used_j is None or self.idle_w is None:
             return None
-        return max(0.0, used_j - self.idle_w * (time.perf_counter() - start))
+        added = used_j - self.idle_w * (time.perf_counter() - start)
+        return added if added > 0 else None
 
 
 def _nvml_counter() -> Counter | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 
+from llmstudy.measure.footprint import head_dimension
+
 SIDE = {"cuda": 8192, "cpu": 1024}  # large enough that the product is limited by arithmetic
 PRODUCTS = 7
 
@@ -30,7 +32,7 @@ def step_flops(config, batch: int, context: float) -> float:
     """Floating-point operations of one decode step of a LLaMA model: 2 per weight of linears and head for each row,
     and for attention 4 · heads · head dimension per token of context and layer."""
     hidden, heads = config.hidden_size, config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or hidden // heads
+    head_dim = head_dimension(config)
     projections = 2 * hidden * head_dim * (heads + config.num_key_value_heads)
     layer = projections + 3 * hidden * config.intermediate_size
     weights = config.num_hidden_layers * layer + config.vocab_size * hidden

@@ -86,5 +86,9 @@ def step_weight_bytes(model: nn.Module, weights: dict[str, dict[str, int]]) -> i
 
 def kv_bytes_per_token(config, dtype: torch.dtype) -> int:
     """Bytes of KV cache for one token of one sequence: 2 · layers · KV heads · head dimension · bytes of a value."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * dtype.itemsize
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dimension(config) * dtype.itemsize
+
+
+def head_dimension(config) -> int:
+    """Width of an attention head: as the config says, else the hidden size shared by all heads."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -10,7 +10,7 @@ def measure(session: Session) -> dict:
     """``{"prompts": [{"prompt", "text", "tokens"}]}``: greedy, the configured number of new tokens each."""
     import torch
 
-    tokenizer = session.weights.tokenizer()
+    tokenizer = session.weights.tokenizer
     model, _ = session.load_model()
     generation = greedy(model, session.settings["new_tokens"])
     samples: dict = {"prompts": []}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -63,14 +65,21 @@ def handle() -> Iterator[Nvml | None]:
         yield None
         return
     try:
-        yield Nvml(pynvml, pynvml.nvmlDeviceGetHandleByIndex(_first_visible()), pynvml.nvmlSystemGetDriverVersion())
+        yield Nvml(pynvml, _first_visible(pynvml), pynvml.nvmlSystemGetDriverVersion())
     finally:
         pynvml.nvmlShutdown()
 
 
-def _first_visible() -> int:
-    """NVML counts all GPUs; CUDA counts those that CUDA_VISIBLE_DEVICES names."""
-    import os
+def _first_visible(pynvml):
+    """NVML's handle of the first GPU that CUDA shows.
 
+    NVML counts all GPUs in the order of the bus, CUDA those of CUDA_VISIBLE_DEVICES in an order of its own, so the UUID
+    decides where it is known.
+    """
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    return int(first) if first.isdigit() else 0
+    if first.startswith(("GPU-", "MIG-")):
+        return pynvml.nvmlDeviceGetHandleByUUID(first)
+    return pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0)

@@ -24,6 +24,8 @@ PROVING_TOKENS = 2  # one prefill and one decode step under the profiler
 def measure(session: Session) -> dict:
     """``{"load_s", "bandwidth_gb_s", "attention_kernels", "workloads": [...]}``; saved after every workload."""
     samples: dict = {"workloads": []}
+    meter = EnergyMeter(session.device)  # measures idle power, which loading would raise
+    samples["energy_source"] = meter.source
     bandwidth = copy_bandwidth_gb_s(session.device, session.synchronize)
     session.free()
     model, load_s = session.load_model()
@@ -35,8 +37,7 @@ def measure(session: Session) -> dict:
         "kv_bytes_per_token": footprint.kv_bytes_per_token(model.config, model.dtype),
     }
     log(f"loaded in {load_s:.1f} s; copy bandwidth {bandwidth:.0f} GB/s")
-    meter = EnergyMeter(session.device)
-    samples["energy_source"] = meter.source
+    session.save(samples)
     for workload in session.settings["workloads"]:
         measured = partial(measure_workload, session, model, workload, meter)
         session.piece(samples, "workloads", {"workload": workload}, measured)

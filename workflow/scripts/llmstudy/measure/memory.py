@@ -36,7 +36,7 @@ def measure(session: Session) -> dict:
 
 
 def measure_workload(session: Session, model, workload: dict, probe: PeakProbe) -> dict:
-    """Peaks of prefill and decode, and the KV cache measured from the tensors of a prefill."""
+    """Peaks of prefill and decode, and the KV cache by formula and, of the library's own, from its tensors."""
     input_ids = prompt_batch(session, workload["batch"], workload["prompt_tokens"])
     found: dict = {}
     for phase, new_tokens in (("prefill", 1), ("decode", workload["new_tokens"])):
@@ -44,7 +44,8 @@ def measure_workload(session: Session, model, workload: dict, probe: PeakProbe) 
     tokens = workload["prompt_tokens"] + workload["new_tokens"]
     found["kv_cache_bytes"] = footprint.kv_bytes_per_token(model.config, model.dtype) * workload["batch"] * tokens
     session.free()
-    found["kv_cache_measured_prefill_bytes"] = measured_kv_bytes(session, model, input_ids)
+    if session.job["identity"]["runtime"] == "eager":  # another runtime has a cache of its own, by the formula's size
+        found["kv_cache_measured_prefill_bytes"] = measured_kv_bytes(session, model, input_ids)
     return found
 
 
@@ -84,7 +85,8 @@ class PeakProbe:
         if self.device == "cuda":
             import torch
 
-            torch.cuda.reset_peak_memory_stats()
+            for index in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(index)
         with suppress(OSError):  # without it the host's peak is the highest so far
             Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to the present RSS
 

@@ -54,7 +54,7 @@ def calibration_ids(session: Session) -> torch.Tensor:
 
 def encode(session: Session, text: str) -> list[int]:
     """Token ids without special tokens; synthetic models have no tokenizer: the text's UTF-8 bytes stand in."""
-    tokenizer = session.weights.tokenizer()
+    tokenizer = session.weights.tokenizer
     if tokenizer is None:
         return list(text.encode("utf-8"))
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

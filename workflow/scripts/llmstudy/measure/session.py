@@ -154,8 +154,8 @@ class Session:
         entry = about | attempted(run)
         log(f"  {entry['status']} {entry['reason']}")
         samples[name].append(entry)
+        self.save(samples)  # first: after an error that CUDA does not recover from, freeing raises too
         self.free()
-        self.save(samples)
 
     def corpus_documents(self, name: str) -> list[str]:
         """The documents of a fetched corpus, in order."""

@@ -47,7 +47,7 @@ def token_stream(session: Session, corpus: str) -> TokenStream:
     """
     settings = session.settings
     texts = session.corpus_documents(corpus)[: settings["documents"]]
-    tokenizer = session.weights.tokenizer()
+    tokenizer = session.weights.tokenizer
     ids: list[int] = []
     document: list[int] = []
     words = utf8_bytes = 0

@@ -68,7 +68,7 @@ def wrap(session: Session, model) -> HFLM:
 
     return Quiet(
         pretrained=model,
-        tokenizer=session.weights.tokenizer(),
+        tokenizer=session.weights.tokenizer,
         batch_size=session.settings["batch_size"],
         max_length=session.weights.context,
         softmax_dtype="float32",

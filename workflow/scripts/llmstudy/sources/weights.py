@@ -35,6 +35,7 @@ class Weights:
 
         return AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
 
+    @cached_property
     def tokenizer(self):
         """The tokenizer, its ``model_max_length`` being ``context``; None for random weights, which have no text."""
         if not self.real:

@@ -62,19 +62,26 @@ def peaks(entry: dict, load: dict, weights_gib: float) -> dict:
     kv_cache_gib = entry["kv_cache_bytes"] / GIB
     return {
         "kv_cache_gib": kv_cache_gib,
-        "kv_cache_measured_prefill_gib": entry["kv_cache_measured_prefill_bytes"] / GIB,
+        "kv_cache_measured_prefill_gib": _gib(entry.get("kv_cache_measured_prefill_bytes")),
         "workspace_gib": max(0.0, peak(decode) - weights_gib - kv_cache_gib),
         "peak_prefill_gib": peak(entry["prefill"]),
         "peak_decode_gib": peak(decode),
         "peak_rss_gib": max(phase["peak_rss_bytes"] for phase in (load, entry["prefill"], decode)) / GIB,
         "peak_reserved_gib": _gib(decode.get("peak_reserved_bytes")),
-        "driver_gib": _gib(decode.get("driver_bytes")),
+        "driver_gib": driver_gib(decode),
     }
 
 
 def peak(reading: dict) -> float:
     """The peak of a phase: the device allocator's, else the host's growth."""
     return reading.get("peak_allocated_bytes", reading["peak_rss_growth_bytes"]) / GIB
+
+
+def driver_gib(reading: dict) -> float | None:
+    """What the driver counts for the process; None where that is less than the process had allocated: then some of the
+    memory was given back before it was read."""
+    driver = reading.get("driver_bytes")
+    return None if driver is None or driver < reading["peak_allocated_bytes"] else driver / GIB
 
 
 def _gib(count: int | None) -> float | None:

@@ -115,9 +115,13 @@ class W8A8Linear(Int8Linear):
     Few rows are bound by reading the weights, where int8 activations save nothing: they keep their 16 bit.
     """
 
+    def quantises(self, rows: int) -> bool:
+        """Whether the activations of so many rows are multiplied in int8."""
+        return rows > INT_MM_ROWS and self.in_features % 8 == 0 and self.out_features % 8 == 0
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
-        if rows.shape[0] <= INT_MM_ROWS or self.in_features % 8 or self.out_features % 8:
+        if not self.quantises(rows.shape[0]):
             return super().forward(x)
         scale = rows.abs().amax(dim=1, keepdim=True).float().clamp_(min=torch.finfo(torch.float32).tiny) / 127
         q = (rows / scale).round_().to(torch.int8)

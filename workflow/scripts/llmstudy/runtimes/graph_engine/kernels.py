@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda as tl_cuda
 
+from llmstudy.precisions.int8.triton_convert import silu
+
 
 @triton.jit
 def rms_norm_kernel(
@@ -97,8 +99,7 @@ def swiglu_kernel(gate_up_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
     mask = i < WIDTH
     gate = tl.load(gate_up_ptr + row * 2 * WIDTH + i, mask=mask, other=0).to(tl.float32)
     up = tl.load(gate_up_ptr + row * 2 * WIDTH + WIDTH + i, mask=mask, other=0).to(tl.float32)
-    out = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(out_ptr + row * WIDTH + i, out.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + row * WIDTH + i, (silu(gate) * up).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -9,14 +9,13 @@ import triton
 from torch import nn
 
 from llmstudy.precisions.int8.launch import INTERPRETED, LinearOperand, fits, linear
-from llmstudy.precisions.int8.linear import Int8Linear
+from llmstudy.precisions.int8.linear import Int8Linear, W8A8Linear
 from llmstudy.runtimes.graph_engine import kernels
 from llmstudy.runtimes.graph_engine.forward import StaticCache, rotary_table
 from llmstudy.runtimes.graph_engine.prompt import swiglu
 from llmstudy.runtimes.graph_engine.weights import DenseLinear, LlamaWeights
 
 TOKEN_BLOCK = 32
-ATTENTION_WARPS = 2
 # Programs that an attention launch should have: eight for each of a large GPU's 132 multiprocessors, since each waits
 # for a few dependent loads and little else.
 ATTENTION_PROGRAMS = 1056
@@ -52,8 +51,10 @@ class DecodeStep:
         self.partial = torch.empty(programs, group, self.splits, self.dim_block, dtype=torch.float32, device=device)
         self.stats = torch.empty(programs, 2, group, self.splits, dtype=torch.float32, device=device)
         self.arrivals = torch.zeros(programs, dtype=torch.int32, device=device)
-        # A launch may overlap its predecessor only if that is one of our kernels, which all wait in turn.
-        self.pdl = weights.fused and not INTERPRETED
+        # Programmatic dependent launch needs Hopper. A kernel that overlaps its predecessor waits for it before it
+        # reads what that wrote, whoever's kernel it is; ours are the ones that can begin before.
+        self.pdl = weights.fused and not INTERPRETED and torch.cuda.get_device_capability(device) >= (9, 0)
+        self.attention_warps = attention_warps(self.group_block, self.dim_block)
 
     def run(self) -> None:
         """Launch one step."""
@@ -100,7 +101,7 @@ class DecodeStep:
         """norm → projection → swiglu or residual, fused as far as possible; a residual changes in place."""
         # The first launch of a step follows whatever ran before: it must not overlap that.
         pdl = self.pdl and not first
-        operand = operand_of(module)
+        operand = operand_of(module, self.batch)
         if norm is not None and (self.batch > 1 or operand is None):
             x = self._rms_norm(x, norm, pdl)
             norm, pdl = None, self.pdl
@@ -154,7 +155,7 @@ class DecodeStep:
             DIM_BLOCK=self.dim_block,
             TOKEN_BLOCK=TOKEN_BLOCK,
             PDL=self.pdl,
-            num_warps=ATTENTION_WARPS,
+            num_warps=self.attention_warps,
             **_overlap(self.pdl),
         )
 
@@ -165,8 +166,15 @@ def attention_splits(programs: int, length: int) -> int:
     return triton.next_power_of_2(wanted + 1) // 2
 
 
-def operand_of(module: nn.Module) -> LinearOperand | None:
-    """What the kernels multiply by, or None for a projection that only its own library can compute."""
+def attention_warps(group_block: int, dim_block: int) -> int:
+    """Warps of an attention program: two, unless the queries of its group would not fit into their registers."""
+    return 4 if group_block * dim_block > 2048 else 2
+
+
+def operand_of(module: nn.Module, rows: int) -> LinearOperand | None:
+    """What the kernels multiply ``rows`` rows by, or None for a projection that only its own module can compute."""
+    if isinstance(module, W8A8Linear) and module.quantises(rows):
+        return None
     if isinstance(module, Int8Linear):
         return module.operand
     if isinstance(module, DenseLinear):

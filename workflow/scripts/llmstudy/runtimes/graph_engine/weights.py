@@ -105,7 +105,7 @@ def extract(model: nn.Module) -> LlamaWeights:
         raise Unsupported(f"the graph runtime computes rotary angles once; rope type {rope_type!r} changes them")
     return LlamaWeights(
         embedding=model.model.embed_tokens.weight.detach(),
-        layers=tuple(_layer(layer) for layer in model.model.layers),
+        layers=tuple(map(_layer, model.model.layers)),
         norm=model.model.norm.weight.detach(),
         head=fuse([model.lm_head]),
         rotary=model.model.rotary_emb,
@@ -128,7 +128,7 @@ def fuse(parts: Sequence[nn.Module]) -> nn.Module:
 
 def _layer(layer: nn.Module) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
-    return Layer(
+    found = Layer(
         input_norm=layer.input_layernorm.weight.detach(),
         qkv=fuse([attention.q_proj, attention.k_proj, attention.v_proj]),
         output=fuse([attention.o_proj]),
@@ -136,6 +136,11 @@ def _layer(layer: nn.Module) -> Layer:
         gate_up=fuse([mlp.gate_proj, mlp.up_proj]),
         down=fuse([mlp.down_proj]),
     )
+    if torch.cuda.is_available():
+        # The parts' own tensors are free now. Kept, they would be cut up for the next layer's and leave holes: a third
+        # more than the weights of the 70B shape in int8.
+        torch.cuda.empty_cache()
+    return found
 
 
 def _join(parts: Sequence[nn.Linear], name: str) -> torch.Tensor | None:
