@@ -18,7 +18,7 @@ $(VENV)/study.stamp: requirements.txt
 	touch $@
 
 $(VENV)/test.stamp: requirements-dev.txt $(VENV)/study.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements-dev.txt
 	touch $@
 
 setup: $(VENV)/study.stamp  ## create .venv with the pinned packages

@@ -27,6 +27,7 @@ def session(folder: Path, kind: str, number: int = 0, threshold: str | None = No
     if not corpus.exists():
         tiny.save_corpus(corpus)
     job |= {"model_folder": str(model), "corpora": {"tiny-text": str(corpus)}, "reference_folder": str(folder / "none")}
+    job["limits"] = {"seconds": 60, "oom_attempts": 1}
     job["identity"] |= changes or {}
     return tiny.session(job, folder / "artifacts")
 

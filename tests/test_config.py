@@ -1,7 +1,6 @@
 """The config: defaults, and every mistake told in one line that names the key, the value and what is allowed."""
 
 import copy
-import re
 
 import pytest
 import tiny
@@ -16,6 +15,14 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 HUB = {"type": "hub", "repo": "owner/name", "revision": REVISION}
 PYPI = {"type": "pypi", "package": "data==1.0", "member": "data/model.gguf", "sha256": SHA256}
 SYNTHETIC = {"type": "synthetic", "shape": "llama-2-7b"}
+CALL = {"batch": 1, "prompt_tokens": 8, "new_tokens": 2}
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 99,
+}
 
 
 @pytest.fixture
@@ -99,9 +106,42 @@ def mistake(config: dict) -> str:
         ("latency.repeats", 0, ["latency.repeats", "0", "minimum 1"]),
         ("latency.repeats", "three", ["latency.repeats", "'three'", "integer"]),
         ("precisions", [], ["precisions"]),
-        ("precisions", ["fp32", "fp32"], ["precisions", "unique"]),
+        ("precisions", ["fp32", "fp32"], ["precisions", "'fp32' stands there twice", "unique"]),
         ("latency.workloads", [{"batch": 1, "prompt_tokens": 8, "new_tokens": 1}], ["new_tokens", "1", "at least 2"]),
-        ("memory.workloads", [{"batch": 0, "prompt_tokens": 8, "new_tokens": 2}], ["memory.workloads", "batch", "0"]),
+        (
+            "memory.workloads",
+            [{"batch": 0, "prompt_tokens": 8, "new_tokens": 2}],
+            ["memory.workloads.0.batch", "minimum 1"],
+        ),
+        ("memory.workloads", [{"batch": 1, "prompt_token": 8}], ["memory.workloads.0", "'prompt_token'", "new_tokens"]),
+        ("memory.workloads", "many", ["memory.workloads", "'many'", "null", "array"]),
+        ("models.0.workloads", [], ["models.0.workloads", "[]", "minItems 1"]),
+        ("models.0.source", {}, ["models.0.source", "'type' is missing", "hub, pypi, path, synthetic"]),
+        ("precisions", [1], ["precisions.0", "1 is not allowed (type string)"]),
+        # a thing twice, or none of it
+        ("latency.workloads", 2 * [CALL], ["latency.workloads", "twice"]),
+        ("samples.prompts", ["a", "a"], ["samples.prompts", "'a' stands there twice"]),
+        ("models.0.precisions", [], ["models.0.precisions", "minItems 1"]),
+        ("quality.corpora", [], ["quality.corpora", "minItems 1"]),
+        ("quality.attention", "", ["quality.attention", "minLength 1"]),
+        ("models.0.source", {"type": "path", "folder": ""}, ["models.0.source.folder", "''", "minLength 1"]),
+        # shapes of one's own
+        (
+            "models.0.source",
+            SYNTHETIC | {"shape": {"hidden_size": 64}},
+            ["models.one.source.shape", "'intermediate_size'"],
+        ),
+        (
+            "models.0.source",
+            SYNTHETIC | {"shape": SHAPE | {"hidden_size": "64"}},
+            ["shape.hidden_size", "'64'", "whole"],
+        ),
+        # what nothing could be compared with
+        ("runtimes", ["graph"], ["runtimes", "'graph'", "eager"]),
+        ("models.0.runtimes", ["graph"], ["models.one.runtimes", "'graph'", "eager"]),
+        ("baseline", "../before", ["baseline", "'../before'", "Letters"]),
+        ("candidate", "after", ["baseline: missing", "candidate=<study>"]),
+        ("study", "comparisons", ["study", "'comparisons'"]),
         # numbers that must fit each other
         ("latency.warmup", {"minimum": 5, "maximum": 4}, ["latency.warmup.minimum", "5", "4"]),
         ("quality.protocols", [{"window": 64, "stride": 65}], ["quality.protocols", "65", "64"]),
@@ -151,6 +191,64 @@ def test_a_window_longer_than_the_context_is_refused(study):
     study["quality"] = {"protocols": [{"window": 513, "stride": 512}]}
     message = mistake(study)
     assert "513" in message and "512" in message and "'one'" in message
+
+
+def test_a_local_folder_knows_its_context(study, tmp_path):
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 128}')
+    put(study, "models.0.source", {"type": "path", "folder": str(tmp_path)})
+    put(study, "latency.workloads", [{"batch": 1, "prompt_tokens": 8, "new_tokens": 2}])
+    assert "window 1024" in mistake(study) and "128" in mistake(study)
+    (tmp_path / "config.json").write_text("{}")
+    study_config.complete(study)  # fetching tells
+
+
+@pytest.mark.parametrize(
+    ("extra", "settings", "told"),
+    [
+        ("sweep", {"workload": {"batch": 1, "prompt_tokens": 200, "new_tokens": 8}}, "extras.sweep.workload"),
+        ("profile", {"prompt_tokens": 300}, "extras.profile: prompt_tokens 300"),
+        ("invariance", {"prompt_tokens": 300}, "extras.invariance: prompt_tokens 300"),
+    ],
+)
+def test_extras_are_held_to_the_context_where_they_are_measured(study, extra, settings, told):
+    put(study, "models.0.context", 200)
+    study["quality"] = {"protocols": [{"window": 64, "stride": 64}]}
+    put(study, f"extras.{extra}", settings | {"enabled": False})
+    study_config.complete(study)
+    put(study, f"extras.{extra}.enabled", True)
+    assert told in mistake(study) and "200 tokens" in mistake(study)
+
+
+def test_the_graph_runtime_needs_sdpa_to_be_compared_with(study):
+    study_config.complete(study | {"runtimes": ["eager", "graph"], "attention": ["eager", "sdpa"]})
+    assert "'sdpa' is missing" in mistake(study | {"runtimes": ["eager", "graph"], "attention": ["eager"]})
+
+
+def test_a_study_is_not_compared_with_itself(study):
+    assert "'a' is the baseline too" in mistake(study | {"baseline": "a", "candidate": "a"})
+    study_config.complete(study | {"baseline": "a", "candidate": "b"})
+
+
+def test_equal_studies_are_equal_texts_however_they_are_written(study):
+    put(study, "latency.workloads", [{"batch": 1, "prompt_tokens": 8, "new_tokens": 2}])
+    put(study, "latency.minimum_seconds", 1)
+    other = dict(reversed(copy.deepcopy(study).items()))
+    other["latency"] = {
+        "minimum_seconds": 1.0,
+        "repeats": 3.0,
+        "workloads": [{"new_tokens": 2.0, "prompt_tokens": 8, "batch": 1}],
+    }
+    assert str(study_config.complete(other)) == str(study_config.complete(study))
+
+
+def test_a_local_source_is_looked_for_only_where_it_is_fetched(study, tmp_path):
+    put(study, "models.0.source", {"type": "path", "folder": str(tmp_path / "gone")})
+    full = study_config.complete(study)
+    study_config.check_paths(full, {"resources/corpora/other/text.jsonl"})
+    with pytest.raises(StudyError, match=r"models.one.source.folder: '.*gone' does not exist"):
+        study_config.check_paths(full, {"resources/models/one/SOURCE.json"})
+    with pytest.raises(StudyError, match="corpora.text.source.file: 'text.jsonl' does not exist"):
+        study_config.check_paths(full, {"resources/corpora/text/text.jsonl"})
 
 
 def test_a_precision_is_held_to_the_configured_device(study, monkeypatch):
@@ -247,15 +345,6 @@ def test_shipped_configs_are_right(repository):
 def test_a_comment_says_why_above_every_part_of_the_default_study(repository):
     parts = (repository / "config" / "config.yaml").read_text().strip().split("\n\n")
     assert [part for part in parts if not part.startswith("#")] == []
-
-
-def test_config_readme_names_every_key(repository, schema):
-    readme = repository / "config" / "README.md"
-    if not readme.exists():
-        pytest.skip("config/README.md is not written yet")
-    text = readme.read_text()
-    names = {path.rsplit(".", 1)[-1] for path, _, _ in keys_of(schema, schema)}
-    assert sorted(name for name in names if not re.search(rf"[`.]{name}[`.]|\b{name}:", text)) == []
 
 
 def test_the_tiny_study_is_a_right_config(tmp_path):

@@ -41,6 +41,15 @@ def listed(*modules: str) -> set[str]:
     return {name(path) for path in dependencies.files(*modules)}
 
 
+def test_another_source_concerns_no_measurement_and_no_other_source():
+    """Or a comment in the module for Wikipedia would measure every model again."""
+    measuring = listed("sources.weights")
+    assert "sources/layout.py" in measuring
+    assert not {f"sources/{one}.py" for one in ("hub", "pypi", "wikipedia", "corpora", "models")} & measuring
+    assert "sources/wikipedia.py" not in listed("sources.models")
+    assert "sources/synthetic.py" not in listed("sources.corpora")
+
+
 def test_every_module_that_an_import_loads_is_listed():
     """One process for all: the steps of the workflow, every kind, every precision and every runtime."""
     modules = ["steps", "worker", "sources.models", "sources.corpora"]

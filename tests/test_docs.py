@@ -4,6 +4,7 @@ import copy
 import re
 import shlex
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pages
@@ -87,9 +88,19 @@ def workspace(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> Path:
+    """A checkout in which the shipped studies were measured."""
+    folder = pages.workspace(tmp_path_factory.mktemp("measured"))
+    (folder / "results").mkdir()
+    for name, committed in (("default", "cpu"), ("h200", "h200")):
+        (folder / "results" / name).symlink_to(pages.REPOSITORY / "results" / committed)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", SNAKEMAKE)
-def test_snakemake_commands_work(command, workspace):
+def test_snakemake_commands_work(command, workspace, measured):
     """Each as a dry run, the default study once; what would need conda or finished jobs is only parsed."""
     from snakemake.cli import parse_args
 
@@ -103,7 +114,8 @@ def test_snakemake_commands_work(command, workspace):
     arguments = [Path(word).name if (workspace / Path(word).name).exists() else word for word in arguments]
     if "--profile" in arguments:
         arguments += ["--sdm", "env-modules"]
-    assert pages.job_counts(pages.dry_run(workspace, *arguments))
+    place = measured if "measure=nothing" in arguments else workspace
+    assert pages.job_counts(pages.dry_run(place, *arguments))
 
 
 @pytest.mark.slow
@@ -124,7 +136,8 @@ def test_yaml_is_a_valid_study(page, tmp_path):
         if study["reference"] not in study["precisions"]:
             study["reference"] = study["precisions"][0]
         if {"models", "latency"} & set(given):
-            study["models"] = given.get("models") or [{"name": "any", "source": whole["models"][0]["source"]}]
+            anyone = {"name": "any", "context": 8192, "source": whole["models"][0]["source"]}
+            study["models"] = given.get("models") or [anyone]
         study_config.complete(study)
 
 
@@ -189,6 +202,8 @@ def test_the_files_that_tests_readme_tells_of_exist():
     told = [span for span in pages.code_spans(pages.read("tests/README.md")) if re.match(r"test_|\w+/$", span)]
     assert len(told) > 15
     assert [name for name in told if not list(folder.glob(name.rstrip("/")))] == []
+    ours = {path.name for path in folder.glob("test_*.py")} | {path.parent.name for path in folder.glob("*/*.py")}
+    assert sorted(one for one in ours if not any(fnmatch(one, name.rstrip("/")) for name in told)) == []
 
 
 def test_hooks_run_the_pinned_tools():

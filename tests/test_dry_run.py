@@ -162,8 +162,7 @@ def test_without_measuring_only_tables_are_made_of_the_records_that_are_there(ch
     code, output = snakemake(folder, "-n", "--cores", "1", "--config", "study=cpu", "measure=nothing")
     assert code == 0, output
     found = jobs(output)
-    # models' receipts say what the weights are: no record holds that
-    assert not {rule for rule in found if rule.startswith(("measure_", "keep_", "generate_", "fetch_corpus"))}
+    assert not {rule for rule in found if rule.startswith(("measure_", "keep_", "generate_", "fetch_"))}
     assert found["aggregate_extra"] == 5 and "aggregate_sweep" not in found and "plot_sweep" not in found
     told = re.search(r"^(?:local)?rule aggregate_provenance:\n    input: (.*)\n", output, re.M)[1]
     assert lost not in told and "records/profile/" in told and "records/latency/" in told
@@ -173,6 +172,11 @@ def test_without_measuring_only_tables_are_made_of_the_records_that_are_there(ch
 
 
 @pytest.mark.slow
+def test_without_measuring_and_without_a_record_there_is_nothing_to_tell(checkout):
+    code, output = snakemake(checkout, "-n", "--config", "measure=nothing", "study=nobody")
+    assert code != 0 and "results/nobody/records has no record of this study" in output
+
+
 def test_a_mistake_stops_before_any_job_with_its_one_line(checkout, tmp_path):
     (tmp_path / "model").mkdir()
     study = tiny.study(tmp_path, precisions=["fp32", "int7"])

@@ -91,7 +91,6 @@ def test_a_task_job_is_told_how_to_ask(tmp_path):
             {"tasks": {"tasks": ["quiz"], "include_path": "nowhere"}},
             "extras.tasks.include_path: 'nowhere' is not there",
         ),
-        ({"sweep": {"thresholds": [6, 6.0000001]}}, "extras.sweep.thresholds: 6 stands there twice"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, parts, message):

@@ -5,7 +5,7 @@ import tiny
 import torch
 from llmstudy import precisions
 from llmstudy.measure import footprint
-from llmstudy.sources import open_weights
+from llmstudy.sources.weights import open_weights
 
 HIDDEN, FEED_FORWARD, LAYERS, KV = 64, 128, 2, 32
 # elements of the linears of one layer: q, k, v, o, gate, up, down

@@ -95,12 +95,16 @@ def test_a_job_is_told_who_it_is(study):
         "runtime": "eager",
         "repeat": 0,
     }
-    assert told["corpora"] == {"first": "resources/corpora/first"}
+    assert told["corpora"] == {"first": "resources/corpora/first"} and told["prompt_corpus"] == "first"
+    study["quality"]["corpora"] = ["second"]
+    folders = plan.job(study, Measurement("quality", "real", "bf16", "sdpa", "eager"))["corpora"]
+    assert folders == {name: f"resources/corpora/{name}" for name in ("second", "first")}
+    study["quality"]["corpora"] = None
     assert told["settings"]["corpora"] == ["first"]
     assert (
         plan.job(study, Measurement("latency", "random", "bf16", "sdpa", "eager"))["identity"]["weights"] == "synthetic"
     )
-    assert told["limits"] == {"seconds": 30 * 60, "oom_attempts": 1}
+    assert "limits" not in told and plan.limit_seconds(study) == 30 * 60
 
 
 def all_jobs(config: dict) -> dict:
@@ -127,13 +131,17 @@ def all_jobs(config: dict) -> dict:
         ("samples.new_tokens", 5, {"samples"}),
         ("samples.prompts", ["Twice"], {"samples"}),
         ("threads", 3, {"latency", "memory", "quality", "samples", "reference"}),
-        ("jobs.minutes", 3, {"latency", "memory", "quality", "samples", "reference"}),
         # what is judged or drawn later, and what else is measured, is no measuring job's business
         ("precisions", ["fp32", "bf16", "llm-int8", "nf4"], set()),
         ("attention", ["eager", "sdpa-math", "sdpa"], set()),
         ("latency.repeats", 9, set()),
         ("latency.order_seed", 9, set()),
         ("limits.memory_gib", 9, set()),
+        # what a measurement may take changes no number of it
+        ("jobs.minutes", 3, set()),
+        ("jobs.oom_attempts", 3, set()),
+        # a protocol that is not compared token by token
+        ("quality.protocols", [{"window": 1024, "stride": 512}, {"window": 8, "stride": 8}], {"quality"}),
         ("verdict.smallest_effect_percent.tpot", 9, set()),
         ("jobs.gpu_memory_gib", 9, set()),
         ("models.0.note", "a note", set()),

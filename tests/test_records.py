@@ -155,7 +155,9 @@ def test_a_rules_outputs_are_filled_from_what_the_child_leaves(monkeypatch, tmp_
         return {}
         """,
     )
-    steps.measure(Rule(tmp_path, ["bf16.sdpa.r0.json", "bf16.sdpa.r0.npz", "reference/text.top5.npy"], faults.job()))
+    outputs = ["bf16.sdpa.r0.json", "bf16.sdpa.r0.npz", "reference/text.top5.npy"]
+    job = faults.job()
+    steps.measure(Rule(tmp_path, outputs, job, limit_s=60, oom_attempts=job.pop("limits")["oom_attempts"]))
     assert records.read(tmp_path / "bf16.sdpa.r0.json")["status"] == "ok"
     assert (tmp_path / "bf16.sdpa.r0.npz").read_text() == "arrays.npz"
     assert (tmp_path / "reference" / "text.top5.npy").read_text() == "text.top5.npy"

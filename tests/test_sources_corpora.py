@@ -6,7 +6,7 @@ import json
 
 import pytest
 from llmstudy.errors import StudyError
-from llmstudy.sources import fetch_corpus
+from llmstudy.sources.corpora import fetch_corpus
 from llmstudy.sources.wikipedia import SHORTEST_ARTICLE, articles, prose
 from sources_toolkit import build_wheel
 
@@ -109,7 +109,7 @@ def test_local_files_of_each_format(tmp_path):
         file.writelines(json.dumps({"body": text, "title": f"t{number}"}) + "\n" for number, text in enumerate(texts))
     parquet.write_table(pyarrow.table({"body": texts}), given / "all.parquet")
     for format in ("txt", "jsonl", "parquet"):
-        source = {"type": "path", "folder": str(given), "format": format, "column": "body"}
+        source = {"type": "path", "file": str(given), "format": format, "column": "body"}
         fetch_corpus(corpus(source), tmp_path / format, tmp_path / "downloads")
         assert [row["text"] for row in rows(tmp_path / format)] == texts, format
     assert [row["title"] for row in rows(tmp_path / "jsonl")] == ["t0", "t1"]
@@ -133,7 +133,7 @@ def test_local_files_of_each_format(tmp_path):
 def test_bad_local_files(tmp_path, name, content, format, expected):
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / name).write_bytes(content)
-    source = {"type": "path", "folder": str(tmp_path / "given"), "format": format, "column": "text"}
+    source = {"type": "path", "file": str(tmp_path / "given"), "format": format, "column": "text"}
     with pytest.raises(StudyError) as error:
         fetch_corpus(corpus(source), tmp_path / "text", tmp_path / "downloads")
     assert expected in str(error.value)

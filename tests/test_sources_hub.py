@@ -16,10 +16,11 @@ FETCH = """
 import json, sys, time
 from pathlib import Path
 time.sleep = lambda seconds: None  # the clients wait up to half a minute between tries
-from llmstudy import sources
 from llmstudy.errors import StudyError
+from llmstudy.sources.corpora import fetch_corpus
+from llmstudy.sources.models import fetch_weights
 entry, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
-fetch = sources.fetch_weights if "context" in entry else sources.fetch_corpus
+fetch = fetch_weights if "context" in entry else fetch_corpus
 try:
     fetch(entry, folder, folder.parent / "downloads")
 except StudyError as error:

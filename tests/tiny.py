@@ -67,7 +67,7 @@ def save_model(folder: Path, seed: int = 0, **changes):
 
 def fetch(source: dict[str, Any], folder: Path, name: str = "tiny") -> Path:
     """Fetch a source as the rule does, so that ``folder`` has its SOURCE.json; returns ``folder``."""
-    from llmstudy.sources import fetch_weights
+    from llmstudy.sources.models import fetch_weights
 
     fetch_weights({"name": name, "source": source, "context": None, "license": None}, folder, folder / "downloads")
     return folder
@@ -128,6 +128,7 @@ def job(kind: str, model: Path, corpus: Path | None = None, **changes) -> dict[s
         "threads": 1,
         "model_folder": str(model),
         "corpora": {"tiny-text": str(corpus)},
+        "prompt_corpus": "tiny-text",
         "reference_folder": str(model.parent / "reference"),
         "limits": {"seconds": 120, "oom_attempts": 1},
     }

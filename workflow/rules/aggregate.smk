@@ -68,6 +68,7 @@ rule aggregate_quality:
     input:
         library=dependencies.files("tables.quality"),
         records=records("quality"),
+        arrays=arrays(records("quality")),
     output:
         report(
             f"{RESULTS}/quality.csv",

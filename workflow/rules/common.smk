@@ -24,6 +24,8 @@ except StudyError as error:
 MEASURES = config.pop("measure") == "all"
 STUDY = config["study"]
 RESULTS = f"results/{STUDY}"
+LIMIT_S = plan.limit_seconds(config)
+OOM_ATTEMPTS = config["jobs"]["oom_attempts"]
 
 
 wildcard_constraints:
@@ -54,6 +56,11 @@ def measurement(kind, wildcards):
 def at_hand(paths):
     """Of the study's records those that tables are made of: all, or without measuring those that are there."""
     return [path for path in paths if MEASURES or Path(path).exists()]
+
+
+def arrays(paths):
+    """The per-token arrays beside records."""
+    return [str(Path(path).with_suffix(".npz")) for path in paths]
 
 
 def records(kind):
@@ -87,20 +94,20 @@ def measuring_minutes(wildcards, attempt):
 
 
 def model_config(wildcards):
-    """What fetching a model depends on; a change of its precisions or its note fetches nothing again."""
+    """What fetching a model depends on; a change of its precisions, note or licence fetches nothing."""
     entry = plan.model_entry(config, wildcards.model)
-    return {key: entry[key] for key in ("name", "source", "context", "license")}
+    return {key: entry[key] for key in ("name", "source", "context")}
 
 
 def corpus_config(wildcards):
     """What fetching a corpus depends on."""
     entry = next(corpus for corpus in config["corpora"] if corpus["name"] == wildcards.corpus)
-    return {key: entry[key] for key in ("name", "source", "documents", "license")}
+    return {key: entry[key] for key in ("name", "source", "documents")}
 
 
 def prompt_corpus(wildcards):
     """The text that prompts are taken from."""
-    return f"resources/corpora/{config['corpora'][0]['name']}/text.jsonl"
+    return f"resources/corpora/{plan.prompt_corpus(config)}/text.jsonl"
 
 
 def quality_texts(wildcards):
@@ -108,56 +115,34 @@ def quality_texts(wildcards):
     return [f"resources/corpora/{name}/text.jsonl" for name in plan.quality_corpora(config)]
 
 
-def reference_files(wildcards):
-    """What the reference leaves for the other precisions of a model."""
+def reference_files(wildcards, corpora=plan.quality_corpora(config)):
+    """What the reference leaves of some corpora for the other precisions of a model."""
     folder = plan.reference_folder(config, wildcards.model)
-    names = plan.quality_corpora(config)
-    return [f"{folder}/{name}{suffix}" for name in names for suffix in (".logprobs.f16", ".top5.npy")]
+    return [f"{folder}/{name}{suffix}" for name in corpora for suffix in (".logprobs.f16", ".top5.npy")]
 
 
-def latency_job(wildcards):
-    """What a latency job is told."""
-    return plan.job(config, measurement("latency", wildcards))
+def job_of(kind):
+    """The function that says what a job of a kind is told."""
+
+    def told(wildcards):
+        one = measurement(kind, wildcards)
+        return extras.job(config, one) if kind in extras.KINDS else plan.job(config, one)
+
+    return told
 
 
-def memory_job(wildcards):
-    """What a memory job is told."""
-    return plan.job(config, measurement("memory", wildcards))
+def library_of(kind):
+    """The function that says which library files a job of a kind runs through."""
 
+    def files(wildcards):
+        return plan.library_files(measurement(kind, wildcards))
 
-def quality_job(wildcards):
-    """What a quality job is told."""
-    return plan.job(config, measurement("quality", wildcards))
-
-
-def samples_job(wildcards):
-    """What a samples job is told."""
-    return plan.job(config, measurement("samples", wildcards))
+    return files
 
 
 def reference_job(wildcards):
     """What the job that keeps the reference's log-probabilities is told."""
     return plan.job(config, reference(wildcards))
-
-
-def latency_library(wildcards):
-    """The library files that a latency job runs through."""
-    return plan.library_files(measurement("latency", wildcards))
-
-
-def memory_library(wildcards):
-    """The library files that a memory job runs through."""
-    return plan.library_files(measurement("memory", wildcards))
-
-
-def quality_library(wildcards):
-    """The library files that a quality job runs through."""
-    return plan.library_files(measurement("quality", wildcards))
-
-
-def samples_library(wildcards):
-    """The library files that a samples job runs through."""
-    return plan.library_files(measurement("samples", wildcards))
 
 
 def reference_library(wildcards):
@@ -196,13 +181,18 @@ def extra_records(wildcards):
 
 
 def extra_job(wildcards):
-    """What a job of an extra is told."""
-    return extras.job(config, measurement(wildcards.extra, wildcards))
+    """What a job of the extra that the wildcards name is told."""
+    return job_of(wildcards.extra)(wildcards)
 
 
 def extra_library(wildcards):
-    """The library files that a job of an extra runs through."""
-    return plan.library_files(measurement(wildcards.extra, wildcards))
+    """The library files that a job of the extra that the wildcards name runs through."""
+    return library_of(wildcards.extra)(wildcards)
+
+
+def extra_text(wildcards):
+    """The text that a job of the extra that the wildcards name reads."""
+    return f"resources/corpora/{extras.corpus(config, wildcards.extra)}/text.jsonl"
 
 
 def extra_table_library(wildcards):
@@ -210,30 +200,10 @@ def extra_table_library(wildcards):
     return dependencies.files(f"tables.{wildcards.extra}")
 
 
-def capacity_job(wildcards):
-    """What the job is told that verifies a predicted capacity."""
-    return extras.job(config, measurement("capacity", wildcards))
-
-
-def capacity_library(wildcards):
-    """The library files that the verification of a capacity runs through."""
-    return plan.library_files(measurement("capacity", wildcards))
-
-
 def task_files():
     """The files of the tasks that the study brings itself."""
     folder = config["extras"]["tasks"]["include_path"]
     return sorted(str(path) for path in Path(folder).rglob("*") if path.is_file()) if folder else []
-
-
-def tasks_job(wildcards):
-    """What a job that measures tasks is told."""
-    return extras.job(config, measurement("tasks", wildcards))
-
-
-def tasks_library(wildcards):
-    """The library files that a job that measures tasks runs through."""
-    return plan.library_files(measurement("tasks", wildcards))
 
 
 def tabulated_extras():
@@ -252,9 +222,24 @@ def sweep_job(wildcards):
     return extras.sweep_job(config, sweep(wildcards), wildcards.threshold)
 
 
+def sweep_text(wildcards):
+    """The text of a sweep: where quality begins."""
+    return f"resources/corpora/{extras.corpus(config, 'sweep')}/text.jsonl"
+
+
+def sweep_reference_files(wildcards):
+    """What the reference leaves for a sweep."""
+    return reference_files(wildcards, [extras.corpus(config, "sweep")])
+
+
 def sweep_library(wildcards):
     """The library files that a sweep's jobs run through."""
     return plan.library_files(sweep(wildcards))
+
+
+def receipts():
+    """What fetching says of the models; without measuring of those that are here."""
+    return at_hand(f"resources/models/{model['name']}/SOURCE.json" for model in config["models"])
 
 
 def sweep_references():
@@ -276,11 +261,11 @@ def sweep_gpus(wildcards):
 
 onstart:
     # Only the Snakemake that submits comes here: no dry run, and no job on a compute node.
-    if workflow.executor_plugin.name == "slurm":
-        try:
+    needed = list(workflow.dag.needrun_jobs())
+    try:
+        study_config.check_paths(config, {str(output) for job in needed for output in job.output})
+        if workflow.executor_plugin.name == "slurm":
             slurm.check_nothing_queued(Path.cwd())
-            slurm.check_partitions(
-                {job.resources.get("slurm_partition") for job in workflow.dag.needrun_jobs() if not job.is_local}
-            )
-        except StudyError as error:
-            raise WorkflowError(str(error))
+            slurm.check_partitions({job.resources.get("slurm_partition") for job in needed if not job.is_local})
+    except StudyError as error:
+        raise WorkflowError(str(error))

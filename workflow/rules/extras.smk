@@ -53,7 +53,9 @@ rule aggregate_sweep:
     input:
         library=dependencies.files("tables.sweep"),
         records=records_of_extra("sweep"),
+        arrays=arrays(records_of_extra("sweep")),
         quality=sweep_references(),
+        reference_arrays=arrays(sweep_references()),
     output:
         report(
             f"{RESULTS}/sweep.csv",
@@ -123,6 +125,7 @@ rule aggregate_tasks:
     input:
         library=dependencies.files("tables.tasks"),
         records=records_of_extra("tasks"),
+        arrays=arrays(records_of_extra("tasks")),
     output:
         report(
             f"{RESULTS}/tasks.csv",

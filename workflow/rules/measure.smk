@@ -24,7 +24,7 @@ A measuring job takes every core that Snakemake may use: two at once would measu
 
 rule measure_latency:
     input:
-        library=latency_library,
+        library=library_of("latency"),
         source="resources/models/{model}/SOURCE.json",
         text=prompt_corpus,
     output:
@@ -40,15 +40,17 @@ rule measure_latency:
         mem_mb=measuring_memory,
         runtime=measuring_minutes,
         gpu=measuring_gpus,
+        limit_s=LIMIT_S,
+        oom_attempts=OOM_ATTEMPTS,
     params:
-        job=latency_job,
+        job=job_of("latency"),
     script:
         "../scripts/measure_latency.py"
 
 
 rule measure_memory:
     input:
-        library=memory_library,
+        library=library_of("memory"),
         source="resources/models/{model}/SOURCE.json",
         text=prompt_corpus,
     output:
@@ -63,8 +65,10 @@ rule measure_memory:
         mem_mb=measuring_memory,
         runtime=measuring_minutes,
         gpu=measuring_gpus,
+        limit_s=LIMIT_S,
+        oom_attempts=OOM_ATTEMPTS,
     params:
-        job=memory_job,
+        job=job_of("memory"),
     script:
         "../scripts/measure_memory.py"
 
@@ -97,6 +101,8 @@ rule keep_reference:
         mem_mb=reference_memory,
         runtime=measuring_minutes,
         gpu=reference_gpus,
+        limit_s=LIMIT_S,
+        oom_attempts=OOM_ATTEMPTS,
     params:
         job=reference_job,
     script:
@@ -105,9 +111,10 @@ rule keep_reference:
 
 rule measure_quality:
     input:
-        library=quality_library,
+        library=library_of("quality"),
         source="resources/models/{model}/SOURCE.json",
         text=quality_texts,
+        prompts=prompt_corpus,  # precisions that choose their columns do so on these
         reference=reference_files,
     output:
         record=f"{RESULTS}/records/quality/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
@@ -122,15 +129,17 @@ rule measure_quality:
         mem_mb=measuring_memory,
         runtime=measuring_minutes,
         gpu=measuring_gpus,
+        limit_s=LIMIT_S,
+        oom_attempts=OOM_ATTEMPTS,
     params:
-        job=quality_job,
+        job=job_of("quality"),
     script:
         "../scripts/measure_quality.py"
 
 
 rule generate_samples:
     input:
-        library=samples_library,
+        library=library_of("samples"),
         source="resources/models/{model}/SOURCE.json",
         text=prompt_corpus,
     output:
@@ -145,7 +154,9 @@ rule generate_samples:
         mem_mb=measuring_memory,
         runtime=measuring_minutes,
         gpu=measuring_gpus,
+        limit_s=LIMIT_S,
+        oom_attempts=OOM_ATTEMPTS,
     params:
-        job=samples_job,
+        job=job_of("samples"),
     script:
         "../scripts/generate_samples.py"

@@ -20,8 +20,7 @@ rule measure_extra:
     input:
         library=extra_library,
         source="resources/models/{model}/SOURCE.json",
-        text=quality_texts,
-        prompts=prompt_corpus,
+        text=extra_text,
     output:
         record=f"{RESULTS}/records/{{extra}}/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
     log:
@@ -34,6 +33,8 @@ rule measure_extra:
         mem_mb=measuring_memory,
         runtime=measuring_minutes,
         gpu=measuring_gpus,
+        limit_s=LIMIT_S,
+        oom_attempts=OOM_ATTEMPTS,
     params:
         job=extra_job,
     script:
@@ -44,9 +45,9 @@ rule measure_sweep:
     input:
         library=sweep_library,
         source="resources/models/{model}/SOURCE.json",
-        text=quality_texts,
+        text=sweep_text,
         prompts=prompt_corpus,
-        reference=reference_files,
+        reference=sweep_reference_files,
     output:
         record=f"{RESULTS}/records/sweep/{{model}}/{extras.SWEPT}.{{attention}}.eager.t{{threshold}}.json",
         arrays=f"{RESULTS}/records/sweep/{{model}}/{extras.SWEPT}.{{attention}}.eager.t{{threshold}}.npz",
@@ -60,6 +61,8 @@ rule measure_sweep:
         mem_mb=sweep_memory,
         runtime=measuring_minutes,
         gpu=sweep_gpus,
+        limit_s=LIMIT_S,
+        oom_attempts=OOM_ATTEMPTS,
     params:
         job=sweep_job,
     script:
@@ -68,7 +71,7 @@ rule measure_sweep:
 
 rule verify_capacity:
     input:
-        library=capacity_library,
+        library=library_of("capacity"),
         source="resources/models/{model}/SOURCE.json",
         text=prompt_corpus,
         memory=f"{RESULTS}/records/memory/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
@@ -84,7 +87,9 @@ rule verify_capacity:
         mem_mb=measuring_memory,
         runtime=measuring_minutes,
         gpu=measuring_gpus,
+        limit_s=LIMIT_S,
+        oom_attempts=OOM_ATTEMPTS,
     params:
-        job=capacity_job,
+        job=job_of("capacity"),
     script:
         "../scripts/verify_capacity.py"

@@ -42,7 +42,7 @@ rule fetch_tasks:
 
 rule measure_tasks:
     input:
-        library=tasks_library,
+        library=library_of("tasks"),
         source="resources/models/{model}/SOURCE.json",
         prompts=prompt_corpus,
         files=task_files(),
@@ -60,7 +60,9 @@ rule measure_tasks:
         mem_mb=measuring_memory,
         runtime=measuring_minutes,
         gpu=measuring_gpus,
+        limit_s=LIMIT_S,
+        oom_attempts=OOM_ATTEMPTS,
     params:
-        job=tasks_job,
+        job=job_of("tasks"),
     script:
         "../scripts/measure_tasks.py"

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from llmstudy import sources, steps
+from llmstudy import steps
+from llmstudy.sources.corpora import fetch_corpus
 
 with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
-    sources.fetch_corpus(snakemake.params.corpus, Path(snakemake.output[0]).parent, Path("resources/downloads"))  # noqa: F821
+    fetch_corpus(snakemake.params.corpus, Path(snakemake.output[0]).parent, Path("resources/downloads"))  # noqa: F821

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from llmstudy import sources, steps
+from llmstudy import steps
+from llmstudy.sources.models import fetch_weights
 
 with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
-    sources.fetch_weights(snakemake.params.model, Path(snakemake.output[0]).parent, Path("resources/downloads"))  # noqa: F821
+    fetch_weights(snakemake.params.model, Path(snakemake.output[0]).parent, Path("resources/downloads"))  # noqa: F821

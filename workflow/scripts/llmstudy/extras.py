@@ -15,6 +15,7 @@ Pure functions over a completed config, like ``plan``; nothing here imports torc
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 from llmstudy import attention, plan
@@ -70,8 +71,9 @@ def _configurations(config: dict, model: dict, kind: str) -> list[tuple[str, str
 
 
 def thresholds(config: dict) -> list[str]:
-    """The sweep's thresholds as they stand in paths: ``6``, ``2.5``, ``inf``."""
-    return [f"{float(threshold):g}" for threshold in config["extras"]["sweep"]["thresholds"]]
+    """The sweep's thresholds as they stand in paths: ``6``, ``2.5``, ``inf``, and never with an exponent."""
+    asked = map(str, config["extras"]["sweep"]["thresholds"])
+    return [one if one == "inf" else f"{Decimal(one).normalize():f}" for one in asked]
 
 
 def sweep_path(config: dict, measurement: Measurement, threshold: str) -> str:
@@ -89,12 +91,8 @@ def record_paths(config: dict, kind: str) -> list[str]:
 
 def job(config: dict, measurement: Measurement) -> dict:
     """What a measuring process of an extra is told."""
-    told = plan.job(config, measurement)
-    corpus = _corpus(config, measurement.kind)
-    return told | {
-        "corpora": {corpus: f"resources/corpora/{corpus}"},
-        "settings": settings(config, measurement),
-    }
+    corpora = plan.corpus_folders(config, [corpus(config, measurement.kind)])
+    return plan.job(config, measurement) | {"corpora": corpora, "settings": settings(config, measurement)}
 
 
 def sweep_job(config: dict, measurement: Measurement, threshold: str) -> dict:
@@ -107,7 +105,7 @@ def settings(config: dict, measurement: Measurement) -> dict:
     """What an extra measures: its own keys, and the text where it needs any."""
     kind, quality = measurement.kind, config["quality"]
     own = {key: value for key, value in config["extras"][kind].items() if key not in ("enabled", "kernels", "models")}
-    shared = {"protocol": quality["protocols"][0], "bos": quality["bos"], "corpus": _corpus(config, kind)}
+    shared = {"protocol": quality["protocols"][0], "bos": quality["bos"], "corpus": corpus(config, kind)}
     if kind == "sweep":
         # The text is where quality begins, so that the reference's log-probabilities of it are the ones already kept.
         del own["thresholds"]
@@ -128,20 +126,17 @@ def settings(config: dict, measurement: Measurement) -> dict:
     return own
 
 
-def _corpus(config: dict, kind: str) -> str:
-    return plan.quality_corpora(config)[0] if kind in ("sweep", "sensitivity") else config["corpora"][0]["name"]
+def corpus(config: dict, kind: str) -> str:
+    """The text that an extra reads: that of the quality it is compared with, else that of the prompts."""
+    return plan.quality_corpora(config)[0] if kind in ("sweep", "sensitivity") else plan.prompt_corpus(config)
 
 
 def check(config: dict) -> None:
-    """Raise StudyError for a kernel, model, context or folder that is not there, a threshold that is named twice, or
-    no task."""
+    """Raise StudyError for a kernel, model, context or folder that is not there, or no task."""
     for name in config["extras"]["attention"]["kernels"] or []:
         if name not in attention.CHOICES:
             allowed = ", ".join(attention.CHOICES)
             raise StudyError(f"extras.attention.kernels: {name!r} is not known; allowed: {allowed}")
-    twice = sorted({one for one in thresholds(config) if thresholds(config).count(one) > 1})
-    if twice:
-        raise StudyError(f"extras.sweep.thresholds: {twice[0]} stands there twice; each needs a record of its own")
     for kind in KINDS:
         _check_models(config, kind)
     _check_verification(config)

@@ -107,16 +107,14 @@ def quality_attention(config: dict) -> str:
 
 def quality_corpora(config: dict) -> list[str]:
     """The corpora that quality is measured on."""
-    return config["quality"]["corpora"] or [config["corpora"][0]["name"]]
+    return config["quality"]["corpora"] or [prompt_corpus(config)]
 
 
 def job(config: dict, measurement: Measurement) -> dict:
     """What a measuring process is told. Everything that its numbers depend on, and nothing else: it is the rule's
-    parameter, so a change reruns exactly the jobs that it concerns."""
+    parameter, so a change reruns exactly the jobs that it concerns. What it may take is a resource of the rule."""
     model = model_entry(config, measurement.model)
-    corpora = (
-        quality_corpora(config) if measurement.kind in ("quality", "reference") else [config["corpora"][0]["name"]]
-    )
+    texts = quality_corpora(config) if measurement.kind in ("quality", "reference") else []
     return {
         "identity": {
             "study": config["study"],
@@ -126,11 +124,21 @@ def job(config: dict, measurement: Measurement) -> dict:
         "device": config["device"],
         "threads": config["threads"],
         "model_folder": f"resources/models/{measurement.model}",
-        "corpora": {name: f"resources/corpora/{name}" for name in corpora},
+        "corpora": corpus_folders(config, texts),
+        "prompt_corpus": prompt_corpus(config),
         "reference_folder": reference_folder(config, measurement.model),
         "settings": _settings(config, model, measurement.kind),
-        "limits": {"seconds": config["jobs"]["minutes"] * 60, "oom_attempts": config["jobs"]["oom_attempts"]},
     }
+
+
+def prompt_corpus(config: dict) -> str:
+    """The corpus that prompts and the text for calibration are taken from."""
+    return config["corpora"][0]["name"]
+
+
+def corpus_folders(config: dict, texts: list[str]) -> dict[str, str]:
+    """Where the texts of a job lie, that of its prompts included."""
+    return {name: f"resources/corpora/{name}" for name in dict.fromkeys([*texts, prompt_corpus(config)])}
 
 
 def reference_folder(config: dict, model: str) -> str:
@@ -149,7 +157,10 @@ def _settings(config: dict, model: dict, kind: str) -> dict:
     if kind in ("quality", "reference"):
         keys = ("protocols", "bos", "documents", "tokens_per_document", "max_tokens", "kl_tokens")
         shared = {"corpora": quality_corpora(config), "reference": config["reference"]}
-        return shared | {key: config["quality"][key] for key in keys}
+        settings = shared | {key: config["quality"][key] for key in keys}
+        if kind == "reference":  # the first protocol alone is compared token by token
+            settings["protocols"] = settings["protocols"][:1]
+        return settings
     return dict(config["samples"])
 
 
@@ -213,6 +224,11 @@ def memory_mb(config: dict, measurement: Measurement, attempt: int = 1) -> int:
     else:
         needed = 2500 + 1024 * (stored + 2 * sixteen_bit)
     return int(needed * attempt)
+
+
+def limit_seconds(config: dict) -> int:
+    """Seconds after which a measurement is a timeout."""
+    return math.ceil(60 * config["jobs"]["minutes"])
 
 
 def runtime_minutes(config: dict, attempt: int = 1) -> int:

@@ -36,9 +36,12 @@ def step(log: str) -> Iterator[None]:
 
 
 def measure(snakemake) -> None:
-    """Run the measuring job of a rule: ``params.job``, ``output.record`` and any other named output as an artifact."""
-    job = dict(snakemake.params.job)
-    job["limits"] = granted(job["limits"], snakemake.resources)
+    """Run the measuring job of a rule: ``params.job``, ``output.record`` and any other named output as an artifact.
+
+    What it may take comes with its resources, since it changes no number: a change of theirs reruns nothing.
+    """
+    asked = {"seconds": snakemake.resources["limit_s"], "oom_attempts": snakemake.resources["oom_attempts"]}
+    job = snakemake.params.job | {"limits": granted(asked, snakemake.resources)}
     record = Path(snakemake.output.record)
     artifacts = {artifact_name(Path(path), record): Path(path) for path in snakemake.output if Path(path) != record}
     with step(snakemake.log[0]):

@@ -9,6 +9,7 @@ from llmstudy.errors import StudyError
 
 if TYPE_CHECKING:
     from llmstudy.measure.session import Session
+    from llmstudy.sources.weights import Weights
 
 # kind of record → module of this package
 MODULES = {
@@ -33,4 +34,18 @@ def measure(session: Session) -> dict:
     kind = session.job["identity"]["kind"]
     if kind not in MODULES:
         raise StudyError(f"kind {kind!r}: not known; allowed: {', '.join(MODULES)}")
+    check_context(session.settings, session.weights)
     return import_module(f"llmstudy.measure.{MODULES[kind]}").measure(session)
+
+
+def check_context(settings: dict, weights: Weights) -> None:
+    """Raise StudyError if a call or a window is longer than the model's context, which a config need not know.
+
+    A model computes beyond it too, but not what it was trained for.
+    """
+    calls = [*settings.get("workloads", []), *([settings["workload"]] if "workload" in settings else [])]
+    asked = [call["prompt_tokens"] + call["new_tokens"] for call in calls]
+    asked += [settings.get("prompt_tokens", 0)]
+    asked += [protocol["window"] for protocol in settings.get("protocols", [])]
+    if max(asked) > weights.context:
+        raise StudyError(f"{max(asked)} tokens are more than the context of model {weights.name!r}, {weights.context}")

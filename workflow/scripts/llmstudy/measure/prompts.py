@@ -15,14 +15,14 @@ CALIBRATION_TOKENS = 512
 
 
 def prompt_batch(session: Session, batch: int, prompt_tokens: int) -> torch.Tensor:
-    """int64 [batch, prompt_tokens] on the device: every row begins with another document of the job's first corpus.
+    """int64 [batch, prompt_tokens] on the device: every row begins with another document of the job's prompt corpus.
 
     A row whose document is too short goes on with the documents after it. Raises StudyError if the corpus has fewer
     documents than the batch has rows.
     """
     import torch
 
-    name = next(iter(session.job["corpora"]))
+    name = session.job["prompt_corpus"]
     documents = session.corpus_documents(name)
     if len(documents) < batch:
         raise StudyError(f"corpus {name!r}: {len(documents)} documents for batch {batch}; every row needs its own")
@@ -42,13 +42,13 @@ def prompt_batch(session: Session, batch: int, prompt_tokens: int) -> torch.Tens
 
 
 def calibration_ids(session: Session) -> torch.Tensor:
-    """int64 [1, ≤ CALIBRATION_TOKENS] on the CPU: the start of the last document of the job's first corpus.
+    """int64 [1, ≤ CALIBRATION_TOKENS] on the CPU: the start of the last document of the job's prompt corpus.
 
     Perplexity is measured from the first document on, so unless a study takes the whole corpus the two do not meet.
     """
     import torch
 
-    text = session.corpus_documents(next(iter(session.job["corpora"])))[-1]
+    text = session.corpus_documents(session.job["prompt_corpus"])[-1]
     return torch.tensor([encode(session, text[: 12 * CALIBRATION_TOKENS])[:CALIBRATION_TOKENS]])
 
 

@@ -47,6 +47,12 @@ def data_flow(study: Study) -> str:
     return fenced(dict.fromkeys(lines))
 
 
+def known(studies: list[Study]) -> tuple[Study, str] | None:
+    """The first model whose config.json was at hand."""
+    pairs = ((study, model) for study in studies for model in study.models)
+    return next((pair for pair in pairs if pair[0].provenance["models"][pair[1]]["architecture"]), None)
+
+
 def architecture(study: Study, model: str) -> str:
     """The blocks of a LLaMA with the sizes of this one; each linear's weight as outputs × inputs."""
     shape = study.provenance["models"][model]["architecture"]

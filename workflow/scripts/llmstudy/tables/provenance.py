@@ -40,12 +40,15 @@ def write(paths: list[str], missing: list[str], receipts: list[str], config: dic
     """Aggregate the provenance of records.
 
     missing   paths of records that the study asks for and that were not measured yet
-    receipts  the models' SOURCE.json
+    receipts  the models' SOURCE.json, where they are at hand; of others ``output`` keeps what it said before
     config    the completed config
     """
     found = read_records(paths)
-    measured = {record["identity"]["model"] for record in found}
-    models = dict(map(model_of, map(Path, receipts)))
+    measured = {record["identity"]["model"]: record["identity"]["weights"] for record in found}
+    models = {model["name"]: unseen(model, measured.get(model["name"])) for model in config["models"]}
+    if output.exists():
+        models |= json.loads(output.read_text(encoding="utf-8"))["models"]
+    models |= dict(map(model_of, map(Path, receipts)))
     content = {
         "study": config["study"],
         "config": config,
@@ -75,9 +78,16 @@ def model_of(receipt: Path) -> tuple[str, dict]:
     """A model's name, and what its receipt and its config.json say of it."""
     source = json.loads(receipt.read_text(encoding="utf-8"))
     shape = json.loads((receipt.parent / source["weights_folder"] / "config.json").read_text(encoding="utf-8"))
-    keys = ("real", "parameters", "source", "license", "fetched_note")
+    keys = ("real", "parameters", "source", "fetched_note")
     return source["name"], {key: source.get(key) for key in keys} | {
         "architecture": {key: shape[key] for key in ARCHITECTURE if shape.get(key) is not None}
+    }
+
+
+def unseen(model: dict, weights: str | None) -> dict:
+    """What the config alone says of a model whose receipt is not at hand."""
+    return {"real": weights == "real", "parameters": None, "source": model["source"], "fetched_note": None} | {
+        "architecture": {}
     }
 
 
