@@ -214,3 +214,29 @@ def test_labels_never_overlap_and_keep_their_order():
     places = sorted(np.random.default_rng(0).uniform(0, 1, 12).tolist())
     gaps = np.diff(style.apart(places, 0.07))
     assert (gaps >= 0.07 - 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    ("end", "limit", "told"), [(129, 139, True), (100, 139, False), (139, 139, True), (150, 139, False)]
+)
+def test_a_number_is_not_written_across_the_device_s_limit(end, limit, told):
+    from llmstudy.figures.memory import crosses
+
+    assert crosses(end, limit, width=156) is told
+
+
+def test_rows_that_tie_keep_their_order():
+    rows = pd.DataFrame({"precision": 40 * ["nf4", "bf16"], "place": range(80)})
+    for _, own in style.sort(rows).groupby("precision"):
+        assert own["place"].is_monotonic_increasing
+
+
+def test_the_band_of_any_change_is_drawn_for_a_model_in_16_bit_alone(study):
+    graded = pd.DataFrame(
+        [{"model": "m", "precision": "fp32", "status": "ok", "kl_nats": 0.0012}, {"model": "m", "precision": "fp16",
+          "status": "ok", "kl_nats": 0.5}]
+    )  # fmt: skip
+    assert selection.rounding_floor(graded, "m", "bf16") == 0.0012
+    assert np.isnan(selection.rounding_floor(graded, "m", "fp32"))
+    assert np.isnan(selection.rounding_floor(graded.iloc[1:], "m", "bf16"))
+    assert np.isnan(selection.rounding_floor(pd.DataFrame(), "m", "bf16"))

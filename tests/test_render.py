@@ -13,7 +13,7 @@ import pytest
 from conftest import REPOSITORY
 from llmstudy import studies
 from llmstudy.figures import FIGURES
-from llmstudy.rendering import answer, diagrams, findings, machine, markdown, report
+from llmstudy.rendering import answer, diagrams, findings, machine, markdown, report, speed
 from llmstudy.statistics import columns
 from llmstudy.statistics.phrases import number
 from llmstudy.tables import latency, memory, provenance, quality, samples
@@ -66,7 +66,7 @@ def cells(line):
 
 def test_every_relative_link_and_image_is_there(text, place):
     targets = set(LINK.findall(FENCE.sub("", text)))
-    files = {target for target in targets if not target.startswith(("http", "#"))}
+    files = {target.split("?")[0] for target in targets if not target.startswith(("http", "#"))}
     assert any(target.endswith(".svg") for target in files)
     assert any(target.startswith("workflow/scripts/") for target in files)
     missing = [target for target in files if not ((place / target).exists() or (REPOSITORY / target).exists())]
@@ -104,9 +104,18 @@ def test_the_first_screen_answers(text, place):
     with (place / "results/h200/recommendation.csv").open() as file:
         for row in csv.DictReader(file):
             assert row["sentence"] in screen
-    header = next(line for line in screen.splitlines() if line.startswith("| metric"))
-    assert cells(header)[1:4] == ["`bf16`<br>original", "`llm-int8`<br>8-bit", "`llm-int8-t0`<br>8-bit"]
+    block = next(block for block in tables(screen) if block[0].startswith("| metric"))
+    assert cells(block[0])[1:4] == ["`bf16`<br>original", "`llm-int8`<br>8-bit", "`llm-int8-t0`<br>8-bit"]
+    assert len(block) < 14, "more than a screen can hold"
+    assert {cells(line)[0].split("<br>")[-1] for line in block[2:]} == set(answer.FIRST)
     assert "trade_off.svg" in screen
+    with (place / "results/default/recommendation.csv").open() as file:
+        assert next(csv.DictReader(file))["sentence"] in screen.split("| metric")[0], "all answers before any table"
+
+
+def metrics(text):
+    """The tables of metric × precision: the first screen's, then one per study."""
+    return [block for block in tables(text) if block[0].startswith("| metric")]
 
 
 def test_a_number_of_the_answer_comes_from_the_table(text, place):
@@ -114,7 +123,7 @@ def test_a_number_of_the_answer_comes_from_the_table(text, place):
     own = table[(table["model"] == "llama-2-7b") & (table["precision"] == "int8-fused") & (table["runtime"] == "graph")]
     own = own[(own["batch"] == 1) & (own["prompt_tokens"] == 512)]["e2e_ms"]
     assert len(own) == 3
-    block = next(block for block in tables(text) if block[0].startswith("| metric"))
+    block = metrics(text)[1]  # in full, after the first screen's
     column = next(index for index, cell in enumerate(cells(block[0])) if "int8-fused" in cell)
     line = next(line for line in block if "llama-2-7b" in line)
     assert cells(line)[column].startswith(number(np.exp(np.log(own).mean())))
@@ -128,6 +137,68 @@ def test_a_failed_cell_says_status_and_reason(text):
     failures = text.split("#### Failures (h200)")[1]
     assert "runtime graph cannot capture nf4: it decides on the host" in failures
     assert "no answer after 600 s" in failures
+
+
+def test_what_failed_at_another_workload_has_a_row(place):
+    study = studies.load(place / "results/h200")
+    frame = study.tables["latency"]
+    lost = (frame["model"] == "llama-2-7b") & (frame["precision"] == "bf16") & (frame["runtime"] == "graph")
+    lost &= frame["batch"] > 1
+    study.tables["latency"] = frame.assign(
+        status=frame["status"].where(~lost, "oom"), reason=frame["reason"].where(~lost, "full")
+    )
+    rows = [cells(line) for line in speed.workloads(study, "llama-2-7b").splitlines()[2:]]
+    assert {tuple(row[4:6]) for row in rows if row[1:4:2] == ["`bf16`", "graph"]} >= {("`oom`: full", "`oom`")}
+
+
+def test_every_verdict_has_its_reason(text, place):
+    summary = pd.read_csv(place / "results/h200/summary.csv")
+    own = summary[summary["model"] == "llama-2-7b"]
+    told = text.split("verdicts and their reasons")[2].split("</details>")[0]  # the second model's
+    assert len(own) == len(tables(told)[0]) - 2
+    assert all(markdown.plain(reason).split(";")[0] in told for reason in own["verdict_reason"])
+
+
+def test_llm_int8_is_told_of_as_the_library_has_it(place):
+    study = studies.load(place / "results/h200")
+    told = answer.library_int8(study, "llama-2-7b")
+    own = study.of_model("summary", "llama-2-7b")
+    row = own[(own["precision"] == "llm-int8") & (own["runtime"] == "eager")].sort_values("tpot_ms").iloc[0]
+    assert f"TPOT {number(row['tpot_ms'])} ms, {number(row['speedup'])} x the decode speed of bf16" in told
+    assert "PPL" not in told and told.endswith(f"Verdict: {row['verdict']}.")
+    assert "PPL loss" in answer.library_int8(study, "smollm2-135m")
+    study.tables["summary"] = own[own["precision"] != "llm-int8"]
+    assert answer.library_int8(study, "llama-2-7b") is None
+
+
+def test_energy_is_told_where_a_counter_was_read(place):
+    study = studies.load(place / "results/h200")
+    latency = study.tables["latency"]
+    study.tables["latency"] = latency.assign(joules_per_token=2.5)
+    assert speed.without_energy(study) == ""
+    ran = [cells(line) for line in speed.table(study, "llama-2-7b").splitlines()[2:] if "ms" not in line]
+    assert {row[7] for row in ran} <= {"2.5", "`oom`", "`unsupported`", "`timeout`", "`error`"} and "2.5" in {
+        row[7] for row in ran
+    }
+    study.tables["latency"] = latency.assign(joules_per_token=np.nan)
+    assert "No energy counter" in speed.without_energy(study)
+    assert "| – |" in speed.table(study, "llama-2-7b")
+
+
+def test_figures_have_the_captions_of_the_html_report():
+    for name in FIGURES:
+        told = report.caption(name)
+        assert len(told) > 60 and "\n" not in told and "``" not in told
+
+
+def test_a_link_leads_to_the_row(place):
+    tables = report.joined([studies.load(place / f"results/{name}") for name in ("h200", "default")])
+    for study in ("h200", "default"):
+        lines = (place / f"results/{study}/memory.csv").read_text().splitlines()
+        for row in tables["memory"][tables["memory"]["study"] == study].to_dict("records"):
+            assert lines[row["line"] - 1].startswith(f"{study},{row['model']},")
+            assert f"{row['precision']},{row['attention']}" in lines[row["line"] - 1]
+    assert "line" not in tables["samples"]
 
 
 def test_synthetic_models_are_labelled_wherever_their_numbers_stand(text):
@@ -412,7 +483,10 @@ def test_the_answer_says_up_to_which_batch_it_holds(place):
     same = (crossings["along"] == "batch") & (crossings[["precision", "attention", "runtime"]] == taken[
         ["precision", "attention", "runtime"]]).all(axis=1)  # fmt: skip
     told = answer.over_batches(study, taken)
-    assert same.any() and told == f" In tokens/s over batch sizes, against bf16: {crossings[same].iloc[0]['text']}."
+    assert same.any() and told.startswith(" With larger batches (tokens/s of whole calls, prompt ")
+    assert told.endswith(
+        f", both under runtime `{taken['runtime']}`), against bf16: {crossings[same].iloc[0]['text']}."
+    )
     assert any(line.endswith(told) for line in answer.sentences(study))
     assert answer.over_batches(study, taken.replace(taken["precision"], "bf16")) == ""
 
@@ -420,4 +494,5 @@ def test_the_answer_says_up_to_which_batch_it_holds(place):
 def test_the_fastest_measured_configuration_speaks_for_a_precision(place):
     study = studies.load(place / "results/h200")
     rows = answer.model_rows(study, "llama-2-7b", ["bf16", "nf4"])
+    assert answer.model_rows(study, "llama-2-7b", ["none"])[0][1] == "–"
     assert rows[-1] == ["measured as", "sdpa, graph", "sdpa, eager"]

@@ -1,5 +1,7 @@
 """What the report tells of where configurations overtake each other."""
 
+import dataclasses
+
 import hand_made
 import pytest
 from llmstudy import studies
@@ -30,3 +32,12 @@ def test_all_kinds_of_cross_over_stand_in_one_table_with_what_both_sides_share(s
 def test_the_report_says_where_the_intervals_come_from(study):
     words = " ".join(report.render([study]).split())
     assert "those of a kernel alone are over the repeats of one process" in words
+
+
+def test_neighbours_that_change_nothing_are_left_out_of_the_table(study):
+    frame = study.table("invariance")
+    changed = frame["max_abs_delta_logit"] > 0
+    lines = explanations.invariance(study).splitlines()[2:]
+    assert len(lines) == (changed | (frame["status"] != "ok")).sum() > 0
+    still = dataclasses.replace(study, tables={"invariance": frame.assign(status="ok", max_abs_delta_logit=0.0)})
+    assert explanations.invariance(still) is None

@@ -5,6 +5,7 @@ import re
 
 import hand_made
 import numpy as np
+import pandas as pd
 import pytest
 from llmstudy import studies
 from llmstudy.rendering import quality, report
@@ -76,3 +77,33 @@ def test_sensitivity_is_ranked_by_divergence(text):
     _, rows = table_with("KL, nats per token", text)
     # hand-made: the least delta_nll has the most divergence, 0.03 - 0.0002 with t(7) · 0.001 on each side
     assert rows[0][1:4] == ["1", "all", "0.0298<br>[0.0274, 0.0322]"]
+
+
+def test_the_distance_to_the_reference_is_told_in_full(study):
+    table = study.table("quality").copy()
+    nf4 = (table["precision"] == "nf4") & (table["protocol"] == "w1024-s512")
+    told = {"delta_nll": 0.25, "delta_nll_se": 0.01, "kl_median_nats": 0.1, "kl_p90_nats": 0.7, "kl_p99_nats": 1.9}
+    told |= {"kl_p999_nats": np.nan, "kl_max_nats": 6.5, "delta_p_mean": -0.05, "delta_p_low": -0.06}
+    told |= {"delta_p_high": -0.04, "delta_p_rms": 0.12, "delta_p_p1": -0.5, "delta_p_p99": 0.3}
+    for column, value in told.items():
+        if column not in table:
+            table[column] = np.nan
+        table.loc[nf4, column] = value
+    changed = dataclasses.replace(study, tables={"quality": table})
+    _, rows = table_with("KL p99.9", quality.distances(changed, "smollm2-135m") + "\n")
+    row = next(row for row in rows if row[0] == "`nf4`")
+    assert row[1:] == [
+        "+0.2500 ± 0.0100", "0.1", "0.7", "1.9", "n/a", "6.5", "-5.00<br>[-6.00, -4.00]", "12.0", "-50.0", "30.0"
+    ]  # fmt: skip
+    assert "`bf16`" not in [row[0] for row in rows], "the reference against itself says nothing"
+
+
+def test_texts_that_must_be_equal_are_explained(study):
+    texts = study.table("samples")
+    one = texts[texts["precision"] == "nf4"]
+    both = [one.assign(precision=name) for name in ("int8-fused", "int8-w8a8")]
+    equal = dataclasses.replace(study, tables={"samples": pd.concat(both)})
+    assert "`int8-w8a8` writes the texts of `int8-fused`" in quality.same_texts(equal, "smollm2-135m")
+    both[1] = both[1].assign(text="another")
+    other = dataclasses.replace(study, tables={"samples": pd.concat(both)})
+    assert quality.same_texts(other, "smollm2-135m") == quality.same_texts(study, "smollm2-135m") == ""

@@ -37,7 +37,7 @@ def tables():
         latency(SEVEN_B, 4.0, runtime="graph", mbu=0.8),
         latency(SEVEN_B, 2.0, runtime="graph", precision="int8-fused", mbu=0.75),
         latency(SEVEN_B, 104.0, precision="llm-int8", mbu=0.015),
-        latency(SEVEN_B, 62.0, precision="llm-int8-t0", mbu=np.nan),
+        latency(SEVEN_B, 62.0, precision="llm-int8-t0", mbu=np.nan, ttft_ms=64.0),
         latency(SMALL_GPU, 9.0),
         latency(SMALL_CPU, 500.0, mbu=np.nan),
         latency(SEVEN_B, np.nan, precision="nf4", status="oom"),
@@ -66,15 +66,6 @@ def tables():
         ),
         quality(SMALL_CPU, "nf4", kl_nats=0.278, top1_agreement=0.715, ppl_ratio=1.281),
         quality(SEVEN_B, "int8-fused", kl_nats=0.0001, top1_agreement=1.0, ppl_ratio=0.9),
-    ]
-    written = [
-        cell(SMALL_CPU, precision, prompt=prompt, text=text, reference_text="abc", first_divergence_token=first)
-        for precision, prompt, text, first in (
-            ("bf16", "p", "abc", np.nan),
-            ("bf16", "q", "abc", np.nan),
-            ("nf4", "p", "xyz", 3),
-            ("nf4", "q", "xy", 7),
-        )
     ]
     texts = [
         cell(SMALL_CPU, "fp32", prompts=4, new_tokens=24, distinct_2_mean=0.95),
@@ -107,6 +98,10 @@ def tables():
                 ("sdpa-flash", 4096, 0.51, 32.5),
                 ("sdpa-flash", 16384, 6.4, 128.0),
             )
+        ]
+        + [
+            cell(SEVEN_B, attention=kernel, phase="decode", context=4096, time_ms=time, gb_s=rate)
+            for kernel, time, rate in (("sdpa-math", 0.21, 320.0), ("sdpa-flash", 0.025, 2700.0))
         ],
         "sensitivity": [
             cell(SMALL_CPU, "fp32", layer="3", linear="all", delta_nll=-0.001, kl_nats=0.002, kl_se_nats=0.0004),
@@ -115,7 +110,7 @@ def tables():
             cell(SMALL_CPU, "fp32", layer="all", linear="all", delta_nll=0.02, kl_nats=0.05),
         ],
     }
-    listed = {"latency": speed, "memory": stored, "quality": scored, "samples": written, "text": texts, **extras}
+    listed = {"latency": speed, "memory": stored, "quality": scored, "text": texts, **extras}
     return {name: pd.DataFrame(rows) for name, rows in listed.items()}
 
 
@@ -167,6 +162,8 @@ def test_a_study_in_which_everything_failed_still_renders(name, tables):
         ("bitsandbytes_slow", ["104 ms", "MBU 1.5%", "20 ms", "5.2 times"]),
         ("threshold_zero", ["104 ms", "62 ms", "1.68 times"]),
         ("int8_fused_fast", ["4 ms", "2 ms", "2 times"]),
+        ("int8_activations", ["512 + 128 tokens): a first token takes `llm-int8-t0` 64 ms and `bf16` 20 ms"]),
+        ("attention_decode", ["over 4096 tokens", "`sdpa-flash` 25 µs (2,700 GB/s), `sdpa-math` 210 µs (320 GB/s) ("]),
         (
             "launches",
             [
@@ -186,7 +183,6 @@ def test_a_study_in_which_everything_failed_still_renders(name, tables):
         ("same_against_same", ["25.0% in the median and", "56.2% at most (study `h200`, `llama-7b`", "over 3 pairs"]),
         ("failed_cells", ["1 ended as `oom`"]),
         ("reference_perplexity", ["20,479 tokens", "20.99", "`fp32`"]),
-        ("greedy_divergence", ["`bf16` equals it in 2 of 2;", "`nf4` equals it in 0 of 2, the others part at token 5"]),
         (
             "greedy_agreement",
             [
@@ -231,9 +227,27 @@ def test_without_prefill_peaks_of_models_those_of_the_kernels_are_told(tables):
     assert "`sdpa-math` 5,120 MiB, `sdpa-flash` 32.5 MiB" in text
 
 
-def test_samples_without_a_reference_text_are_not_called_different(tables):
-    alone = tables["samples"].assign(reference_text="")
-    assert sentence("greedy_divergence", {"samples": alone}) == MISSING
+def test_other_models_say_how_much_of_the_factor_they_reach(tables):
+    more = [latency(SMALL_GPU, 3.0, runtime="graph", mbu=0.9)]
+    more.append(latency(SMALL_GPU, 2.0, runtime="graph", precision="int8-fused", mbu=0.6))
+    text = sentence("int8_fused_fast", {"latency": pd.concat([tables["latency"], pd.DataFrame(more)])})
+    assert text.startswith("Measured (study `h200`, `llama-7b`") and "2 times as long" in text
+    assert text.endswith("other models: `smol` 1.5 times (batch 1, 512 + 128 tokens, MBU 90% against 60%).")
+
+
+def test_what_any_change_of_a_16_bit_model_does_stands_beside_its_sensitivity(tables):
+    parts = tables["sensitivity"].assign(precision="bf16")
+    graded = pd.DataFrame([quality(SMALL_CPU, "fp32", kl_nats=0.0012), quality(SMALL_CPU, "fp16", kl_nats=0.5)])
+    text = sentence("sensitivity", {"sensitivity": parts, "quality": graded})
+    assert "any change of a model in bf16 moves it by about 0.0012, as far as fp32 lies away" in text
+    assert "any change" not in sentence("sensitivity", {"sensitivity": parts})
+    assert "any change" not in sentence("sensitivity", tables)  # of fp32
+
+
+def test_a_link_names_the_line_of_its_row(tables):
+    numbered = {name: table.assign(line=range(2, len(table) + 2)) for name, table in tables.items()}
+    assert "memory.csv](results/h200/memory.csv?plain=1#L2)" in sentence("weights_memory", numbered)
+    assert "latency.csv?plain=1#L7)" in sentence("decode_bandwidth", numbered)  # the first of its processes
 
 
 def test_gpu_comes_before_cpu_though_the_cpu_is_slower(tables):

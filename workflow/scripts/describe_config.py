@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from llmstudy import attention, precisions
+from llmstudy import attention
 from llmstudy.config import SCHEMA
+from llmstudy.rendering import precisions as rendering
 
 README = Path("config/README.md")
 BEGIN = "<!-- Written by workflow/scripts/describe_config.py: edit the schema instead. -->"
@@ -106,14 +107,7 @@ def kind(part: dict, schema: dict) -> str:
 
 def precision_table() -> str:
     """The precisions of the registry."""
-    known = [precisions.get(name) for name in precisions.MODULES]
-    rows = [
-        [f"`{one.name}`", one.title, f"{one.weight_bits:g}", f"`{one.compute_dtype}`", ", ".join(one.devices)]
-        for one in known
-    ]
-    return "### Values of `precisions`\n\n" + table(
-        ["name", "what it is", "bits per linear weight", "computes in", "devices"], rows
-    )
+    return "### Values of `precisions`\n\n" + rendering.table()
 
 
 def attention_table() -> str:

@@ -10,8 +10,8 @@ from llmstudy.statistics.noise import SharedNoise, shared_noise
 from llmstudy.statistics.student import critical_value
 from llmstudy.studies import Study
 
-INTERVALS = ("ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s")
-CARRIED = ["weights", "device", "bandwidth_gb_s", "step_bytes", "mbu"]
+INTERVALS = ("ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s")  # with an interval over processes
+CARRIED = ["weights", "device", "bandwidth_gb_s", "step_bytes", "joules_per_token"]
 
 
 def at_focus(study: Study, table: str) -> pd.DataFrame:
@@ -37,7 +37,7 @@ def over_repeats(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     """One row per configuration and workload with status ok: geometric means and 95 % intervals over processes.
 
     ``rows``: of the study's latency.csv. Adds ``<quantity>_low`` and ``<quantity>_high`` to each of INTERVALS, with the
-    noise of the whole study as in summary.csv; CARRIED columns are medians or the first text.
+    noise of the whole study as in summary.csv, and ``mbu``; CARRIED columns are medians or the first text.
     """
     ok = rows[rows["status"] == "ok"] if len(rows) else rows
     if ok.empty:
@@ -52,6 +52,7 @@ def _over_processes(key: tuple, repeats: pd.DataFrame, noise: dict[str, SharedNo
     for column in CARRIED:
         numeric = pd.api.types.is_numeric_dtype(repeats[column])
         row[column] = repeats[column].median() if numeric else repeats[column].iloc[0]
+    row["mbu"] = process_interval(repeats["mbu"]).value
     for quantity in INTERVALS:
         found = process_interval(repeats[quantity], noise[quantity].of(row))
         row |= {quantity: found.value, f"{quantity}_low": found.low, f"{quantity}_high": found.high}
@@ -79,9 +80,21 @@ def graded(study: Study) -> pd.DataFrame:
     return quality[same]
 
 
+def rounding_floor(quality: pd.DataFrame, model: str, precision: str) -> float:
+    """KL divergence, nats per token, that any change of a model in 16 bit causes: as far as fp32 lies from it.
+
+    A change of one weight moves every rounding after it. NaN for fp32, or where fp32 was not compared.
+    """
+    if precision == "fp32" or quality.empty:
+        return float("nan")
+    same = (quality["model"] == model) & (quality["precision"] == "fp32") & (quality["status"] == "ok")
+    return quality.loc[same, "kl_nats"].dropna().min()
+
+
 def rounded_parts(study: Study) -> pd.DataFrame:
     """Measured rows of sensitivity.csv, with the 95 % interval of the divergence: ``kl_low_nats``, ``kl_high_nats``.
 
+    ``floor_nats``: see ``rounding_floor``. The interval is
     Student's t with the standard error over the table's blocks ("8 documents" are 7 degrees of freedom). A divergence
     is never negative, so the low end is at least 0, unless rounding left the mean itself below; both are NaN where the
     text was too short for a standard error.
@@ -93,4 +106,5 @@ def rounded_parts(study: Study) -> pd.DataFrame:
     blocks = rows["blocks"].astype(str).str.extract(r"^(\d+)", expand=False).astype(float)
     half = rows["kl_se_nats"] * [critical_value(max(int(number) - 1, 1)) for number in blocks]
     low = (rows["kl_nats"] - half).clip(lower=rows["kl_nats"].clip(upper=0))
-    return rows.assign(kl_low_nats=low, kl_high_nats=rows["kl_nats"] + half)
+    floors = [rounding_floor(study.table("quality"), row.model, row.precision) for row in rows.itertuples()]
+    return rows.assign(kl_low_nats=low, kl_high_nats=rows["kl_nats"] + half, floor_nats=floors)

@@ -33,7 +33,7 @@ FIGURES = {
     "agreement": Entry(("samples",), "Quality", "Agreement of greedy text with the reference's"),
     "outliers": Entry(("outliers",), "Explanations", "Outlier ledger"),
     "sweep": Entry(("sweep",), "Explanations", "Threshold sweep of LLM.int8()"),
-    "sensitivity": Entry(("sensitivity",), "Explanations", "Sensitivity to rounding"),
+    "sensitivity": Entry(("sensitivity", "quality"), "Explanations", "Sensitivity to rounding"),
     "attention": Entry(("attention",), "Explanations", "Attention kernels"),
 }
 

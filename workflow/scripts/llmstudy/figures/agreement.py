@@ -12,7 +12,7 @@ from llmstudy.studies import Study
 from llmstudy.tables.text import compared, divergences
 
 HEADLINE = "greedy text against the reference's   lines that coincide are drawn beside each other"
-BESIDE_POINTS = 1.8
+BESIDE_POINTS = 1.8  # between lines that coincide
 
 
 def rows(study: Study) -> pd.DataFrame:
@@ -32,14 +32,15 @@ def draw(rows: pd.DataFrame) -> Figure:
 def _panel(axis, rows: pd.DataFrame) -> None:
     tokens = int(rows["new_tokens"].min())
     precisions = style.in_order(rows["precision"])
+    curves = {one: 100 * agreement_curve(divergences(rows[rows["precision"] == one]), tokens) for one in precisions}
     ends = []
-    for place, precision in enumerate(precisions):
-        own, hue = rows[rows["precision"] == precision], style.colour(precision)
-        share = 100 * agreement_curve(divergences(own), tokens)
-        aside = (len(precisions) - 1) / 2 - place
+    for precision, share in curves.items():
+        hue = style.colour(precision)
+        same = [one for one, other in curves.items() if (other == share).all()]
+        aside = (len(same) - 1) / 2 - same.index(precision)
         shift = matplotlib.transforms.ScaledTranslation(0, aside * BESIDE_POINTS / 72, axis.figure.dpi_scale_trans)
         axis.plot(range(tokens + 1), share, color=hue, drawstyle="steps-post", transform=axis.transData + shift)
-        # A hair of the shift, so that labels of lines that end together keep the order of the lines.
+        # A hair, so that labels of lines that end together keep the order of the lines.
         ends.append((tokens, share[-1] + aside / 1e3, f"{precision}  {share[-1]:.0f} %", hue))
     axis.set_xlim(0, tokens)
     axis.set_ylim(-6, 106)

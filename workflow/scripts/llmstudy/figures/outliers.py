@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import seaborn
+from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
 from llmstudy.figures import style
@@ -11,6 +12,7 @@ from llmstudy.studies import Study
 
 # LLM.int8()'s own threshold (Dettmers et al. 2022, section 3.2).
 PAPER = 6.0
+TICKS = [0, 0.1, 1, 10, 100]
 
 
 def rows(study: Study) -> pd.DataFrame:
@@ -34,12 +36,16 @@ def draw(rows: pd.DataFrame) -> Figure:
             shares[sorted(shares)],
             ax=axis,
             cmap="viridis",
-            vmin=0,
+            # From none to all: most linears have next to no such column, and a linear scale would show no difference.
+            norm=SymLogNorm(0.1, vmin=0, vmax=100),
             linewidths=0,
             rasterized=False,
-            cbar_kws={"label": "% of input columns", "fraction": 0.04, "pad": 0.02},
+            cbar_kws={"label": "% of input columns", "fraction": 0.04, "pad": 0.02, "ticks": TICKS, "format": "%g"},
         )
-        axis.set_title(f"{model}: columns with an activation over {own['threshold'].iloc[0]:g}")
+        first = own.iloc[0]
+        axis.set_title(
+            f"{model}: columns with an activation over {first['threshold']:g} anywhere in {first['tokens']:,.0f} tokens"
+        )
         axis.set(xlabel="layer", ylabel="")
         axis.tick_params(length=0)
         axis.tick_params(axis="y", rotation=0)

@@ -15,7 +15,7 @@ from llmstudy import selection
 from llmstudy.figures import style
 from llmstudy.studies import Study
 
-HEADLINE = "● decode   ▷ prefill   line: copy bandwidth measured in the same jobs; filled: runtime graph"
+HEADLINE = "○ decode   ▷ prefill   filled: runtime graph   line: copy bandwidth measured in the same jobs"
 MARKERS = {"decode": "o", "prefill": ">"}
 
 
@@ -79,7 +79,8 @@ def _panel(axis, rows: pd.DataFrame) -> None:
     ends = np.array([rows["intensity"].min() / 2, rows["tflops"].max() * 1.5 / bandwidth])
     axis.plot(ends, ends * bandwidth, color=style.INK, linewidth=1)
     axis.axhline(rows["tflops"].max(), color=style.INK, linewidth=0.8, linestyle=":")
-    axis.text(0.01, rows["tflops"].max() * 1.1, "highest achieved", transform=axis.get_yaxis_transform(), fontsize=8)
+    where = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "top", "fontsize": 8}
+    axis.text(0.99, rows["tflops"].max() * 0.8, "highest achieved here", **where)
     style.plain_log(axis)
     style.plain_log(axis, "y")
     axis.grid(axis="both")

@@ -10,7 +10,10 @@ from llmstudy.figures import style
 from llmstudy.studies import Study
 from llmstudy.tables.sensitivity import ALL
 
-HEADLINE = "KL divergence from the unrounded model when this part alone is rounded to int8; bars: 95 % over documents"
+HEADLINE = (
+    "KL divergence from the unrounded model when this part alone is rounded to int8; bars: 95 % over documents\n"
+    "shaded: what any change of a model in 16 bit does, since it moves every rounding after it"
+)
 HUE = style.PRECISIONS["llm-int8"]
 
 
@@ -37,6 +40,7 @@ def _layers(axis, rows: pd.DataFrame) -> None:
     error = [rows["kl_nats"] - rows["kl_low_nats"], rows["kl_high_nats"] - rows["kl_nats"]]
     axis.errorbar(rows["layer"], rows["kl_nats"], yerr=error, fmt="o", color=HUE, elinewidth=1.5, markersize=4)
     axis.set_ylim(bottom=0)
+    axis.axhspan(0, _floor(rows), color=style.INK, alpha=0.2, linewidth=0)
     axis.grid(axis="y")
     axis.set(xlabel="layer, all its linears", ylabel="KL divergence, nats per token")
 
@@ -48,5 +52,10 @@ def _linears(axis, rows: pd.DataFrame) -> None:
     axis.set_yticks(range(len(rows)), rows["linear"])
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlim(left=0)
+    axis.axvspan(0, _floor(rows), color=style.INK, alpha=0.2, linewidth=0)
     axis.locator_params(axis="x", nbins=5)
     axis.set_xlabel("KL divergence, nats per token; this linear in all layers")
+
+
+def _floor(rows: pd.DataFrame) -> float:
+    return 0.0 if rows.empty else rows["floor_nats"].fillna(0.0).iloc[0]

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from llmstudy.figures import style
 from llmstudy.studies import Study
 
-HEADLINE = "0: no decomposition   inf: outliers looked for, none kept   bars: 95 % over documents, range over runs"
+HEADLINE = "threshold 0: no decomposition, inf: outliers looked for, none kept   bars: 95 % interval of the loss, range of the time"
 
 
 def rows(study: Study) -> pd.DataFrame:
@@ -31,11 +31,11 @@ def draw(rows: pd.DataFrame) -> Figure:
         axis.errorbar(own["tpot_ms"], loss, xerr=across, yerr=upwards, color=hue, fmt="o", elinewidth=0.8)
         searched = own["threshold"] > 0
         axis.plot(own.loc[searched, "tpot_ms"], loss[searched], color=hue)
-        axis.set_title(model)
+        axis.set_title(f"{model}, {own['blocks'].iloc[0]}")
         axis.set_xlabel("time per output token, ms")
         axis.set_ylabel("perplexity lost, %")
         axis.grid(axis="both")
-        texts = [f"threshold {threshold:g}" for threshold in own["threshold"]]
-        style.label_right(axis, list(own["tpot_ms"]), list(loss), texts, [style.INK] * len(own))
+        for threshold, at in zip(own["threshold"], zip(own["tpot_ms"], loss)):
+            axis.annotate(f"{threshold:g}", at, (5, 5), textcoords="offset points", fontsize=8)
     style.headline(figure, HEADLINE)
     return figure

@@ -1,4 +1,4 @@
-"""The first screen: one sentence per model, and one table of metric × precision."""
+"""The first screen: what to take, what LLM.int8() does, and a table of metric × precision; in full in each section."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pandas as pd
 
 from llmstudy import selection
 from llmstudy.rendering import markdown
+from llmstudy.statistics.phrases import number
 from llmstudy.studies import SYNTHETIC, Study
 
 
@@ -31,9 +32,35 @@ def over_batches(study: Study, taken: pd.Series) -> str:
     same = crossings["along"] == "batch"
     for column in ("precision", "attention", "runtime"):
         same &= crossings[column] == taken[column]
-    told = [f" In tokens/s over batch sizes, against {row['reference']}: {row['text']}." for _, row in
-            crossings[same].head(1).iterrows()]  # fmt: skip
-    return "".join(told)
+    if not same.any():
+        return ""
+    row = crossings[same].iloc[0]
+    return (
+        f" With larger batches (tokens/s of whole calls, prompt {row['prompt_tokens']:.0f}, both under runtime "
+        f"`{row['runtime']}`), against {row['reference']}: {row['text']}."
+    )
+
+
+LIBRARY = "llm-int8"  # what people mean by running a model in 8 bit
+
+
+def library_int8(study: Study, model: str) -> str | None:
+    """What LLM.int8() does as the library has it, against the reference launched the same way; None if not measured."""
+    rows = study.of_model("summary", model)
+    rows = rows[(rows["precision"] == LIBRARY) & (rows["runtime"] == "eager") & rows["speedup"].notna()]
+    if rows.empty:
+        return None
+    row = rows.loc[rows["tpot_ms"].idxmin()]
+    reference = study.focus(model)["reference"]
+    told = (
+        f"TPOT {number(row['tpot_ms'])} ms, {number(row['speedup'])} x the decode speed of {reference} launched alike"
+    )
+    if pd.notna(row["memory_ratio"]):
+        told += f", at {number(row['memory_ratio'])} x its memory"
+    if not study.is_synthetic(model) and pd.notna(row["ppl_ratio"]):
+        ends = [f"{100 * (row[column] - 1):.2g}" for column in ("ppl_ratio", "ppl_ratio_low", "ppl_ratio_high")]
+        told += f", PPL loss {ends[0]} % [{ends[1]}, {ends[2]}]"
+    return f"`{LIBRARY}` as the library has it (runtime `eager`): {told}. Verdict: {row['verdict']}."
 
 
 def precision_order(study: Study) -> list[str]:
@@ -44,11 +71,15 @@ def precision_order(study: Study) -> list[str]:
     return list(dict.fromkeys([*references[:1], *eight_bit, *seen]))
 
 
-def table(study: Study) -> str:
+FIRST = ("TPOT, ms", "memory, GiB", "perplexity ÷ original's")  # what the first screen shows of the table
+
+
+def table(study: Study, only: tuple[str, ...] = ()) -> str:
     """Metric × precision. A precision stands for its fastest configuration, which the row "measured as" names."""
     precisions = precision_order(study)
     header = ["metric", *(heading(name, study) for name in precisions)]
-    return markdown.table(header, [row for model in study.models for row in model_rows(study, model, precisions)])
+    rows = [row for model in study.models for row in model_rows(study, model, precisions, only)]
+    return markdown.table(header, rows)
 
 
 def heading(precision: str, study: Study) -> str:
@@ -58,8 +89,8 @@ def heading(precision: str, study: Study) -> str:
     return f"`{precision}`{kind}"
 
 
-def model_rows(study: Study, model: str, precisions: list[str]) -> list[list[str]]:
-    """A line that names the model and its workload, then a line per metric."""
+def model_rows(study: Study, model: str, precisions: list[str], only: tuple[str, ...] = ()) -> list[list[str]]:
+    """A line per metric, or per one of ``only``; the first names the model."""
     chosen = selection.fastest(study.of_model("summary", model), ["precision"]).set_index("precision", drop=False)
     measured = times(study)
     metrics: dict[str, Callable] = {
@@ -73,7 +104,8 @@ def model_rows(study: Study, model: str, precisions: list[str]) -> list[list[str
         metrics["perplexity ÷ original's"] = lambda row: perplexity_ratio(study, row)
     metrics["measured as"] = lambda row: f"{row['attention']}, {row['runtime']}"
     lines = []
-    for place, (name, show) in enumerate(metrics.items()):
+    shown = {name: show for name, show in metrics.items() if name in only or not only}
+    for place, (name, show) in enumerate(shown.items()):
         told = [cell(chosen, precision, show, why=place == 0) for precision in precisions]
         lines.append([f"**{label(study, model)}**<br>{name}" if place == 0 else name, *told])
     return lines
@@ -82,7 +114,7 @@ def model_rows(study: Study, model: str, precisions: list[str]) -> list[list[str
 def cell(chosen: pd.DataFrame, precision: str, show: Callable, why: bool) -> str:
     """A metric of a precision, or its status, with the reason where ``why``."""
     if precision not in chosen.index:
-        return "not in the study"
+        return "–"
     row = chosen.loc[precision]
     if row["status"] != "ok":
         return markdown.failure(row) if why else f"`{row['status']}`"

@@ -46,7 +46,11 @@ def profile(study: Study) -> str | None:
 
 
 def invariance(study: Study) -> str | None:
-    """Dependence of a prompt's logits on its neighbours; None if not measured."""
+    """Dependence of a prompt's logits on its neighbours, where there is any; None if not measured or none is."""
+    frame = study.table("invariance")
+    if frame.empty:
+        return None
+    changed = (frame["status"] != "ok") | (frame["max_abs_delta_logit"] > 0)
     return listing(
         study,
         "invariance",
@@ -58,6 +62,7 @@ def invariance(study: Study) -> str | None:
             "positions": ("of positions", markdown.value),
         },
         "llrlrrr",
+        changed,
     )
 
 
@@ -222,8 +227,9 @@ def capacity_verified(study: Study) -> str | None:
     told = []
     if len(judged):
         told.append(
-            f"Predictions run on the device: {held} of {len(judged)} held, which means that the batch just below the "
-            "frontier ran and the one just above it ran out of memory. The verifying process lets the allocator's "
+            f"Predictions run on the device: {held} of {len(judged)} held, which means that a batch 3 % below the "
+            "predicted one ran and one 5 % above it ran out of memory, in whole sequences. The verifying process lets "
+            "the allocator's "
             "segments grow (`expandable_segments`): fragments of its default can take a fifth of the device."
         )
     for _, row in judged[judged["prediction"] == "missed"].iterrows():
@@ -242,9 +248,9 @@ def _named(row: pd.Series) -> str:
     return f"{configuration} at {row['context_tokens']:.0f} tokens"
 
 
-def listing(study: Study, name: str, columns: dict, align: str) -> str | None:
-    """Model, precision and some columns of a table; ``columns``: column → (title, how to show it)."""
-    frame = study.table(name)
+def listing(study: Study, name: str, columns: dict, align: str, kept: pd.Series | slice = slice(None)) -> str | None:
+    """Model, precision and some columns of a table's ``kept`` rows; ``columns``: column → (title, how to show it)."""
+    frame = study.table(name)[kept]
     if frame.empty:
         return None
     rows = []

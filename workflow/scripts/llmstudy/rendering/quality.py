@@ -51,6 +51,46 @@ def table(study: Study, model: str) -> str | None:
     return markdown.table(header, rows)
 
 
+def distances(study: Study, model: str) -> str | None:
+    """KL divergence, Δ NLL and Δp of every precision in full; None if nothing was compared."""
+    graded = selection.graded(study)
+    own = graded[(graded["model"] == model) & (graded["status"] == "ok")] if len(graded) else graded
+    own = own[own["precision"] != study.focus(model)["reference"]] if len(own) else own
+    if own.empty or not own["delta_nll"].notna().any():
+        return None
+    percentiles = ["kl_median_nats", "kl_p90_nats", "kl_p99_nats", "kl_p999_nats", "kl_max_nats"]
+    rows = []
+    for _, row in sort(own).iterrows():
+        delta = f"{row['delta_nll']:+.4f} ± {row['delta_nll_se']:.4f}" if pd.notna(row["delta_nll_se"]) else "n/a"
+        mean = [row[f"delta_p_{end}"] for end in ("mean", "low", "high")]
+        parts = [row[f"delta_p_{end}"] for end in ("rms", "p1", "p99")]
+        rows.append(
+            [
+                f"`{row['precision']}`",
+                delta,
+                *(markdown.value(row[column]) for column in percentiles),
+                markdown.with_interval(*mean, lambda x: f"{100 * x:+.2f}"),
+                *(markdown.NOT_APPLICABLE if pd.isna(part) else f"{100 * part:+.1f}".lstrip("+") for part in parts),
+            ]
+        )
+    header = ["precision", "Δ NLL ± SE", "KL median", "KL p90", "KL p99", "KL p99.9", "KL max"]
+    return markdown.table([*header, "Δp mean, points", "Δp RMS", "Δp p1", "Δp p99"], rows)
+
+
+def same_texts(study: Study, model: str) -> str:
+    """Which precisions write the same texts as another one, though they are not the same; nothing where none do."""
+    samples = study.of_model("samples", model)
+    if samples.empty:
+        return ""
+    texts = {name: tuple(rows["text"]) for name, rows in samples[samples["status"] == "ok"].groupby("precision")}
+    if texts.get("int8-w8a8", 1) != texts.get("int8-fused", 2):
+        return ""
+    return (
+        "`int8-w8a8` writes the texts of `int8-fused`: up to 16 rows, and one sequence is one row, it multiplies by the "
+        "same weight-only kernel. Its perplexity is measured over windows, with int8 activations."
+    )
+
+
 def protocols(study: Study, model: str) -> str | None:
     """Perplexity and its ratio under every corpus and protocol, a column each; None if there is but one."""
     own = as_configured(study.of_model("quality", model))

@@ -10,7 +10,18 @@ import pandas as pd
 from llmstudy import figures, ties
 from llmstudy.figures.plotting import shown
 from llmstudy.files import atomic_write
-from llmstudy.rendering import answer, diagrams, explanations, findings, machine, markdown, memory, quality, speed
+from llmstudy.rendering import (
+    answer,
+    diagrams,
+    explanations,
+    findings,
+    machine,
+    markdown,
+    memory,
+    precisions,
+    quality,
+    speed,
+)
 from llmstudy.studies import Study, finished, in_order, load
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "report"
@@ -23,6 +34,7 @@ PARTS = {
     "machine": machine,
     "markdown": markdown,
     "memory": memory,
+    "precisions": precisions,
     "quality": quality,
     "speed": speed,
 }
@@ -56,18 +68,33 @@ def render(studies: list[Study]) -> str:
 
 
 def picture(study: Study, name: str) -> str:
-    """A figure by its relative path, with the title as its text."""
+    """A figure by its relative path, with the title as its text, and its caption below."""
     path = f"{study.folder.as_posix()}/figures/{name}"
-    return f"![{figures.FIGURES[name].title}, study {study.name}]({path}.svg)"
+    return f"![{figures.FIGURES[name].title}, study {study.name}]({path}.svg)\n\n*{caption(name)}*"
+
+
+def caption(name: str) -> str:
+    """The caption that the figure has in the HTML report too, as Markdown in one line."""
+    text = (TEMPLATES / "captions" / f"{name}.rst").read_text(encoding="utf-8")
+    return " ".join(text.replace("``", "`").split())
 
 
 def joined(studies: list[Study]) -> dict[str, pd.DataFrame]:
-    """Each table over all studies, as the sentences of the background chapters take them."""
+    """Each table over all studies, as the sentences of the background chapters take them.
+
+    ``line``: where a row stands in its file, for links; not of samples.csv, whose texts run over several lines.
+    """
     names = dict.fromkeys(name for study in studies for name in study.tables)
+    parts = {name: [study.tables[name] for study in studies if name in study.tables] for name in names}
     return {
-        name: pd.concat([study.tables[name] for study in studies if name in study.tables], ignore_index=True)
-        for name in names
+        name: pd.concat(tables if name == "samples" else map(numbered, tables), ignore_index=True)
+        for name, tables in parts.items()
     }
+
+
+def numbered(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with the line of its file that each row stands in, below the header's."""
+    return table.assign(line=range(2, len(table) + 2))
 
 
 def environment() -> jinja2.Environment:

@@ -10,7 +10,8 @@ from llmstudy.rendering import answer, markdown
 from llmstudy.studies import Study
 from llmstudy.ties import speed as ties
 
-HEADER = ["precision", "attention", "runtime", "TTFT, ms", "TPOT, ms", "tokens/s", "MBU", "speed-up", "verdict"]
+WHOLE = "tokens/s, whole call"
+HEADER = ["precision", "attention", "runtime", "TTFT, ms", "TPOT, ms", WHOLE, "MBU", "J/token", "speed-up", "verdict"]
 
 
 def table(study: Study, model: str) -> str:
@@ -21,7 +22,7 @@ def table(study: Study, model: str) -> str:
     for _, row in sort(summary, "runtime", "attention").iterrows():
         names = [f"`{row['precision']}`", row["attention"], row["runtime"]]
         if row["status"] != "ok":
-            rows.append([*names, markdown.failure(row), *[f"`{row['status']}`"] * 4, row["verdict"]])
+            rows.append([*names, markdown.failure(row), *[f"`{row['status']}`"] * 5, row["verdict"]])
             continue
         rows.append(
             [
@@ -30,37 +31,70 @@ def table(study: Study, model: str) -> str:
                 answer.interval(measured, row, "tpot_ms"),
                 answer.interval(measured, row, "tokens_per_s"),
                 markdown.percent(row["mbu"]),
+                energy(measured, row),
                 markdown.with_interval(row["speedup"], row["speedup_low"], row["speedup_high"]),
                 row["verdict"],
             ]
         )
-    return markdown.table(HEADER, rows, "lllrrrrrl")
+    return markdown.table(HEADER, rows, "lllrrrrrrl")
+
+
+def energy(measured: pd.DataFrame, row: pd.Series) -> str:
+    """Joules per token of a configuration, median over its processes; a dash where no counter told."""
+    joules = measured.loc[tuple(row[column] for column in selection.CONFIGURATION), "joules_per_token"]
+    return "–" if pd.isna(joules) else markdown.value(joules)
+
+
+def without_energy(study: Study) -> str:
+    """Why no energy is told of a study, or nothing."""
+    latency = study.table("latency")
+    if "joules_per_token" in latency and latency["joules_per_token"].notna().any():
+        return ""
+    return "No energy counter was readable on this machine, so no joules are told."
+
+
+def reasons(study: Study, model: str) -> str:
+    """Why each configuration has the verdict that it has."""
+    rows = [
+        [
+            f"`{row['precision']}`",
+            row["attention"],
+            row["runtime"],
+            row["verdict"],
+            markdown.plain(row["verdict_reason"]),
+        ]
+        for _, row in sort(study.of_model("summary", model), "runtime", "attention").iterrows()
+    ]
+    return markdown.table(["precision", "attention", "runtime", "verdict", "reason"], rows, "lllll")
 
 
 def workloads(study: Study, model: str) -> str | None:
-    """TPOT and tokens/s at the other workloads, the fastest attention of each precision and runtime; None if none."""
+    """TPOT and tokens/s at the other workloads, the fastest attention of each precision and runtime; None if none.
+
+    What failed at a workload stands behind what ran.
+    """
     latency = study.of_model("latency", model)
-    others = latency[~selection.of_workload(latency, study.focus(model))]
+    others = latency[~selection.of_workload(latency, study.focus(model)) & latency["batch"].notna()]
     measured = selection.over_repeats(study, others)
     if measured.empty:
         return None
     keys = ["precision", "runtime", *selection.WORKLOAD]
-    chosen = selection.fastest(measured.assign(status="ok"), keys)
-    rows = [
-        [
-            f"{row['batch']} × ({row['prompt_tokens']} + {row['new_tokens']})",
-            f"`{row['precision']}`",
-            row["attention"],
-            row["runtime"],
-            *(
-                markdown.with_interval(row[quantity], row[f"{quantity}_low"], row[f"{quantity}_high"])
-                for quantity in ("ttft_ms", "tpot_ms", "tokens_per_s")
-            ),
-            markdown.percent(row["mbu"]),
-        ]
-        for _, row in chosen.sort_values([*selection.WORKLOAD, "tpot_ms"]).iterrows()
-    ]
-    header = ["batch × (prompt + new)", "precision", "attention", "runtime", "TTFT, ms", "TPOT, ms", "tokens/s", "MBU"]
+    failed = others[others["status"] != "ok"].drop_duplicates(keys)
+    every = pd.concat([measured.assign(status="ok"), failed], ignore_index=True)
+    chosen = selection.fastest(every, keys).sort_values([*selection.WORKLOAD, "tpot_ms"], kind="stable")
+    rows = []
+    for _, row in chosen.iterrows():
+        names = [f"{row['batch']:.0f} × ({row['prompt_tokens']:.0f} + {row['new_tokens']:.0f})"]
+        names += [f"`{row['precision']}`", row["attention"], row["runtime"]]
+        if row["status"] != "ok":
+            rows.append([*names, markdown.failure(row), *[f"`{row['status']}`"] * 3])
+            continue
+        told = (
+            markdown.with_interval(row[quantity], row[f"{quantity}_low"], row[f"{quantity}_high"])
+            for quantity in ("ttft_ms", "tpot_ms", "tokens_per_s")
+        )
+        rows.append([*names, *told, markdown.percent(row["mbu"])])
+    header = ["batch × (prompt + new)", "precision", "attention", "runtime", "TTFT, ms", "TPOT, ms", WHOLE, "MBU"]
     return markdown.table(header, rows, "llllrrrr")
 
 

@@ -92,7 +92,7 @@ def timing(entry: dict, samples: dict, workload: dict) -> dict:
         "cold_ms": entry["cold_ms"],
         "compile_s": entry["compile_s"],
         "mbu": step_bytes / (tpot_ms / 1e3) / (samples["bandwidth_gb_s"] * 1e9),
-        "joules_per_token": entry["joules_per_token"],
+        "joules_per_token": entry["joules_per_token"] or None,  # 0 in records that took "no more than idling" for none
         "runs": len(runs),
         "step_bytes": int(step_bytes),
         "attention_kernels": "; ".join(entry["attention_kernels"]),

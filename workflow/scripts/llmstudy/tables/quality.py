@@ -183,6 +183,6 @@ def distances(arrays: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -
             "top1_agreement": top1.value,
             "top1_low": top1.low,
             "top1_high": top1.high,
-            "top5_overlap": float(np.mean(arrays["top5"])),
+            "top5_overlap": float(np.mean(arrays["top5"], dtype=np.float64)),
         }
     return columns

@@ -7,7 +7,8 @@ could serve, accelerators come before CPUs, small batches before large, and the 
 
 Besides the promised tables four may be there, each with the identity columns and ``status``: ``profile``
 (launches_per_token, syncs_per_token, operators_per_token, tpot_ms, device_busy_share), ``outliers`` (layer, linear,
-threshold, column_share, entry_share, tokens), ``attention`` (prompt_tokens, time_ms, tflops, extra_mib, heads) and
+threshold, column_share, entry_share, tokens), ``attention`` (context, phase, prompt_tokens, time_ms, tflops, gb_s,
+extra_mib, heads) and
 ``sensitivity`` (layer, linear, kl_nats).
 """
 
@@ -31,14 +32,15 @@ TIES = {
         speed.bitsandbytes_slow,
         speed.threshold_zero,
         speed.int8_fused_fast,
+        speed.int8_activations,
         speed.launches,
         speed.attention_growth,
+        speed.attention_decode,
         speed.attention_time,
         speed.same_against_same,
         speed.bandwidth_spread,
         speed.failed_cells,
         quality.reference_perplexity,
-        quality.greedy_divergence,
         quality.greedy_agreement,
         quality.top1_agreement,
         quality.rulers,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from llmstudy.selection import rounding_floor
 from llmstudy.statistics.phrases import number
 from llmstudy.ties.rows import PLACE, Tables, good_rows, leading, link, place
 
@@ -23,27 +24,6 @@ def reference_perplexity(tables: Tables) -> str | None:
                 f"({link(row, 'quality')})."
             )
     return None
-
-
-def greedy_divergence(tables: Tables) -> str | None:
-    """Per precision: how many greedy continuations equal the reference's, and where the others part from it."""
-    frame = _real(good_rows(tables, "samples", "prompt", "text", "reference_text"))
-    frame = frame[frame["reference_text"] != ""]
-    prompts = frame.groupby(PLACE)["prompt"].transform("nunique")
-    best = leading(frame.assign(prompts=prompts), "-prompts")
-    if best is None:
-        return None
-    frame = frame[(frame[PLACE] == best[PLACE]).all(axis=1)].drop_duplicates(["precision", "prompt"])
-    parts = []
-    for precision, rows in frame.groupby("precision", sort=True):
-        parted = rows[rows["text"] != rows["reference_text"]]
-        where = pd.to_numeric(parted.get("first_divergence_token", pd.Series(dtype=float))).dropna()
-        median = f", the others part at token {where.median():.0f} (median)" if len(where) else ""
-        parts.append(f"`{precision}` equals it in {len(rows) - len(parted)} of {len(rows)}{median}")
-    return (
-        f"Measured ({place(best)}), greedy continuations held against the reference's: {'; '.join(parts)} "
-        f"({link(best, 'samples')})."
-    )
 
 
 def greedy_agreement(tables: Tables) -> str | None:
@@ -106,16 +86,25 @@ def outliers(tables: Tables) -> str | None:
 
 
 def sensitivity(tables: Tables) -> str | None:
-    """The layer whose rounding to int8 alone moves the model's distribution most, with the standard error."""
+    """The layer whose rounding to int8 alone moves the model's distribution most, with the standard error; of a model
+    in 16 bit also what any change would do."""
     frame = _real(good_rows(tables, "sensitivity", "layer", "linear", "kl_nats"))
     worst = leading(frame[(frame["linear"] == "all") & (frame["layer"].astype(str) != "all")], "-kl_nats")
     if worst is None:
         return None
     error = worst.get("kl_se_nats")
     spread = f" (standard error {number(error)})" if pd.notna(error) else ""
+    scored = tables.get("quality", pd.DataFrame())
+    own = scored[scored["study"] == worst["study"]] if len(scored) else scored
+    floor = rounding_floor(own, worst["model"], worst["precision"])
+    share = (
+        f"; any change of a model in {worst['precision']} moves it by about {number(floor)}, as far as fp32 lies away"
+        if pd.notna(floor)
+        else ""
+    )
     return (
         f"Measured ({place(worst)}): of all layers rounded to int8 one at a time, layer {worst.layer} moves the "
-        f"distribution most, {number(worst.kl_nats)} nats of KL divergence per token{spread} "
+        f"distribution most, {number(worst.kl_nats)} nats of KL divergence per token{spread}{share} "
         f"({link(worst, 'sensitivity')})."
     )
 

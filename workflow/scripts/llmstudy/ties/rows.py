@@ -39,10 +39,12 @@ def over_repeats(tables: Tables, table: str, *columns: str, optional: tuple[str,
     values = [*columns, *optional]
     if frame.empty:
         return pd.DataFrame(columns=[*keys, *values, "repeats"])
-    frame = frame.reindex(columns=[*keys, *values]).astype(dict.fromkeys(values, float))
+    kept = [*keys, *values, *({"line"} & set(frame.columns))]
+    frame = frame.reindex(columns=kept).astype(dict.fromkeys(values, float))
     groups = frame.groupby(keys, dropna=False)
     means = groups[values].agg(lambda column: process_interval(column).value)
-    return means.assign(repeats=groups.size()).reset_index()
+    lines = {"line": groups["line"].min()} if "line" in frame else {}
+    return means.assign(repeats=groups.size(), **lines).reset_index()
 
 
 def fastest_attention(frame: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -87,8 +89,10 @@ def place(row: pd.Series) -> str:
 
 
 def link(row: pd.Series, table: str) -> str:
-    """Markdown link from REPORT.md to the CSV file that holds the row."""
-    return f"[{table}.csv](results/{row['study']}/{table}.csv)"
+    """Markdown link from REPORT.md to the row in its CSV file; to the file where the row does not know its line."""
+    line = row.get("line")
+    place = f"?plain=1#L{line:.0f}" if pd.notna(line) else ""
+    return f"[{table}.csv](results/{row['study']}/{table}.csv{place})"
 
 
 def processes(count: float) -> str:

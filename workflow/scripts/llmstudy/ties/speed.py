@@ -77,9 +77,44 @@ def threshold_zero(tables: Tables) -> str | None:
 
 
 def int8_fused_fast(tables: Tables) -> str | None:
-    """TPOT and MBU of unquantised weights against the fused int8 kernel, both under the same runtime."""
-    graph = _tpot_pair(tables, _unquantised("graph"), [("int8-fused", "graph")])
-    return graph or _tpot_pair(tables, _unquantised("eager"), [("int8-fused", "eager")])
+    """TPOT and MBU of unquantised weights against the fused int8 kernel, both under the same runtime; then the factor
+    and MBU of every other model on that device."""
+    for runtime in ("graph", "eager"):
+        slow, quick = _unquantised(runtime), [("int8-fused", runtime)]
+        told = _tpot_pair(tables, slow, quick)
+        if told:
+            return " ".join(filter(None, [told, _other_models(tables, slow, quick)]))
+    return None
+
+
+def _other_models(tables: Tables, slow: list[tuple[str, str]], quick: list[tuple[str, str]]) -> str:
+    pairs = _tpot_pairs(tables, slow, quick)
+    first = _first_pair(pairs)
+    same = (pairs["study"] == first["study"]) & (pairs["model"] != first["model"])
+    parts = []
+    for model, rows in pairs[same].groupby("model", sort=False):
+        row = _first_pair(rows)
+        share = f", MBU {row['mbu']:.0%} against {row['mbu_other']:.0%}" if pd.notna(row["mbu_other"]) else ""
+        parts.append(f"`{model}` {number(row.tpot_ms / row.tpot_ms_other)} times ({workload(row)}{share})")
+    return f"The same factor of other models: {'; '.join(parts)}." if parts else ""
+
+
+def int8_activations(tables: Tables) -> str | None:
+    """TTFT of W8A8 against unquantised weights under the same runtime, at the largest prefill that both ran."""
+    frame = fastest_attention(over_repeats(tables, "latency", "ttft_ms"), "ttft_ms")
+    frame = frame.assign(rows=frame["batch"] * frame["prompt_tokens"])
+    pairs = [
+        paired(frame, [*PLACE, *WORKLOAD, "accelerator", "rows"], [(precision, runtime)], _unquantised(runtime))
+        for runtime in ("graph", "eager")
+        for precision in ("llm-int8-t0", "int8-w8a8")
+    ]
+    row = leading(pd.concat(pairs), "-rows", "-ttft_ms") if any(map(len, pairs)) else None
+    if row is None:
+        return None
+    return (
+        f"Measured ({place(row)}, `{row.runtime}` runtime, {workload(row)}): a first token takes `{row.precision}` "
+        f"{number(row.ttft_ms)} ms and `{row.precision_other}` {number(row.ttft_ms_other)} ms ({link(row, 'latency')})."
+    )
 
 
 def launches(tables: Tables) -> str | None:
@@ -133,6 +168,22 @@ def attention_growth(tables: Tables) -> str | None:
     return (
         f"Measured ({place(best)}), the attention of one layer at a prefill, from {int(short)} to "
         f"{int(best.prompt_tokens)} tokens: {', '.join(parts)} ({link(best, 'attention')})."
+    )
+
+
+def attention_decode(tables: Tables) -> str | None:
+    """Time of one decode step's attention in one layer, and the rate at which it reads the cache, kernel by kernel."""
+    frame = good_rows(tables, "attention", "context", "phase", "time_ms", "gb_s")
+    frame = frame[frame["phase"] == "decode"]
+    best = leading(frame[frame.groupby([*PLACE, "context"])["attention"].transform("nunique") > 1], "-context")
+    if best is None:
+        return None
+    keys = [*PLACE, "context"]
+    rows = frame[(frame[keys] == best[keys]).all(axis=1)].sort_values("time_ms").drop_duplicates("attention")
+    parts = [f"`{row.attention}` {number(1e3 * row.time_ms)} µs ({number(row.gb_s)} GB/s)" for row in rows.itertuples()]
+    return (
+        f"Measured ({place(best)}), the attention of one layer over {int(best.context)} tokens for one new one: "
+        f"{', '.join(parts)} ({link(best, 'attention')})."
     )
 
 
@@ -198,9 +249,17 @@ def _unquantised(runtime: str) -> list[tuple[str, str]]:
     return [kind for kind in UNQUANTISED if kind[1] == runtime]
 
 
-def _tpot_pair(tables: Tables, slow: list[tuple[str, str]], quick: list[tuple[str, str]]) -> str | None:
+def _tpot_pairs(tables: Tables, slow: list[tuple[str, str]], quick: list[tuple[str, str]]) -> pd.DataFrame:
     frame = fastest_attention(over_repeats(tables, "latency", "tpot_ms", optional=("mbu",)), "tpot_ms")
-    row = leading(paired(frame, [*PLACE, *WORKLOAD, "accelerator"], slow, quick), "batch", "-tpot_ms", "prompt_tokens")
+    return paired(frame, [*PLACE, *WORKLOAD, "accelerator"], slow, quick)
+
+
+def _first_pair(pairs: pd.DataFrame) -> pd.Series | None:
+    return leading(pairs, "batch", "-tpot_ms", "prompt_tokens")
+
+
+def _tpot_pair(tables: Tables, slow: list[tuple[str, str]], quick: list[tuple[str, str]]) -> str | None:
+    row = _first_pair(_tpot_pairs(tables, slow, quick))
     if row is None:
         return None
     first, second = _tpot(row, ""), _tpot(row, "_other")
