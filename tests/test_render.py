@@ -13,10 +13,10 @@ import pytest
 from conftest import REPOSITORY
 from llmstudy import studies
 from llmstudy.figures import FIGURES
-from llmstudy.rendering import answer, diagrams, findings, machine, markdown, report, speed
+from llmstudy.rendering import answer, diagrams, machine, markdown, report, speed
 from llmstudy.statistics import columns
 from llmstudy.statistics.phrases import number
-from llmstudy.tables import latency, memory, provenance, quality, samples
+from llmstudy.tables import latency, memory, quality, samples
 from llmstudy.tables import text as text_table
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -354,108 +354,6 @@ def test_a_ratio_near_one_keeps_its_digits():
     assert markdown.with_interval(1.0186, 1.0181, 1.019, markdown.ratio) == "1.0186<br>[1.0181, 1.0190]"
     assert markdown.with_interval(2.5, np.nan, np.nan) == "2.5"
     assert markdown.value(np.nan) == "n/a"
-
-
-def record(path, kind="latency", commit="a", started="2026-01-01T00:00:00", status="ok", model="m"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {
-        "schema": 1,
-        "identity": {"kind": kind, "model": model, "weights": "real"},
-        "status": status,
-        "provenance": {"git_commit": commit, "packages": {"torch": "1"}, "started": started, "wall_s": 30.0},
-    }
-    path.write_text(json.dumps(content))
-    return str(path)
-
-
-def test_provenance_counts_each_environment_once(tmp_path):
-    paths = [
-        record(tmp_path / "1.json", started="2026-01-02T00:00:00"),
-        record(tmp_path / "2.json"),
-        record(tmp_path / "3.json", commit="b", status="oom"),
-    ]
-    receipt = tmp_path / "model/SOURCE.json"
-    receipt.parent.mkdir()
-    receipt.write_text(json.dumps({"name": "m", "real": True, "weights_folder": ".", "source": {"type": "path"}}))
-    (receipt.parent / "config.json").write_text(json.dumps(hand_made.ARCHITECTURES["llama-2-7b"]))
-    unseen = {"name": "n", "source": {"type": "hub", "repo": "a/b"}}
-    config = {"study": "s", "models": [{"name": "m", "source": {"type": "path"}}, unseen]}
-    missing = [f"results/s/records/latency/{name}/{number}.json" for name in "mn" for number in range(2)]
-    receipts, focus = [str(receipt)], {"m": {}, "n": {}}
-    provenance.write(paths, missing, receipts, config, focus, tmp_path / "provenance.json")
-    found = json.loads((tmp_path / "provenance.json").read_text())
-    assert [one["records"] for one in found["environments"]] == [2, 1]
-    assert found["environments"][0]["first_started"] == "2026-01-01T00:00:00"
-    assert found["missing"] == {"latency of m": 2, "latency of n": 2}
-    assert found["focus"] == {"m": {}}  # of n there is nothing to say yet
-    assert found["statuses"] == {"ok": 2, "oom": 1} and found["wall_s"] == 90
-    assert found["models"]["m"]["architecture"]["hidden_size"] == 4096
-    assert found["config_sha256"] == provenance.config_hash(dict(reversed(config.items())))
-
-
-def test_provenance_keeps_what_it_knew_of_a_model_whose_weights_are_not_here(tmp_path):
-    paths = [record(tmp_path / "1.json", model="m"), record(tmp_path / "2.json", model="n")]
-    models = [{"name": name, "source": {"type": "hub", "repo": "a/b"}} for name in "mn"]
-    output = tmp_path / "provenance.json"
-    output.write_text(json.dumps({"models": {"m": {"parameters": 5}}}))
-    provenance.write(paths, [], [], {"study": "s", "models": models}, {"m": {}, "n": {}}, output)
-    found = json.loads(output.read_text())["models"]
-    assert found["m"] == {"parameters": 5}
-    assert found["n"]["real"] and found["n"]["architecture"] == {} and found["n"]["source"]["repo"] == "a/b"
-
-
-def found(**tables):
-    return studies.Study("s", Path("results/s"), {name: pd.DataFrame(rows) for name, rows in tables.items()}, {})
-
-
-def test_findings_say_which_precisions_depend_on_the_batch():
-    rows = [
-        {"model": "m", "status": "ok", "precision": precision, "neighbours": neighbours, "top1_changes": changes,
-         "positions": 128}
-        for precision, neighbours, changes in [
-            ("bf16", "copies", 0), ("bf16", "others 1", 0), ("llm-int8", "copies", 3), ("llm-int8", "others 1", 5),
-            ("llm-int8", "others 2", 7), ("nf4", "copies", 0), ("nf4", "others 1", 1), ("fp16", "others 1", 0)]
-    ]  # fmt: skip
-    rows.append({"model": "m", "status": "error", "precision": "fp4"})
-    told = findings.invariance(found(invariance=rows))
-    assert told == (
-        "Beside copies of itself, first choices of `m` change: `llm-int8` up to 3 of 128; in `bf16`, `nf4` none. "
-        "Beside other texts, first choices of `m` change: `llm-int8` up to 7 of 128, `nf4` up to 1 of 128; in `bf16`, "
-        "`fp16` none."
-    )
-    assert "no first choice of `m` changes" in findings.invariance(found(invariance=rows[:1]))
-    assert findings.invariance(found()) == ""
-
-
-def test_findings_weigh_the_decomposition_against_none():
-    rows = [
-        {"model": "m", "status": "ok", "threshold": threshold, "ppl_ratio": ratio, "ppl_ratio_low": ratio - 0.002,
-         "ppl_ratio_high": ratio + 0.002, "tpot_ms": tpot, "tokens": 512}
-        for threshold, ratio, tpot in [(0, 1.026, 50.0), (2, 1.005, 110.0), (6, 1.016, 75.0)]
-    ]  # fmt: skip
-    told = findings.sweep(found(sweep=rows))
-    assert "threshold 2 loses 0.5 % [0.3, 0.7] of perplexity where no decomposition loses 2.6 % [2.4, 2.8]" in told
-    assert "512 tokens" in told and "2.2 times" in told
-    assert findings.sweep(found(sweep=rows[1:])) == findings.sweep(found(sweep=rows[:1])) == ""
-
-
-def test_findings_set_the_most_launches_beside_the_fewest():
-    rows = [
-        {"model": "m", "status": "ok", "precision": precision, "attention": "sdpa", "runtime": runtime,
-         "launches_per_token": launches, "syncs_per_token": syncs, "device_busy_share": busy}
-        for precision, runtime, launches, syncs, busy in [
-            ("bf16", "graph", 1, 0, 0.99), ("llm-int8", "eager", 3271, 259, 0.11), ("nf4", "eager", 900, 3, 0.2)]
-    ]  # fmt: skip
-    told = findings.profile(found(profile=rows))
-    assert "`llm-int8` (sdpa, eager) 3,271 launches and 259 waits of the host" in told
-    assert "`bf16` (sdpa, graph) 1 launch and 0 waits" in told and "nf4" not in told
-    assert findings.profile(found(profile=rows[:1])) == ""
-    assert findings.profile(found(profile=[row | {"launches_per_token": None} for row in rows])) == ""  # a CPU
-
-
-def test_waiting_for_a_turn_is_no_time_of_measuring():
-    assert provenance.own_seconds({"provenance": {"wall_s": 30.0, "waited_s": 12.5}}) == 17.5
-    assert provenance.own_seconds({"provenance": {"wall_s": 30.0}}) == 30.0
 
 
 def test_a_study_says_what_is_missing(place):

@@ -86,8 +86,8 @@ def same_texts(study: Study, model: str) -> str:
     if texts.get("int8-w8a8", 1) != texts.get("int8-fused", 2):
         return ""
     return (
-        "`int8-w8a8` writes the texts of `int8-fused`: up to 16 rows, and one sequence is one row, it multiplies by the "
-        "same weight-only kernel. Its perplexity is measured over windows, with int8 activations."
+        "`int8-w8a8` writes the texts of `int8-fused`: up to 16 rows, and one sequence is one row, it multiplies by "
+        "the same weight-only kernel. Its perplexity is measured over windows, with int8 activations."
     )
 
 
