@@ -38,7 +38,7 @@ EXPECTED = {
         "measure_quality": 6 + 1,
         "generate_samples": 6,
         "measure_extra": 1 + 1 + 6 + 6 + 2,  # outliers, sensitivity, invariance, profile, attention kernels
-        "measure_sweep": 3,
+        "measure_sweep": 6,
         "aggregate_extra": 5,
         "aggregate_sweep": 1,
         "find_crossovers": 1,
