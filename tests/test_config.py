@@ -142,6 +142,7 @@ def mistake(config: dict) -> str:
         ("baseline", "../before", ["baseline", "'../before'", "Letters"]),
         ("candidate", "after", ["baseline: missing", "candidate=<study>"]),
         ("study", "comparisons", ["study", "'comparisons'"]),
+        ("extras.sweep.thresholds", ["six"], ["extras.sweep.thresholds.0", "'six'", "number", "inf"]),
         # numbers that must fit each other
         ("latency.warmup", {"minimum": 5, "maximum": 4}, ["latency.warmup.minimum", "5", "4"]),
         ("quality.protocols", [{"window": 64, "stride": 65}], ["quality.protocols", "65", "64"]),
@@ -217,6 +218,16 @@ def test_extras_are_held_to_the_context_where_they_are_measured(study, extra, se
     study_config.complete(study)
     put(study, f"extras.{extra}.enabled", True)
     assert told in mistake(study) and "200 tokens" in mistake(study)
+
+
+def test_a_model_that_is_not_profiled_needs_no_context_for_it(study):
+    put(study, "models.0.context", 200)
+    study["quality"] = {"protocols": [{"window": 64, "stride": 64}]}
+    put(study, "models.1", {"name": "two", "source": SYNTHETIC})
+    study["extras"] = {"profile": {"enabled": True, "prompt_tokens": 300, "models": ["two"]}}
+    study_config.complete(study)
+    study["extras"]["profile"]["models"] = None
+    assert "extras.profile" in mistake(study)
 
 
 def test_the_graph_runtime_needs_sdpa_to_be_compared_with(study):

@@ -102,3 +102,8 @@ def test_mistakes_are_one_line(tmp_path, parts, message):
 def test_the_schema_refuses_what_it_does_not_know(tmp_path, part):
     with pytest.raises(StudyError, match="extras"):
         completed(tmp_path, **part)
+
+
+def test_thresholds_stand_in_paths_without_an_exponent(tmp_path):
+    study = completed(tmp_path, sweep={"thresholds": [1e-7, 1e16, 10.0, 2.5, 0, "inf", float("inf")]})
+    assert extras.thresholds(study) == ["0.0000001", "10000000000000000", "10", "2.5", "0", "inf"]

@@ -162,7 +162,7 @@ QUIET = {"load_average": 0.5, "cores": 8}
         ({}, {}, True, []),
         ({}, {}, False, ["not steady"]),
         ({}, {"foreign_processes": 2}, True, ["2 other GPU processes"]),
-        ({"foreign_processes": 1}, {"foreign_processes": 0}, True, ["1 other GPU processes"]),
+        ({"foreign_processes": 1}, {"foreign_processes": 0}, True, ["1 other GPU process"]),
         ({}, {"throttle_reasons": 0x1}, True, []),  # idle is no disturbance
         ({"throttle_reasons": 0x4}, {"throttle_reasons": 0x40}, True,
          ["throttled: power cap", "throttled: hardware thermal slowdown"]),
@@ -287,7 +287,9 @@ class FakeNvml:
         return index
 
     def nvmlDeviceGetHandleByUUID(self, uuid):
-        return {"GPU-a": 0, "GPU-b": 1}[uuid]
+        if uuid not in (known := {"GPU-a": 0, "GPU-b": 1, "MIG-c": 2}):
+            raise self.NVMLError
+        return known[uuid]
 
     def nvmlSystemGetDriverVersion(self):
         return "555.1"
@@ -345,10 +347,12 @@ def test_the_gpu_is_the_one_that_cuda_shows(monkeypatch):
         with gpu.handle() as nvml:
             return nvml.device
 
-    assert [read("1,0"), read("GPU-b"), read("")] == [1, 1, 0]
+    assert [read("1,0"), read("GPU-b"), read("MIG-c"), read(""), read("GPU-unknown")] == [1, 1, 2, 0, 0]
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: type("P", (), {"uuid": "ab"[1 - index]}))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: type("P", (), {"uuid": "b"}))
     assert read("0") == 1  # CUDA's first is NVML's second
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: type("P", (), {"uuid": "c"}))
+    assert read("0") == 2
 
 
 # ----------------------------------------------------------------------------------------------------------- prompts

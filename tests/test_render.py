@@ -181,7 +181,7 @@ def test_energy_is_told_where_a_counter_was_read(place):
         row[7] for row in ran
     }
     study.tables["latency"] = latency.assign(joules_per_token=np.nan)
-    assert "No energy counter" in speed.without_energy(study)
+    assert "No energy is told" in speed.without_energy(study)
     assert "| – |" in speed.table(study, "llama-2-7b")
 
 

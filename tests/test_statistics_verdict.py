@@ -180,6 +180,10 @@ def test_where_each_choice_loses_quality_the_least_loss_is_taken():
     rows = [row("int8", 12.0, 7.0, 1.008), row("nf4", 11.5, 5.0, 1.01), row("fp4", 11.0, 4.0, 1.57)]
     found = recommended(*rows, limits={"memory_gib": 8.0})
     assert found["precision"] == "nf4" and "within the limits and with the least loss of quality" in found["sentence"]
+    found = recommended(*rows, row("new", 9.0, 4.0, math.nan), limits={"memory_gib": 8.0})
+    assert found["precision"] == "nf4" and found["sentence"].endswith(
+        " Each choice whose quality is known loses quality. Left out: 1 whose quality is not known."
+    )
     unknown = [line | {"ppl_ratio": math.nan, "ppl_ratio_p": math.nan} for line in rows]
     found = recommended(*unknown, limits={"memory_gib": 8.0})
     assert found["precision"] == "fp4" and found["sentence"].endswith(" Their quality is not known.")

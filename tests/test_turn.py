@@ -102,3 +102,35 @@ def test_waiting_for_the_gpu_is_not_counted_as_the_jobs_time(monkeypatch, tmp_pa
     assert outcome.status == "ok", outcome.reason
     assert time.monotonic() - start > 4
     assert outcome.result["provenance"]["waited_s"] >= 4
+
+
+def test_a_gpu_is_left_after_its_memory_is_given_back(monkeypatch):
+    from contextlib import contextmanager
+
+    happened = []
+
+    @contextmanager
+    def locked(path, alone):
+        happened.append("locked")
+        yield
+        happened.append("unlocked")
+
+    monkeypatch.setattr(turn, "visible_gpus", lambda: ["a"])
+    monkeypatch.setattr(turn, "locked", locked)
+    monkeypatch.setattr(turn, "destroy_contexts", lambda: happened.append("destroyed"))
+    with turn.turn("latency", "cuda"):
+        happened.append("measured")
+    assert happened == ["locked", "measured", "destroyed", "unlocked"]
+
+
+def test_a_gpu_is_left_after_the_result_is_safe(monkeypatch, tmp_path):
+    """And what kills the process then costs nothing."""
+    faults.install(monkeypatch, tmp_path / "stand-in", "return {'a': 1}")
+    with (tmp_path / "stand-in" / "sitecustomize.py").open("a") as code:
+        code.write(
+            "\nimport contextlib, os\nimport llmstudy.turn\n"
+            "@contextlib.contextmanager\ndef last(kind, device):\n    yield\n    os.kill(os.getpid(), 9)\n"
+            "llmstudy.turn.turn = last\n"
+        )
+    outcome = run_child(faults.job(), tmp_path / "job.log", tmp_path)
+    assert (outcome.status, outcome.result["samples"]) == ("ok", {"a": 1})

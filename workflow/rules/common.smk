@@ -54,7 +54,7 @@ def measurement(kind, wildcards):
 
 
 def at_hand(paths):
-    """Of the study's records those that tables are made of: all, or without measuring those that are there."""
+    """Of files that measuring needs or leaves all, or without measuring those that are there."""
     return [path for path in paths if MEASURES or Path(path).exists()]
 
 

@@ -95,6 +95,7 @@ rule render_report:
     input:
         library=dependencies.files("rendering.report", *(f"figures.{figure}" for figure in FIGURES)),
         templates=glob("workflow/report/**/*.j2", recursive=True),
+        captions=glob("workflow/report/captions/*.rst"),
         tables=expand(f"{RESULTS}/{{table}}.csv", table=TABLES),
         provenance=f"{RESULTS}/provenance.json",
         figures=expand(f"{RESULTS}/figures/{{figure}}.svg", figure=FIGURES),

@@ -127,10 +127,10 @@ def _last_line(log: Path, begin: int) -> str:
 
 
 def _judge(returncode: int, killed_for_memory: bool, result: dict, seconds: float) -> tuple[str, str]:
+    if "status" in result:  # stands there at the end alone: what kills the process after it changes nothing
+        return result["status"], result["reason"]
     if returncode == -signal.SIGALRM:
         return "timeout", f"stopped after its limit of {seconds:.0f} s"
-    if returncode == 0 and "status" in result:
-        return result["status"], result["reason"]
     if returncode == -signal.SIGKILL and killed_for_memory:
         return "oom", "the kernel killed the measuring process because memory ran out"
     if returncode < 0:

@@ -48,8 +48,8 @@ def _one_line(error) -> str:
         kinds = [branch.get("properties", {}).get("type", {}).get("const") for branch in error.validator_value]
         if all(kinds) and isinstance(error.instance, dict) and "type" not in error.instance:
             return f"{key}: key 'type' is missing; allowed: {', '.join(kinds)}"
-        if all(_is_of_another_kind(child) for child in error.context):
-            allowed = ", ".join(dict.fromkeys(str(child.validator_value) for child in error.context))
+        if all(_is_of_another_kind(child) or child.validator in ("const", "enum") for child in error.context):
+            allowed = ", ".join(dict.fromkeys(_asked(child) for child in error.context))
             return f"{key}: {_short(error.instance)} is not allowed; allowed: {allowed}"
         return _one_line(_meant(error))
     if error.validator == "additionalProperties":
@@ -66,6 +66,12 @@ def _one_line(error) -> str:
         return f"{key}: {_short(twice)} stands there twice; each may stand there once (uniqueItems)"
     hint = f"; {error.schema['description']}" if "description" in error.schema else ""
     return f"{key}: {_short(error.instance)} is not allowed ({error.validator} {error.validator_value}){hint}"
+
+
+def _asked(error) -> str:
+    """What stands in place of a value that is not allowed: a kind of value, or the values themselves."""
+    values = error.validator_value
+    return ", ".join(map(str, values)) if isinstance(values, list) else str(values)
 
 
 def _is_of_another_kind(error) -> bool:
@@ -223,7 +229,7 @@ def asked_tokens(config: dict, model: dict) -> Iterator[tuple[str, dict[str, int
     for key, workloads in calls:
         for workload in workloads:
             yield key, {name: workload[name] for name in ("prompt_tokens", "new_tokens")}
-    if "profile" in extras:
+    if "profile" in extras and model["name"] in (extras["profile"]["models"] or [model["name"]]):
         yield "extras.profile", {"prompt_tokens": extras["profile"]["prompt_tokens"]}
     if real:
         if "invariance" in extras:

@@ -73,7 +73,7 @@ def _configurations(config: dict, model: dict, kind: str) -> list[tuple[str, str
 def thresholds(config: dict) -> list[str]:
     """The sweep's thresholds as they stand in paths: ``6``, ``2.5``, ``inf``, and never with an exponent."""
     asked = map(str, config["extras"]["sweep"]["thresholds"])
-    return [one if one == "inf" else f"{Decimal(one).normalize():f}" for one in asked]
+    return list(dict.fromkeys(one if one == "inf" else f"{Decimal(one).normalize():f}" for one in asked))
 
 
 def sweep_path(config: dict, measurement: Measurement, threshold: str) -> str:

@@ -94,10 +94,9 @@ def rounding_floor(quality: pd.DataFrame, model: str, precision: str) -> float:
 def rounded_parts(study: Study) -> pd.DataFrame:
     """Measured rows of sensitivity.csv, with the 95 % interval of the divergence: ``kl_low_nats``, ``kl_high_nats``.
 
-    ``floor_nats``: see ``rounding_floor``. The interval is
-    Student's t with the standard error over the table's blocks ("8 documents" are 7 degrees of freedom). A divergence
-    is never negative, so the low end is at least 0, unless rounding left the mean itself below; both are NaN where the
-    text was too short for a standard error.
+    The interval is Student's t with the standard error over the table's blocks ("8 documents" are 7 degrees of
+    freedom). A divergence is never negative, so the low end is at least 0, unless rounding left the mean itself below;
+    both are NaN where the text was too short for a standard error. ``floor_nats``: see ``rounding_floor``.
     """
     table = study.table("sensitivity")
     if table.empty:

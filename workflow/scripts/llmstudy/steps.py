@@ -60,7 +60,8 @@ def granted(limits: dict, resources) -> dict:
     # Asked of SLURM: some of the job's time went by before this process started.
     left = slurm.seconds_left(os.environ["SLURM_JOB_ID"]) or resources.get("runtime", 1e9) * 60
     seconds = min(limits["seconds"], left - min(WRITING_S, WRITING_SHARE * left))
-    memory = {} if granted_mb() is None else {"host_memory_mb": granted_mb() - PARENT_MB}
+    megabytes = granted_mb()
+    memory = {"host_memory_mb": max(1, megabytes - PARENT_MB)} if megabytes else {}
     return limits | {"seconds": seconds} | memory
 
 

@@ -38,7 +38,7 @@ def flags(before: dict, after: dict, steady: bool) -> list[str]:
         found.append("not steady")
     states = [snapshot.get("gpu", {}) for snapshot in (before, after)]
     if others := max(state.get("foreign_processes") or 0 for state in states):
-        found.append(f"{others} other GPU processes")
+        found.append(f"{others} other GPU process{'es' * (others != 1)}")
     slowing = states[0].get("throttle_reasons", 0) | states[1].get("throttle_reasons", 0)
     found += [f"throttled: {word}" for bit, word in _SLOWING.items() if slowing & bit]
     clocks = [state.get("sm_clock_mhz") for state in states]

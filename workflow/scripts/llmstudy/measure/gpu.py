@@ -65,21 +65,27 @@ def handle() -> Iterator[Nvml | None]:
         yield None
         return
     try:
-        yield Nvml(pynvml, _first_visible(pynvml), pynvml.nvmlSystemGetDriverVersion())
+        device = _first_visible(pynvml)
+        yield None if device is None else Nvml(pynvml, device, pynvml.nvmlSystemGetDriverVersion())
     finally:
         pynvml.nvmlShutdown()
 
 
 def _first_visible(pynvml):
-    """NVML's handle of the first GPU that CUDA shows.
+    """NVML's handle of the first GPU that CUDA shows; None if NVML does not know it.
 
     NVML counts all GPUs in the order of the bus, CUDA those of CUDA_VISIBLE_DEVICES in an order of its own, so the UUID
-    decides where it is known.
+    decides where it is known. A slice of a GPU (MIG) has a UUID too, under a prefix of its own.
     """
     torch = sys.modules.get("torch")
-    if torch and torch.cuda.is_initialized():
-        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    if first.startswith(("GPU-", "MIG-")):
-        return pynvml.nvmlDeviceGetHandleByUUID(first)
-    return pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0)
+    names = [first] if first.startswith(("GPU-", "MIG-")) else []
+    if torch and torch.cuda.is_initialized():
+        uuid = torch.cuda.get_device_properties(0).uuid
+        names = [f"GPU-{uuid}", f"MIG-{uuid}", *names]
+    for name in names:
+        with suppress(pynvml.NVMLError):
+            return pynvml.nvmlDeviceGetHandleByUUID(name)
+    with suppress(pynvml.NVMLError):
+        return pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0)
+    return None

@@ -45,7 +45,7 @@ def thread_count(asked: int | None) -> int:
 class Session:
     """One measuring process.
 
-    job     identity, settings, model, corpora, limits (see ``workflow/rules/common.smk``)
+    job     identity, settings, model, corpora and prompt corpus (``plan.job``), limits (``steps.measure``)
     device  ``cpu`` or ``cuda``, resolved
     artifacts  folder for files that a measurement leaves beside its record
     save    call with the samples so far after each finished piece

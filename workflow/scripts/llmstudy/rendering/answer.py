@@ -1,4 +1,4 @@
-"""The first screen: what to take, what LLM.int8() does, and a table of metric × precision; in full in each section."""
+"""What to take, and a table of metric × precision: in short on the first screen, in full in each study's section."""
 
 from __future__ import annotations
 
@@ -58,8 +58,7 @@ def library_int8(study: Study, model: str) -> str | None:
     if pd.notna(row["memory_ratio"]):
         told += f", at {number(row['memory_ratio'])} x its memory"
     if not study.is_synthetic(model) and pd.notna(row["ppl_ratio"]):
-        ends = [f"{100 * (row[column] - 1):.2g}" for column in ("ppl_ratio", "ppl_ratio_low", "ppl_ratio_high")]
-        told += f", PPL loss {ends[0]} % [{ends[1]}, {ends[2]}]"
+        told += f", PPL loss {markdown.loss(row)}"
     return f"`{LIBRARY}` as the library has it (runtime `eager`): {told}. Verdict: {row['verdict']}."
 
 

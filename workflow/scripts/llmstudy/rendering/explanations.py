@@ -229,8 +229,8 @@ def capacity_verified(study: Study) -> str | None:
         told.append(
             f"Predictions run on the device: {held} of {len(judged)} held, which means that a batch 3 % below the "
             "predicted one ran and one 5 % above it ran out of memory, in whole sequences. The verifying process lets "
-            "the allocator's "
-            "segments grow (`expandable_segments`): fragments of its default can take a fifth of the device."
+            "the allocator's segments grow (`expandable_segments`): fragments of its default can take a fifth of the "
+            "device."
         )
     for _, row in judged[judged["prediction"] == "missed"].iterrows():
         fits, too_large = row["verified_fits"], row["verified_oom"]

@@ -39,16 +39,11 @@ def sweep(study: Study) -> str:
             continue
         plain = plain.iloc[0]
         sentences.append(
-            f"Of `{model}` threshold {best['threshold']:g} loses {_loss(best)} of perplexity where no decomposition "
-            f"loses {_loss(plain)} (95 % intervals, {number(best['tokens'])} tokens), and a token takes "
+            f"Of `{model}` threshold {best['threshold']:g} loses {markdown.loss(best)} of perplexity where no "
+            f"decomposition loses {markdown.loss(plain)} (95 % intervals, {number(best['tokens'])} tokens), and a token takes "
             f"{number(best['tpot_ms'] / plain['tpot_ms'])} times as long."
         )
     return " ".join(sentences)
-
-
-def _loss(row: pd.Series) -> str:
-    value, low, high = (number(100 * (row[column] - 1)) for column in ("ppl_ratio", "ppl_ratio_low", "ppl_ratio_high"))
-    return f"{value} % [{low}, {high}]"
 
 
 def invariance(study: Study) -> str:

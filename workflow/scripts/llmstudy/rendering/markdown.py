@@ -66,6 +66,12 @@ def ratio(x: float) -> str:
     return f"{x:.4f}" if 0.5 < x < 2 else number(x)
 
 
+def loss(row: Mapping) -> str:
+    """Perplexity lost against the reference, per cent, with its interval where there is one."""
+    value, low, high = (100 * (row[column] - 1) for column in ("ppl_ratio", "ppl_ratio_low", "ppl_ratio_high"))
+    return f"{number(value)} %" + ("" if pd.isna(low) else f" [{number(low)}, {number(high)}]")
+
+
 def failure(row: Mapping) -> str:
     """Status and reason of a row that failed."""
     reason = textwrap.shorten(str(row["reason"] or ""), REASON_CHARACTERS, placeholder=" …")

@@ -62,7 +62,7 @@ def distances(study: Study, model: str) -> str | None:
     rows = []
     for _, row in sort(own).iterrows():
         delta = f"{row['delta_nll']:+.4f} ± {row['delta_nll_se']:.4f}" if pd.notna(row["delta_nll_se"]) else "n/a"
-        mean = [row[f"delta_p_{end}"] for end in ("mean", "low", "high")]
+        mean = [row.get(f"delta_p_{end}", float("nan")) for end in ("mean", "low", "high")]  # older tables lack ends
         parts = [row[f"delta_p_{end}"] for end in ("rms", "p1", "p99")]
         rows.append(
             [
@@ -86,8 +86,9 @@ def same_texts(study: Study, model: str) -> str:
     if texts.get("int8-w8a8", 1) != texts.get("int8-fused", 2):
         return ""
     return (
-        "`int8-w8a8` writes the texts of `int8-fused`: up to 16 rows, and one sequence is one row, it multiplies by "
-        "the same weight-only kernel. Its perplexity is measured over windows, with int8 activations."
+        "`int8-w8a8` writes the texts of `int8-fused`: up to 16 rows (a prompt of up to 16 tokens, then one row per "
+        "new token) it multiplies by the same weight-only kernel. Its perplexity is measured over windows, with int8 "
+        "activations."
     )
 
 

@@ -46,11 +46,11 @@ def energy(measured: pd.DataFrame, row: pd.Series) -> str:
 
 
 def without_energy(study: Study) -> str:
-    """Why no energy is told of a study, or nothing."""
+    """That no energy is told of a study, and why; nothing where some is."""
     latency = study.table("latency")
     if "joules_per_token" in latency and latency["joules_per_token"].notna().any():
         return ""
-    return "No energy counter was readable on this machine, so no joules are told."
+    return "No energy is told: no counter was readable on this machine, or the work drew no more than idling."
 
 
 def reasons(study: Study, model: str) -> str:

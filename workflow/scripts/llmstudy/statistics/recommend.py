@@ -160,7 +160,9 @@ def _without_loss(rows: pd.DataFrame, reference: str, smallest_percent: float) -
     if unknown.all():
         return rows, "", " Their quality is not known."
     least = rows["ppl_ratio"].min() * (1 + smallest_percent / 100)
-    return rows[rows["ppl_ratio"] <= least], "with the least loss of quality", " Each choice loses quality."
+    left = f" Left out: {unknown.sum()} whose quality is not known." if unknown.any() else ""
+    told = f" Each choice{' whose quality is known' if left else ''} loses quality.{left}"
+    return rows[rows["ppl_ratio"] <= least], "with the least loss of quality", told
 
 
 def _choose(rows: pd.DataFrame, smallest: Mapping[str, float], scope: str) -> tuple[pd.Series, str]:

@@ -55,7 +55,7 @@ PARETO = ["memory_gib", "tpot_ms", "ppl_ratio"]
 class Finding:
     """One quantity of one configuration: 1 better, -1 worse, 0 neither shown, None not compared.
 
-    `open`: the difference would matter, and nothing says whether it is real.
+    `open`: the difference would matter and nothing says whether it is real, or a quality is not known.
     """
 
     direction: int | None

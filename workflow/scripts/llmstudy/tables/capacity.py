@@ -51,7 +51,7 @@ def write(
 
 
 def rows_of(memory: pd.DataFrame, contexts: list[int], device_gib: float, verified: Sequence[dict] = ()) -> list[dict]:
-    """A row per configuration and context."""
+    """A row per configuration and context, or one per configuration that says why nothing could be predicted."""
     verifications = {tuple(record["identity"][column] for column in CONFIGURATION): record for record in verified}
     rows = []
     for key, own in memory.groupby(CONFIGURATION, sort=False):

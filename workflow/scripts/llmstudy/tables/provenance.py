@@ -3,7 +3,7 @@
 study, config, config_sha256   what was asked for, with the defaults filled in
 focus                          per measured model: reference precision, workload, corpus and protocol of its row in
                                summary.csv
-models                         per measured model: real or synthetic, parameters, source, licence, architecture
+models                         per measured model: real or synthetic, parameters, source, architecture
 environments                   one entry for each combination of commit, versions and hardware that measured, with the
                                number of records and their first and last start
 records, wall_s                how many measuring processes there were, and their time in all, without waiting for

@@ -1,4 +1,4 @@
-"""Sentences from quality.csv, samples.csv, text.csv and optional outliers and sensitivity tables: real weights only."""
+"""Sentences from quality.csv, text.csv and optional outliers and sensitivity tables: real weights only."""
 
 from collections.abc import Callable
 
