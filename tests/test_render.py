@@ -389,6 +389,15 @@ def test_the_answer_says_up_to_which_batch_it_holds(place):
     assert answer.over_batches(study, taken.replace(taken["precision"], "bf16")) == ""
 
 
+def test_a_workload_of_its_own_is_told_beside_the_usual_one(place):
+    study = studies.load(place / "results/h200")
+    usual = answer.workload(study, "llama-2-7b")
+    assert answer.workloads(study) == usual
+    study.provenance["focus"]["llama-2-70b"]["new_tokens"] = 8
+    other = answer.workload(study, "llama-2-70b")
+    assert answer.workloads(study) == f"{usual} (`llama-2-70b` (synthetic weights): {other})"
+
+
 def test_the_fastest_measured_configuration_speaks_for_a_precision(place):
     study = studies.load(place / "results/h200")
     rows = answer.model_rows(study, "llama-2-7b", ["bf16", "nf4"])

@@ -15,7 +15,7 @@ CPU_CAPABILITIES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16",
 
 
 def of_repository() -> dict:
-    """The commit that measured, and whether the tree had changes; empty outside a git checkout."""
+    """The commit that measured, and whether the code beside it had changes; empty outside a git checkout."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str | None:
@@ -30,7 +30,10 @@ def of_repository() -> dict:
     commit = git("rev-parse", "HEAD")
     if not commit:
         return {}
-    return {"git_commit": commit, "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    return {
+        "git_commit": commit,
+        "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", ":/workflow")),
+    }
 
 
 def device_memory_gib(found: dict) -> float:

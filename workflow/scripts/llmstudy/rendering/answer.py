@@ -36,8 +36,8 @@ def over_batches(study: Study, taken: pd.Series) -> str:
         return ""
     row = crossings[same].iloc[0]
     return (
-        f" With larger batches (tokens/s of whole calls, prompt {row['prompt_tokens']:.0f}, both under runtime "
-        f"`{row['runtime']}`), against {row['reference']}: {row['text']}."
+        f" Batch size against {row['reference']} (tokens/s of whole calls, prompt {row['prompt_tokens']:.0f}, both under "
+        f"runtime `{row['runtime']}`): {row['text']}."
     )
 
 
@@ -151,8 +151,8 @@ def workload(study: Study, model: str) -> str:
 
 
 def workloads(study: Study) -> str:
-    """The workload of all models, or each model's own."""
+    """The workload of most models, and of each that has another."""
     told = {model: workload(study, model) for model in study.models}
-    if len(set(told.values())) == 1:
-        return next(iter(told.values()))
-    return "; ".join(f"{label(study, model)} {words}" for model, words in told.items())
+    usual = max(told.values(), key=list(told.values()).count)
+    others = [f"{label(study, model)}: {words}" for model, words in told.items() if words != usual]
+    return usual + (f" ({'; '.join(others)})" if others else "")
