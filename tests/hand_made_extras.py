@@ -61,7 +61,7 @@ def tables(study: str, models) -> dict[str, pd.DataFrame]:
                    "tpot_high_ms": tpot * 1.05, "ppl_ratio": ratio, "ppl_ratio_low": ratio - 0.003,
                    "ppl_ratio_high": ratio + 0.003, "kl_nats": ratio - 1, "top1_agreement": 0.92, "ppl": 21.0 * ratio,
                    "batch": 1, "prompt_tokens": 128, "new_tokens": 16, "runs": 3, "tokens": 4096,
-                   "protocol": "w1024-s512"}
+                   "protocol": "w1024-s512", "blocks": "20 documents"}
         )  # fmt: skip
     for model in models:
         for kernel, factor, workspace in [

@@ -381,10 +381,8 @@ def test_the_answer_says_up_to_which_batch_it_holds(place):
     same = (crossings["along"] == "batch") & (crossings[["precision", "attention", "runtime"]] == taken[
         ["precision", "attention", "runtime"]]).all(axis=1)  # fmt: skip
     told = answer.over_batches(study, taken)
-    assert same.any() and told.startswith(" With larger batches (tokens/s of whole calls, prompt ")
-    assert told.endswith(
-        f", both under runtime `{taken['runtime']}`), against bf16: {crossings[same].iloc[0]['text']}."
-    )
+    assert same.any() and told.startswith(" Batch size against bf16 (tokens/s of whole calls, prompt ")
+    assert told.endswith(f", both under runtime `{taken['runtime']}`): {crossings[same].iloc[0]['text']}.")
     assert any(line.endswith(told) for line in answer.sentences(study))
     assert answer.over_batches(study, taken.replace(taken["precision"], "bf16")) == ""
 

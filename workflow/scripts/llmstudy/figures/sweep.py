@@ -8,7 +8,10 @@ from matplotlib.figure import Figure
 from llmstudy.figures import style
 from llmstudy.studies import Study
 
-HEADLINE = "threshold 0: no decomposition, inf: none found   bars: 95 % interval of the loss, range of the time"
+HEADLINE = (
+    "threshold 0: no decomposition, inf: outliers looked for and none found   "
+    "bars: 95 % interval of the loss, range of the time"
+)
 
 
 def rows(study: Study) -> pd.DataFrame:

@@ -36,8 +36,8 @@ def over_batches(study: Study, taken: pd.Series) -> str:
         return ""
     row = crossings[same].iloc[0]
     return (
-        f" Batch size against {row['reference']} (tokens/s of whole calls, prompt {row['prompt_tokens']:.0f}, both under "
-        f"runtime `{row['runtime']}`): {row['text']}."
+        f" Batch size against {row['reference']} (tokens/s of whole calls, prompt {row['prompt_tokens']:.0f}, both "
+        f"under runtime `{row['runtime']}`): {row['text']}."
     )
 
 

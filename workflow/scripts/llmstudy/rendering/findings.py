@@ -40,8 +40,8 @@ def sweep(study: Study) -> str:
         plain = plain.iloc[0]
         sentences.append(
             f"Of `{model}` threshold {best['threshold']:g} loses {markdown.loss(best)} of perplexity where no "
-            f"decomposition loses {markdown.loss(plain)} (95 % intervals, {number(best['tokens'])} tokens), and a token "
-            f"takes {number(best['tpot_ms'] / plain['tpot_ms'])} times as long."
+            f"decomposition loses {markdown.loss(plain)} (95 % intervals, {number(best['tokens'])} tokens), and a "
+            f"token takes {number(best['tpot_ms'] / plain['tpot_ms'])} times as long."
         )
     return " ".join(sentences)
 

@@ -61,7 +61,7 @@ def reasons(study: Study, model: str) -> str:
             row["attention"],
             row["runtime"],
             row["verdict"],
-            markdown.plain(row["verdict_reason"]),
+            markdown.plain(row["verdict_reason"]) if isinstance(row["verdict_reason"], str) else "–",
         ]
         for _, row in sort(study.of_model("summary", model), "runtime", "attention").iterrows()
     ]

@@ -86,8 +86,10 @@ def outliers(tables: Tables) -> str | None:
 
 
 def sensitivity(tables: Tables) -> str | None:
-    """The layer whose rounding to int8 alone moves the model's distribution most, with the standard error; of a model
-    in 16 bit also what any change would do."""
+    """The layer whose rounding to int8 alone moves the model's distribution most, with the standard error.
+
+    Of a model in 16 bit also what any change would do.
+    """
     frame = _real(good_rows(tables, "sensitivity", "layer", "linear", "kl_nats"))
     worst = leading(frame[(frame["linear"] == "all") & (frame["layer"].astype(str) != "all")], "-kl_nats")
     if worst is None:

@@ -77,8 +77,10 @@ def threshold_zero(tables: Tables) -> str | None:
 
 
 def int8_fused_fast(tables: Tables) -> str | None:
-    """TPOT and MBU of unquantised weights against the fused int8 kernel, both under the same runtime; then the factor
-    and MBU of every other model on that device."""
+    """TPOT and MBU of unquantised weights against the fused int8 kernel, both under the same runtime.
+
+    Then the factor and MBU of every other model of that study.
+    """
     for runtime in ("graph", "eager"):
         slow, quick = _unquantised(runtime), [("int8-fused", runtime)]
         told = _tpot_pair(tables, slow, quick)
