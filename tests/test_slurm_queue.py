@@ -97,6 +97,32 @@ def test_durations(text, seconds):
     assert slurm.parse_duration(text) == seconds
 
 
+@pytest.mark.parametrize(
+    ("said", "megabytes"),
+    [
+        ("cpu=1,mem=800M,node=1,billing=1", 800),
+        ("cpu=4,mem=62.50G,node=1,billing=4,gres/gpu=1", 64_000),
+        ("cpu=4,mem=2T,node=1", 2 * 1024 * 1024),
+        ("cpu=1,node=1,billing=1", None),
+        ("", None),
+    ],
+)
+def test_the_memory_that_slurm_granted(answer, said, megabytes):
+    notes = answer("squeue", said)
+    assert slurm.granted_mb("7") == megabytes
+    assert "--jobs 7" in notes.read_text()
+
+
+def test_a_measurement_fails_by_itself_before_slurm_ends_its_job_for_memory(answer, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    answer("squeue", "cpu=1,mem=9000M,node=1")
+    assert 8000 < steps.granted({"seconds": 60}, {})["host_memory_mb"] < 9000
+    answer("squeue", "cpu=1,mem=100M,node=1")
+    assert steps.granted({"seconds": 60}, {})["host_memory_mb"] == 1
+    answer("squeue", "Invalid job id specified", status=1)
+    assert "host_memory_mb" not in steps.granted({"seconds": 60}, {"mem_mb": 2000})
+
+
 def test_a_measurement_ends_before_slurm_ends_its_job(answer, monkeypatch):
     limits = {"seconds": 3600, "oom_attempts": 1}
     asked = {"runtime": 65}

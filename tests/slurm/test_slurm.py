@@ -155,12 +155,12 @@ def limited(cluster, sample, tmp_path_factory):
         "timeout": checkout(
             tmp / "timeout",
             sample,
-            samples={"prompts": ["Once upon a time"] * 3000, "new_tokens": 200},
+            samples={"prompts": [f"Once upon a time {n}" for n in range(3000)], "new_tokens": 200},
             jobs={"minutes": 30},
         ),
     }
     for name in ("oom", "retry"):
-        edit_profile(folders[name], "measure_memory", mem_mb='"attempt * 800"')
+        edit_profile(folders[name], "measure_memory", mem_mb='"attempt * 1100"')
     edit_profile(folders["timeout"], "generate_samples", runtime=1)
     targets = {
         "gpus": [record_path("memory", name) for name in ("fp32", "bf16", "fp16")]

@@ -1,4 +1,4 @@
-"""What the study asks SLURM: its partitions, the jobs that an earlier run left in the queue, a job's time left."""
+"""What the study asks SLURM: its partitions, the jobs an earlier run left queued, the time and memory a job has."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from llmstudy.errors import StudyError
 _RUN_ID = re.compile(r"(^|_)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 _TIMEOUT_S = 60
 SHOWN_JOBS = 3
+# SLURM's units of memory, in its MB of 1024² bytes; a bare number is in MB.
+_MB = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,19 @@ def seconds_left(job: str) -> float | None:
         return parse_duration(_ask("squeue", "--noheader", "--jobs", job, "--format", "%L"))
     except StudyError:
         return None
+
+
+def granted_mb(job: str) -> int | None:
+    """Host memory that SLURM granted a job, MB; None where it does not say, or grants none of its own.
+
+    Asked of the queue: Snakemake's executor removes SLURM_MEM_PER_NODE from the environment of what it starts.
+    """
+    try:
+        granted = _ask("squeue", "--noheader", "--jobs", job, "--Format", "tres-alloc:200")
+    except StudyError:
+        return None
+    found = re.search(r"\bmem=([\d.]+)([KMGT]?)", granted)
+    return int(float(found[1]) * _MB[found[2]]) if found else None
 
 
 def parse_duration(text: str) -> float | None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from llmstudy import records, slurm
 from llmstudy.errors import StudyError
 
-# What the two nested Snakemakes and the parent take of a SLURM job's memory, MB.
-PARENT_MB = 400
+# What a SLURM job's memory must hold beside the data that the limit on the child counts, MB: the two nested Snakemakes
+# (near 200 each), the parent (30) and the code of the libraries that the child maps (170, which SLURM counts too).
+UNCOUNTED_MB = 700
 # What is kept of a SLURM job's time to write the record: seconds, but at most this share of what is left.
 WRITING_S = 60
 WRITING_SHARE = 0.25
@@ -60,13 +61,6 @@ def granted(limits: dict, resources) -> dict:
     # Asked of SLURM: some of the job's time went by before this process started.
     left = slurm.seconds_left(os.environ["SLURM_JOB_ID"]) or resources.get("runtime", 1e9) * 60
     seconds = min(limits["seconds"], left - min(WRITING_S, WRITING_SHARE * left))
-    megabytes = granted_mb()
-    memory = {"host_memory_mb": max(1, megabytes - PARENT_MB)} if megabytes else {}
+    megabytes = slurm.granted_mb(os.environ["SLURM_JOB_ID"])
+    memory = {"host_memory_mb": max(1, megabytes - UNCOUNTED_MB)} if megabytes else {}
     return limits | {"seconds": seconds} | memory
-
-
-def granted_mb() -> int | None:
-    """Host memory of this SLURM job on its node, MB; None where SLURM grants it no share of its own (0: all of it)."""
-    per_node = int(os.environ.get("SLURM_MEM_PER_NODE", 0))
-    per_cpu = int(os.environ.get("SLURM_MEM_PER_CPU", 0)) * int(os.environ.get("SLURM_CPUS_ON_NODE", 1))
-    return per_node or per_cpu or None
