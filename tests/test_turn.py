@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import faults
 import pytest
@@ -88,15 +89,21 @@ def test_on_a_cpu_nobody_waits(kind):
         pass
 
 
+def stand_in_turn(folder: Path, *lines: str) -> None:
+    """Put ``lines`` in place of the turn that the child measures in, beside what ``faults.install`` put there."""
+    with (folder / "sitecustomize.py").open("a") as code:
+        code.write(
+            "\nimport contextlib, os, time\nimport llmstudy.turn\n"
+            "@contextlib.contextmanager\ndef instead(kind, device):\n    "
+            + "\n    ".join(lines)
+            + "\nllmstudy.turn.turn = instead\n"
+        )
+
+
 def test_waiting_for_the_gpu_is_not_counted_as_the_jobs_time(monkeypatch, tmp_path):
     """The stand-in waits longer than the limit before its turn, and measures for less than it."""
     faults.install(monkeypatch, tmp_path / "stand-in", "import time; time.sleep(1); return {'a': 1}")
-    with (tmp_path / "stand-in" / "sitecustomize.py").open("a") as code:
-        code.write(
-            "\nimport contextlib, time\nimport llmstudy.turn\n"
-            "@contextlib.contextmanager\ndef slow(kind, device):\n    time.sleep(4)\n    yield\n"
-            "llmstudy.turn.turn = slow\n"
-        )
+    stand_in_turn(tmp_path / "stand-in", "time.sleep(4)", "yield")
     start = time.monotonic()
     outcome = run_child(faults.job(seconds=3), tmp_path / "job.log", tmp_path)
     assert outcome.status == "ok", outcome.reason
@@ -126,11 +133,6 @@ def test_a_gpu_is_left_after_its_memory_is_given_back(monkeypatch):
 def test_a_gpu_is_left_after_the_result_is_safe(monkeypatch, tmp_path):
     """And what kills the process then costs nothing."""
     faults.install(monkeypatch, tmp_path / "stand-in", "return {'a': 1}")
-    with (tmp_path / "stand-in" / "sitecustomize.py").open("a") as code:
-        code.write(
-            "\nimport contextlib, os\nimport llmstudy.turn\n"
-            "@contextlib.contextmanager\ndef last(kind, device):\n    yield\n    os.kill(os.getpid(), 9)\n"
-            "llmstudy.turn.turn = last\n"
-        )
+    stand_in_turn(tmp_path / "stand-in", "yield", "os.kill(os.getpid(), 9)")
     outcome = run_child(faults.job(), tmp_path / "job.log", tmp_path)
     assert (outcome.status, outcome.result["samples"]) == ("ok", {"a": 1})
