@@ -11,7 +11,7 @@ import pytest
 @pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install triton==3.7.1"
 )
-@pytest.mark.parametrize("cases", ["kernel_cases.py", "step_cases.py"])
+@pytest.mark.parametrize("cases", ["fixed_cases.py", "kernel_cases.py", "step_cases.py"])
 def test_interpreted(repository, cases):
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(

@@ -32,8 +32,8 @@ def test_the_present_choice_and_others_that_waste_little_are_tried(sweep, shape)
     for one in sweep.linears(shape):
         present, *others = sweep.candidates(one)
         chosen = sweep.choose(1, one.n_out, one.in_features, sweep.torch.bfloat16, sweep.torch.int8, one.gated)
-        assert present == chosen and len(others) > 8 and present not in others
+        assert present == chosen and len(others) >= 4 and present not in others
         for tile in others:
             padded = -(-one.in_features // tile.block_k) * tile.block_k
-            assert padded < 1.15 * one.in_features
+            assert padded <= 1.25 * one.in_features
             assert tile.block_n * padded >= 16 * 32 * tile.warps  # each thread loads at least 16 weights a round

@@ -34,9 +34,11 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
     ("tile", "m"),
     [("chosen", 1), ("chosen", 3), ("chosen", 70), ("matvec", 1), ("rows", 5), ("rows", 20), ("tile", 20)],
 )
-def test_a_linear_of_awkward_shape(tile, m, gated, stored, dtype):
+@pytest.mark.parametrize("k", [75, 80])
+def test_a_linear_of_awkward_shape(k, tile, m, gated, stored, dtype):
+    """Rows of 75 are multiplied in floating point; one row of 80, in 16 bit by int8, in integers."""
     torch.manual_seed(0)
-    n, k = 37, 75
+    n = 37
     weight = torch.randn(2 * n if gated else n, k).to(dtype)
     bias, residual, x = torch.randn(len(weight)).to(dtype), torch.randn(m, n).to(dtype), torch.randn(m, k).to(dtype)
     norm = torch.rand(k).to(dtype) if m == 1 else None
@@ -57,6 +59,32 @@ def test_a_linear_of_awkward_shape(tile, m, gated, stored, dtype):
     out = torch.full((m, n), torch.nan, dtype=dtype)
     linear(x, operand, out=out, residual=residual, norm=norm, eps=1e-5, gated=gated, tile=TILES[tile])
     assert ((out.double() - expected).norm() / expected.norm()).item() < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_an_activation_that_is_no_number_shows(bad):
+    x = torch.randn(1, 64).half()
+    x[0, 37] = bad
+    quantized = quantize(torch.randn(9, 64))
+    assert not linear(x, LinearOperand(quantized.q, quantized.scale)).isfinite().any()
+
+
+def test_activations_of_zero_give_zero():
+    quantized = quantize(torch.randn(9, 64))
+    x = torch.zeros(1, 64, dtype=torch.float16)
+    assert torch.equal(linear(x, LinearOperand(quantized.q, quantized.scale)), torch.zeros(1, 9).half())
+
+
+def test_a_small_activation_beside_a_huge_one_loses_at_most_its_chunk_s_last_bit():
+    """Steps of 2⁻¹⁵ of the chunk's largest: 0.01 beside 60000 is lost, in the next chunk it is whole."""
+    weight = torch.ones(8, 64)
+    quantized = quantize(weight)
+    x = torch.zeros(1, 64, dtype=torch.float16)
+    x[0, 3], x[0, 4], x[0, 20] = 60000, 0.01, 0.01
+    apart = linear(x.index_fill(1, torch.tensor([3]), 0), LinearOperand(quantized.q, quantized.scale))
+    torch.testing.assert_close(apart, torch.full((1, 8), 0.02).half(), rtol=1e-3, atol=0)
+    beside = linear(x, LinearOperand(quantized.q, quantized.scale))
+    torch.testing.assert_close(beside, torch.full((1, 8), 60000.0).half(), rtol=1e-3, atol=0)
 
 
 def test_several_rows_take_no_norm():

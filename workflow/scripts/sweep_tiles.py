@@ -2,7 +2,7 @@
 
     python workflow/scripts/sweep_tiles.py --shape llama-2-13b llama-2-70b --output tiles.json
 
-The table in ``precisions/int8/launch.py`` comes from here. A linear is timed as it runs in a decode step: one row, with
+``SWEPT`` in ``precisions/int8/launch.py`` comes from here. A linear is timed as it runs in a decode step: one row, with
 its norm, residual or gate, launched with PDL behind another one of its kind in a captured graph, over more copies of
 its weights than any cache holds.
 """
@@ -29,7 +29,7 @@ from llmstudy.sources.synthetic import llama_config  # noqa: E402
 
 CACHE_BYTES = 2**29  # ten times the L2 cache of an H200
 REPLAYS = 7
-REGISTERS = 160  # of 255 that a thread can have: addresses and sums need some
+REGISTERS = 150  # of 255 that a thread can have: addresses and sums need some
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,17 @@ def linears(shape: str) -> list[Linear]:
 
 
 def candidates(one: Linear) -> list[MatvecTile]:
-    """Tiles whose weights and activations fit the registers, the present choice among them."""
+    """Tiles whose weights and activations fit the registers, the present choice first."""
     found = [choose(1, one.n_out, one.in_features, torch.bfloat16, torch.int8, one.gated)]
-    widest = min(8192, triton.next_power_of_2(one.in_features))
-    for block_n, block_k, warps, rounds in product((2, 4, 8), (1024, 2048, 4096, 8192), (4, 8, 16), (1, 2, 4)):
+    for block_n, warps, rounds in product((2, 4, 8), (2, 4, 8, 16), (1, 2, 4, 8)):
+        block_k = 512 * warps  # 16 weights a thread: one load
+        while one.in_features % (2 * block_k) == 0:
+            block_k *= 2
         padded = triton.cdiv(one.in_features, block_k) * block_k
-        columns = padded / (32 * warps)  # of x, a register each; weights lie four to a register
+        columns = padded / (32 * warps)  # of x, a little more than half a register each; weights lie four to one
         weights = block_n * columns / 4 * (2 if one.gated else 1) * (2 if rounds > 1 else 1)
-        fitting = block_k <= widest and weights >= 16 and columns + weights <= REGISTERS
-        if fitting and padded < 1.15 * one.in_features and block_n * rounds * 264 <= one.n_out:
+        fitting = weights >= 8 and 0.55 * columns + weights <= REGISTERS
+        if fitting and padded <= 1.25 * one.in_features and block_n * rounds * 132 <= one.n_out:
             found.append(MatvecTile(block_n, block_k, warps, rounds))
     return list(dict.fromkeys(found))
 

@@ -63,6 +63,8 @@ def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLi
                 weight = tensor(f"{path}.weight", module.weight)
                 bias = None if module.bias is None else tensor(f"{path}.bias", module.bias)
                 model.set_submodule(path, make_linear(weight, bias, path))
+                del weight
+                _give_back(request.device)
                 continue
             for name, parameter in list(module.named_parameters(recurse=False)):
                 full = f"{path}.{name}" if path else name
@@ -72,6 +74,15 @@ def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLi
             _rebuild_rotary(module, request.device)
         model.tie_weights()
     return model.eval()
+
+
+def _give_back(device: str) -> None:
+    """Return what the 16-bit layer took. Kept by the allocator, it would be cut up for the quantised layers to come, and
+    none of its pieces could be freed alone: a fifth more than the weights, once the graph runtime has joined them."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _rebuild_rotary(module: nn.Module, device: str) -> None:

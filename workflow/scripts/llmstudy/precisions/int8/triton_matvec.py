@@ -13,28 +13,87 @@ import triton.language as tl
 from triton.language.extra import cuda as tl_cuda
 
 from llmstudy.precisions.int8.triton_convert import silu, to_float32
+from llmstudy.precisions.int8.triton_fixed import dot_chunks, number_at, to_fixed, unpack
 
 
 @triton.jit
-def load_rows(pointers, lanes, row_mask, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The rows at ``pointers`` [BLOCK_N, 1] as a tuple of tiles [BLOCK_N, BLOCK_K], all loads in flight at once."""
+def load_rows(w_ptr, rows, lanes, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """``rows`` of a matrix as a tuple of tiles [BLOCK_N, BLOCK], all loads in flight at once."""
     tiles = ()
-    for start in tl.static_range(0, K, BLOCK_K):
-        mask = row_mask[:, None] & (start + lanes < K)[None, :]
+    for start in tl.static_range(0, WIDTH, BLOCK):
+        at = w_ptr + rows.to(tl.int64)[:, None] * WIDTH + (start + lanes)[None, :]
         # Each weight is used once: it should not push activations and the KV cache out of L2.
-        tiles = tiles + (
-            tl.load(pointers + (start + lanes)[None, :], mask=mask, other=0, eviction_policy="evict_first"),
-        )
+        if start + BLOCK <= WIDTH:
+            tile = tl.load(at, eviction_policy="evict_first")
+        else:
+            tile = tl.load(at, mask=(start + lanes < WIDTH)[None, :], other=0, eviction_policy="evict_first")
+        tiles = tiles + (tile,)
     return tiles
 
 
 @triton.jit
-def multiply_rows(tiles, xs, CHUNKS: tl.constexpr, FAST: tl.constexpr):
+def load_factors(scale_ptr, bias_ptr, rows, INT8: tl.constexpr, BIAS: tl.constexpr):
+    """Scale and bias of outputs, float32. On their way with the weights, so that no product waits for them."""
+    scale = 1.0
+    bias = 0.0
+    if INT8:
+        scale = tl.load(scale_ptr + rows)
+    if BIAS:
+        bias = tl.load(bias_ptr + rows).to(tl.float32)
+    return scale, bias
+
+
+@triton.jit
+def load_vector(ptr, lanes, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """A vector as a tuple of chunks [BLOCK]."""
+    chunks = ()
+    for start in tl.static_range(0, WIDTH, BLOCK):
+        chunks = chunks + (tl.load(ptr + start + lanes, mask=start + lanes < WIDTH, other=0),)
+    return chunks
+
+
+@triton.jit
+def prepare(
+    x, norm, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, NORM: tl.constexpr, FIXED: tl.constexpr, dtype: tl.constexpr
+):
+    """Chunks of x, times the norm's weight, as ``multiply_rows`` takes them; and the squares of x [BLOCK]."""
+    xs = ()
+    squares = tl.zeros([BLOCK], tl.float32)
+    for chunk in tl.static_range(CHUNKS):
+        if FIXED:
+            x0, x1 = unpack(x[chunk], 0, dtype), unpack(x[chunk], 1, dtype)
+            x2, x3 = unpack(x[chunk], 2, dtype), unpack(x[chunk], 3, dtype)
+            if NORM:
+                squares += x0 * x0 + x1 * x1 + x2 * x2 + x3 * x3
+                x0 *= unpack(norm[chunk], 0, dtype)
+                x1 *= unpack(norm[chunk], 1, dtype)
+                x2 *= unpack(norm[chunk], 2, dtype)
+                x3 *= unpack(norm[chunk], 3, dtype)
+            xs = xs + (to_fixed(x0, x1, x2, x3, BLOCK),)
+        else:
+            one = x[chunk].to(tl.float32)
+            if NORM:
+                squares += one * one
+                one *= norm[chunk].to(tl.float32)
+            xs = xs + (one,)
+    return xs, squares
+
+
+@triton.jit
+def multiply_rows(
+    tiles, xs, CHUNKS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr, FIXED: tl.constexpr, FAST: tl.constexpr
+):
     """Dot products of the rows with x, both in chunks; float32 [BLOCK_N]."""
     # The first product starts the sum, not zeros: every later one is then a single multiply-add.
-    acc = to_float32(tiles[0], FAST) * xs[0][None, :]
+    if FIXED:
+        acc = dot_chunks(tiles[0], xs[0], BLOCK_N, BLOCK, FAST)
+    else:
+        acc = to_float32(tiles[0], FAST) * xs[0][None, :]
     for chunk in tl.static_range(1, CHUNKS):
-        acc += to_float32(tiles[chunk], FAST) * xs[chunk][None, :]
+        if FIXED:
+            acc += dot_chunks(tiles[chunk], xs[chunk], BLOCK_N, BLOCK, FAST)
+        else:
+            acc += to_float32(tiles[chunk], FAST) * xs[chunk][None, :]
     return tl.sum(acc, axis=1)
 
 
@@ -52,6 +111,7 @@ def matvec_kernel(
     n_out,
     eps,
     K: tl.constexpr,
+    FIXED: tl.constexpr,
     OUTLIERS: tl.constexpr,
     BLOCK_OUTLIERS: tl.constexpr,
     NORM: tl.constexpr,
@@ -66,77 +126,80 @@ def matvec_kernel(
 ):
     """One row of x on the ordinary cores; a program makes ROUNDS times BLOCK_N outputs and loads the weights of the
     next round before it multiplies those of this one. NORM multiplies x by the RMSNorm weight first and the sum by
-    1/rms last, so that the norm costs no kernel of its own."""
-    INT8: tl.constexpr = w_ptr.dtype.element_ty == tl.int8
-    CHUNKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
-    rows = tl.program_id(0) * (BLOCK_N * ROUNDS) + tl.arange(0, BLOCK_N)
-    lanes = tl.arange(0, BLOCK_K)
-    up = n_out.to(tl.int64) * K
+    1/rms last, so that the norm costs no kernel of its own. FIXED: int8 weights, x and norm come in words of four
+    numbers (``triton_fixed``)."""
+    INT8: tl.constexpr = FIXED or w_ptr.dtype.element_ty == tl.int8
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    WIDTH: tl.constexpr = K // 4 if FIXED else K
+    BLOCK: tl.constexpr = BLOCK_K // 4 if FIXED else BLOCK_K
+    CHUNKS: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
+    first = tl.program_id(0) * (BLOCK_N * ROUNDS) + tl.arange(0, BLOCK_N)
+    # Rows past the end read the last one's weights and are not stored: a mask on every load costs more.
+    rows = tl.minimum(first, n_out - 1)
+    lanes = tl.arange(0, BLOCK)
     if PDL:
         tl_cuda.gdc_launch_dependents()
     # Weights before the wait: they are on their way while the kernel before this one drains.
-    pointers = w_ptr + rows.to(tl.int64)[:, None] * K
-    tiles = load_rows(pointers, lanes, rows < n_out, K, BLOCK_K)
+    tiles = load_rows(w_ptr, rows, lanes, WIDTH, BLOCK)
+    factors = load_factors(scale_ptr, bias_ptr, rows, INT8, BIAS)
     if GATED:
-        up_tiles = load_rows(pointers + up, lanes, rows < n_out, K, BLOCK_K)
+        up_tiles = load_rows(w_ptr, n_out + rows, lanes, WIDTH, BLOCK)
+        up_factors = load_factors(scale_ptr, bias_ptr, n_out + rows, INT8, BIAS)
     if PDL:
         tl_cuda.gdc_wait()
-    xs = ()
-    for start in tl.static_range(0, K, BLOCK_K):
-        x = tl.load(x_ptr + start + lanes, mask=start + lanes < K, other=0).to(tl.float32)
-        if NORM:
-            if start == 0:
-                squares = x * x
-            else:
-                squares += x * x
-            x *= tl.load(norm_ptr + start + lanes, mask=start + lanes < K, other=0).to(tl.float32)
-        xs = xs + (x,)
+    x = load_vector(x_ptr, lanes, WIDTH, BLOCK)
+    norm = ()
     if NORM:
-        rstd = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
+        norm = load_vector(norm_ptr, lanes, WIDTH, BLOCK)
+    if RESIDUAL:
+        residual = tl.load(residual_ptr + rows)
     if OUTLIERS > 0:
         c = tl.arange(0, BLOCK_OUTLIERS)
         column = tl.load(columns_ptr + c, mask=c < OUTLIERS, other=0)
-        x_outlier = tl.load(x_ptr + column, mask=c < OUTLIERS, other=0).to(tl.float32)
+        x_outlier = number_at(x_ptr, column, c < OUTLIERS, FIXED, dtype)
         if NORM:
-            x_outlier *= tl.load(norm_ptr + column, mask=c < OUTLIERS, other=0).to(tl.float32)
+            x_outlier *= number_at(norm_ptr, column, c < OUTLIERS, FIXED, dtype)
 
     for turn in tl.static_range(ROUNDS):
-        row_mask = rows < n_out
         if turn + 1 < ROUNDS:
-            next_rows = rows + BLOCK_N
-            pointers = w_ptr + next_rows.to(tl.int64)[:, None] * K
-            next_tiles = load_rows(pointers, lanes, next_rows < n_out, K, BLOCK_K)
+            next_rows = tl.minimum(first + (turn + 1) * BLOCK_N, n_out - 1)
+            next_tiles = load_rows(w_ptr, next_rows, lanes, WIDTH, BLOCK)
+            next_factors = load_factors(scale_ptr, bias_ptr, next_rows, INT8, BIAS)
             if GATED:
-                next_up_tiles = load_rows(pointers + up, lanes, next_rows < n_out, K, BLOCK_K)
-        out = multiply_rows(tiles, xs, CHUNKS, FAST)
+                next_up_tiles = load_rows(w_ptr, n_out + next_rows, lanes, WIDTH, BLOCK)
+                next_up_factors = load_factors(scale_ptr, bias_ptr, n_out + next_rows, INT8, BIAS)
+            if RESIDUAL:
+                next_residual = tl.load(residual_ptr + next_rows)
+        if turn == 0:
+            xs, squares = prepare(x, norm, BLOCK, CHUNKS, NORM, FIXED, dtype)
+        out = multiply_rows(tiles, xs, CHUNKS, BLOCK_N, BLOCK, FIXED, FAST) * factors[0]
         if GATED:
-            out_up = multiply_rows(up_tiles, xs, CHUNKS, FAST)
-        if INT8:
-            out *= tl.load(scale_ptr + rows, mask=row_mask, other=0)
-            if GATED:
-                out_up *= tl.load(scale_ptr + n_out + rows, mask=row_mask, other=0)
+            out_up = multiply_rows(up_tiles, xs, CHUNKS, BLOCK_N, BLOCK, FIXED, FAST) * up_factors[0]
         if OUTLIERS > 0:
-            mask = row_mask[:, None] & (c < OUTLIERS)[None, :]
+            mask = (c < OUTLIERS)[None, :]
             o_rows = outlier_ptr + rows[:, None] * OUTLIERS + c[None, :]
             out += tl.sum(tl.load(o_rows, mask=mask, other=0).to(tl.float32) * x_outlier[None, :], axis=1)
             if GATED:
                 o_up = tl.load(o_rows + n_out * OUTLIERS, mask=mask, other=0).to(tl.float32)
                 out_up += tl.sum(o_up * x_outlier[None, :], axis=1)
         if NORM:
+            if turn == 0:
+                rstd = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
             out *= rstd
             if GATED:
                 out_up *= rstd
-        if BIAS:
-            out += tl.load(bias_ptr + rows, mask=row_mask, other=0).to(tl.float32)
-            if GATED:
-                out_up += tl.load(bias_ptr + n_out + rows, mask=row_mask, other=0).to(tl.float32)
+        out += factors[1]
         if GATED:
-            out = silu(out) * out_up
+            out = silu(out) * (out_up + up_factors[1])
         if RESIDUAL:
-            out += tl.load(residual_ptr + rows, mask=row_mask, other=0).to(tl.float32)
-        tl.store(out_ptr + rows, out.to(out_ptr.dtype.element_ty), mask=row_mask)
+            out += residual.to(tl.float32)
+        tl.store(out_ptr + rows, out.to(dtype), mask=first + turn * BLOCK_N < n_out)
         if turn + 1 < ROUNDS:
             rows = next_rows
             tiles = next_tiles
+            factors = next_factors
             if GATED:
                 up_tiles = next_up_tiles
+                up_factors = next_up_factors
+            if RESIDUAL:
+                residual = next_residual

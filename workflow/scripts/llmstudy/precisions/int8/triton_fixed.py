@@ -1,0 +1,102 @@
+"""Triton: products of int8 weights with 16-bit activations in integers.
+
+A chunk of activations becomes fixed-point numbers of 16 bits with a step of its own, x ≈ step · i, |i| <= 32767, and
+``dp2a`` multiplies two of them by two weights in one instruction, exactly. Of the chunk's largest value at most 2⁻¹⁶ is
+lost, where bf16 itself has lost 2⁻⁹ of every value and fp16 2⁻¹²: the sum differs from one in float32 by less than its
+rounding to 16 bits.
+
+Four numbers that lie beside each other are a word: four weights an int32, four activations an int64.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+CHUNK_WORDS = tl.constexpr(4)  # 16 numbers share a step: as many weights as a thread loads at once
+
+
+@triton.jit
+def _larger(a, b):
+    # An activation that is not a number makes the step one, and with it every output.
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def unpack(word, place: tl.constexpr, dtype: tl.constexpr):
+    """Number ``place`` (0–3) of int64 words, float32."""
+    half = (word >> (32 * (place // 2))).to(tl.int32)
+    if dtype == tl.bfloat16:
+        # the upper half of a float32
+        number = (half & -65536 if place % 2 else half << 16).to(tl.float32, bitcast=True)
+    else:
+        number = (half >> (16 * (place % 2))).to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
+    return number
+
+
+@triton.jit
+def number_at(x_ptr, at, mask, WORDS: tl.constexpr, dtype: tl.constexpr):
+    """Numbers ``at`` of a vector, float32; WORDS: the pointer is one to int64 words."""
+    if WORDS:
+        word = tl.load(x_ptr + at // 4, mask=mask, other=0)
+        number = (word >> (at % 4 * 16)).to(tl.int16).to(dtype, bitcast=True)
+    else:
+        number = tl.load(x_ptr + at, mask=mask, other=0)
+    return number.to(tl.float32)
+
+
+@triton.jit
+def _round(x, inverse):
+    # 1.5 · 2²³: the low half of the sum's bits is the rounded product in two's complement.
+    return (x * inverse + 12582912.0).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def to_fixed(x0, x1, x2, x3, WORDS: tl.constexpr):
+    """Activations of WORDS words, number 0–3 of each → int64 words of the four integers, and the steps of the chunks
+    [WORDS // 4]."""
+    CHUNKS: tl.constexpr = WORDS // CHUNK_WORDS
+    LEVELS: tl.constexpr = 32767.0
+    peak = _larger(_larger(tl.abs(x0), tl.abs(x1)), _larger(tl.abs(x2), tl.abs(x3)))
+    peak = tl.reduce(tl.reshape(peak, [CHUNKS, CHUNK_WORDS]), 1, _larger)
+    # A chunk of zeros: whatever integers come out are multiplied by a step of 0.
+    inverse = tl.broadcast_to((LEVELS / peak)[:, None], [CHUNKS, CHUNK_WORDS])
+    inverse = tl.reshape(inverse, [WORDS])
+    low = (_round(x0, inverse) & 0xFFFF) | (_round(x1, inverse) << 16)
+    high = (_round(x2, inverse) & 0xFFFF) | (_round(x3, inverse) << 16)
+    return low.to(tl.int64) & 0xFFFFFFFF | high.to(tl.int64) << 32, peak * (1.0 / LEVELS)
+
+
+@triton.jit
+def dot_words(weights, x, FAST: tl.constexpr):
+    """Sums of four products each: int32 words of int8 weights times int64 words of ``to_fixed``."""
+    if FAST:
+        total = tl.inline_asm_elementwise(
+            asm="""{
+                .reg .b32 low, high;
+                .reg .s32 half;
+                mov.b64 {low, high}, $2;
+                dp2a.lo.s32.s32 half, low, $1, 0;
+                dp2a.hi.s32.s32 $0, high, $1, half;
+            }""",
+            constraints="=r,r,l",
+            args=[weights, x],
+            dtype=tl.int32,
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        total = tl.zeros_like(weights)
+        for place in tl.static_range(4):
+            weight = (weights << (24 - 8 * place)) >> 24
+            total += weight * (x >> (16 * place)).to(tl.int16).to(tl.int32)
+    return total
+
+
+@triton.jit
+def dot_chunks(weights, x, BLOCK_N: tl.constexpr, WORDS: tl.constexpr, FAST: tl.constexpr):
+    """int32 words of weights [BLOCK_N, WORDS] times x of ``to_fixed`` → float32 [BLOCK_N, WORDS // 4]."""
+    words, step = x
+    sums = dot_words(weights, words[None, :], FAST)
+    sums = tl.sum(tl.reshape(sums, [BLOCK_N, WORDS // CHUNK_WORDS, CHUNK_WORDS]), axis=2)
+    return sums.to(tl.float32) * step[None, :]
