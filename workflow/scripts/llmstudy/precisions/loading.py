@@ -77,8 +77,8 @@ def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLi
 
 
 def _give_back(device: str) -> None:
-    """Return what the 16-bit layer took. Kept by the allocator, it would be cut up for the quantised layers to come, and
-    none of its pieces could be freed alone: a fifth more than the weights, once the graph runtime has joined them."""
+    """Return what the 16-bit layer took. Kept by the allocator, it would be cut up for the quantised layers to come and
+    could not be freed piece by piece: a fifth more than the weights, once the graph runtime has joined them."""
     import torch
 
     if torch.device(device).type == "cuda":
