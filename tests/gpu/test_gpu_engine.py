@@ -127,6 +127,38 @@ def test_weights_take_the_memory_of_bitsandbytes_int8():
     assert held(lambda: Int8Linear.from_weight(weight, None)) == pytest.approx(held(theirs), rel=0.02)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_an_activation_that_is_no_number_shows(bad):
+    linear = Int8Linear.from_weight(torch.randn(4096, 4096, device="cuda").bfloat16(), None)
+    x = torch.randn(1, 4096, device="cuda").bfloat16()
+    x[0, 1234] = bad
+    assert not linear(x).isfinite().any()
+
+
+def test_joining_the_projections_leaves_no_holes_in_memory():
+    """What the allocator keeps beside the weights is less than a layer's, though q, k, v and gate, up were copied."""
+    from llmstudy.precisions import LoadRequest, get
+    from llmstudy.runtimes.graph_engine.weights import extract
+    from llmstudy.sources.synthetic import SHAPES as TRUE_SHAPES
+    from llmstudy.sources.synthetic import llama_config, random_tensor
+
+    class Weights:
+        real = False
+
+        def config(self):
+            return llama_config(TRUE_SHAPES["llama-2-13b"] | {"num_hidden_layers": 8})
+
+        def tensor(self, name, shape, dtype, device):
+            return random_tensor(name, tuple(shape), dtype, device, seed=0, deviation=0.02)
+
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    model = get("int8-fused").load(LoadRequest(Weights(), "cuda", "sdpa"))
+    weights = extract(model)
+    layer = sum(part.weight.numel() for part in (weights.layers[0].qkv, weights.layers[0].gate_up))
+    assert torch.cuda.memory_reserved() - torch.cuda.memory_allocated() - before < layer
+
+
 def test_llm_int8_with_outliers_cannot_be_captured():
     pytest.importorskip("bitsandbytes")
     from functools import partial
