@@ -38,7 +38,8 @@ def build(dtype=torch.float32, make_linear=None, **changes):
 
 def generate(model, batch):
     torch.manual_seed(1)
-    ids = torch.randint(3, 997, (batch, PROMPT), device="cuda")
+    # not drawn on the device: its generator stays unusable after a capture that failed
+    ids = torch.randint(3, 997, (batch, PROMPT)).cuda()
     eager = EagerRuntime(model, batch, PROMPT, NEW).generate(ids)
     runtime = GraphRuntime(model, batch, PROMPT, NEW)
     runtime.prepare()

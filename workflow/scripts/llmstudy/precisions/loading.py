@@ -62,9 +62,8 @@ def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLi
             if make_linear and isinstance(module, nn.Linear) and not path.endswith("lm_head"):
                 weight = tensor(f"{path}.weight", module.weight)
                 bias = None if module.bias is None else tensor(f"{path}.bias", module.bias)
-                model.set_submodule(path, make_linear(weight, bias, path))
-                del weight
                 _give_back(request.device)
+                model.set_submodule(path, make_linear(weight, bias, path))
                 continue
             for name, parameter in list(module.named_parameters(recurse=False)):
                 full = f"{path}.{name}" if path else name
@@ -77,8 +76,11 @@ def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLi
 
 
 def _give_back(device: str) -> None:
-    """Return what the 16-bit layer took. Kept by the allocator, it would be cut up for the quantised layers to come and
-    could not be freed piece by piece: a fifth more than the weights, once the graph runtime has joined them."""
+    """Return what drawing or reading a 16-bit weight took beside it, before the quantised one is allocated.
+
+    The allocator would cut the quantised weight out of it, and what is left of such a block cannot be freed while the
+    weight lives: a fifth more than the weights, once the graph runtime has joined some of them and freed the parts.
+    """
     import torch
 
     if torch.device(device).type == "cuda":

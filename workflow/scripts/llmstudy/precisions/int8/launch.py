@@ -82,11 +82,11 @@ SWEPT = {
     (15360, 5120, False): MatvecTile(block_n=4, block_k=2048, warps=4, rounds=2),
     (5120, 5120, False): MatvecTile(block_n=4, block_k=2048, warps=4, rounds=4),
     (13824, 5120, True): MatvecTile(block_n=4, block_k=2048, warps=4, rounds=1),
-    (5120, 13824, False): MatvecTile(block_n=4, block_k=4096, warps=8, rounds=1),
-    (10240, 8192, False): MatvecTile(block_n=4, block_k=8192, warps=8, rounds=2),
-    (8192, 8192, False): MatvecTile(block_n=4, block_k=8192, warps=8, rounds=1),
-    (28672, 8192, True): MatvecTile(block_n=4, block_k=8192, warps=8, rounds=1),
-    (8192, 28672, False): MatvecTile(block_n=2, block_k=8192, warps=16, rounds=4),
+    (5120, 13824, False): MatvecTile(block_n=2, block_k=4096, warps=8, rounds=2),
+    (10240, 8192, False): MatvecTile(block_n=4, block_k=8192, warps=8, rounds=4),
+    (8192, 8192, False): MatvecTile(block_n=2, block_k=8192, warps=4, rounds=2),
+    (28672, 8192, True): MatvecTile(block_n=2, block_k=8192, warps=8, rounds=8),
+    (8192, 28672, False): MatvecTile(block_n=2, block_k=8192, warps=16, rounds=8),
 }
 
 
