@@ -121,6 +121,7 @@ def attention_kernel(
     HEAD_DIM: tl.constexpr,
     SPLITS: tl.constexpr,
     GROUP_BLOCK: tl.constexpr,
+    MERGE_BLOCK: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
     TOKEN_BLOCK: tl.constexpr,
     PDL: tl.constexpr,
@@ -212,17 +213,25 @@ def attention_kernel(
         arrived = tl.atomic_add(arrivals_ptr + tl.program_id(0), 1, sem="acq_rel", scope="gpu")
         if arrived == SPLITS - 1:
             tl.store(arrivals_ptr + tl.program_id(0), 0)
-            s = tl.arange(0, SPLITS)
-            for head in tl.static_range(GROUP):
-                stat_row = (tl.program_id(0) * 2 * GROUP + head) * SPLITS + s
-                # .cg: the other programs' results are in L2, never in this SM's L1
-                peaks = tl.load(stats_ptr + stat_row, cache_modifier=".cg")
-                totals = tl.load(stats_ptr + stat_row + GROUP * SPLITS, cache_modifier=".cg")
-                weight = tl.exp2(peaks - tl.max(peaks, axis=0))
-                rows = ((tl.program_id(0) * GROUP + head) * SPLITS + s)[:, None] * DIM_BLOCK + d[None, :]
-                parts = tl.load(partial_ptr + rows, cache_modifier=".cg")
-                merged = tl.sum(parts * weight[:, None], axis=0) / tl.sum(totals * weight, axis=0)
-                tl.store(out_head + head * HEAD_DIM + d, merged.to(dtype), mask=d_mask)
+            # .cg: the other programs' results are in L2, never in this SM's L1
+            for head in tl.static_range(0, GROUP, MERGE_BLOCK):
+                m = head + tl.arange(0, MERGE_BLOCK)
+                m_mask = m < GROUP
+                head_stats = stats_ptr + (tl.program_id(0) * 2 * GROUP + m) * SPLITS
+                stats_at = head_stats[:, None] + tl.arange(0, SPLITS)[None, :]
+                peaks = tl.load(stats_at, mask=m_mask[:, None], other=0, cache_modifier=".cg")
+                totals = tl.load(stats_at + GROUP * SPLITS, mask=m_mask[:, None], other=1, cache_modifier=".cg")
+                top = tl.max(peaks, axis=1)
+                whole = tl.sum(totals * tl.exp2(peaks - top[:, None]), axis=1)
+                merged = tl.zeros([MERGE_BLOCK, DIM_BLOCK], tl.float32)
+                parts_at = partial_ptr + ((tl.program_id(0) * GROUP + m) * SPLITS)[:, None] * DIM_BLOCK + d[None, :]
+                # All loads in flight at once: nothing in here waits for another thread.
+                for s in tl.static_range(SPLITS):
+                    weight = tl.exp2(tl.load(head_stats + s, mask=m_mask, other=0, cache_modifier=".cg") - top)
+                    part = tl.load(parts_at + s * DIM_BLOCK, mask=m_mask[:, None], other=0, cache_modifier=".cg")
+                    merged += part * weight[:, None]
+                out_at = out_head + m[:, None] * HEAD_DIM + d[None, :]
+                tl.store(out_at, (merged / whole[:, None]).to(dtype), mask=m_mask[:, None] & d_mask[None, :])
 
 
 @triton.jit

@@ -16,6 +16,9 @@ from llmstudy.runtimes.graph_engine.prompt import swiglu
 from llmstudy.runtimes.graph_engine.weights import DenseLinear, LlamaWeights
 
 TOKEN_BLOCK = 32
+# Heads whose partial results the last program of an attention launch merges at once: for more, Triton passes the
+# weights of the parts through shared memory one after the other.
+MERGE_HEADS = 4
 # Programs that an attention launch should have: eight for each of a large GPU's 132 multiprocessors, since each waits
 # for a few dependent loads and little else.
 ATTENTION_PROGRAMS = 1056
@@ -152,6 +155,7 @@ class DecodeStep:
             HEAD_DIM=weights.head_dim,
             SPLITS=self.splits,
             GROUP_BLOCK=self.group_block,
+            MERGE_BLOCK=min(MERGE_HEADS, triton.next_power_of_2(weights.heads // weights.kv_heads)),
             DIM_BLOCK=self.dim_block,
             TOKEN_BLOCK=TOKEN_BLOCK,
             PDL=self.pdl,
