@@ -64,6 +64,8 @@ def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLi
                 bias = None if module.bias is None else tensor(f"{path}.bias", module.bias)
                 _give_back(request.device)
                 model.set_submodule(path, make_linear(weight, bias, path))
+                del weight
+                _give_back(request.device)
                 continue
             for name, parameter in list(module.named_parameters(recurse=False)):
                 full = f"{path}.{name}" if path else name
@@ -76,9 +78,9 @@ def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLi
 
 
 def _give_back(device: str) -> None:
-    """Return what drawing or reading a 16-bit weight took beside it, before the quantised one is allocated.
+    """Return what drawing a 16-bit weight took before the quantised one is allocated, and that weight before the next.
 
-    The allocator would cut the quantised weight out of it, and what is left of such a block cannot be freed while the
+    The allocator would cut quantised weights out of such blocks, and what is left of a block cannot be freed while the
     weight lives: a fifth more than the weights, once the graph runtime has joined some of them and freed the parts.
     """
     import torch
