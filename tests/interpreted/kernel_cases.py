@@ -56,8 +56,10 @@ def test_a_linear_of_awkward_shape(k, tile, m, gated, stored, dtype):
     if gated:
         expected = functional.silu(expected[:, :n]) * expected[:, n:]
     expected = expected + residual.double()
-    out = torch.full((m, n), torch.nan, dtype=dtype)
+    memory = torch.full((m * n + 64,), torch.nan, dtype=dtype)
+    out = memory[: m * n].view(m, n)
     linear(x, operand, out=out, residual=residual, norm=norm, eps=1e-5, gated=gated, tile=TILES[tile])
+    assert memory[m * n :].isnan().all()  # nothing is written past the end
     assert ((out.double() - expected).norm() / expected.norm()).item() < TOLERANCE[dtype]
 
 
@@ -67,6 +69,16 @@ def test_an_activation_that_is_no_number_shows(bad):
     x[0, 37] = bad
     quantized = quantize(torch.randn(9, 64))
     assert not linear(x, LinearOperand(quantized.q, quantized.scale)).isfinite().any()
+
+
+def test_a_norm_in_another_dtype_than_the_activations_is_read_as_what_it_is():
+    torch.manual_seed(0)
+    quantized = quantize(torch.randn(9, 64))
+    x, norm = torch.randn(1, 64).half(), torch.rand(64)
+    normed = x.double() / (x.double().square().mean() + 1e-5).sqrt() * norm.double()
+    expected = normed @ reference_dequantize(quantized, torch.float32).double().T
+    out = linear(x, LinearOperand(quantized.q, quantized.scale), norm=norm, eps=1e-5)
+    assert ((out.double() - expected).norm() / expected.norm()).item() < TOLERANCE[torch.float16]
 
 
 def test_activations_of_zero_give_zero():

@@ -191,7 +191,9 @@ def linear(
     tensors = (operand.weight, scale, bias, columns, outlier, x if residual is None else residual, out)
     options = {"launch_pdl": True} if flags["PDL"] else {}
     if isinstance(tile, MatvecTile):
-        fixed = in_integers(in_features, x.dtype, operand.weight.dtype)
+        # The words of all vectors are taken apart alike.
+        alike = out.dtype == x.dtype and (norm is None or norm.dtype == x.dtype)
+        fixed = alike and in_integers(in_features, x.dtype, operand.weight.dtype)
         normed, norm = norm is not None, x if norm is None else norm
         programs = triton.cdiv(n_out, tile.block_n * tile.rounds)
         matvec_kernel[(programs,)](
