@@ -209,7 +209,9 @@ def test_the_child_ends_with_its_parent(monkeypatch, tmp_path, how):
         time.sleep(60)
         """,
     )
-    code = "import faults, pathlib, sys; from llmstudy.child import run_child; " + (
+    # A test run under nohup ignores the hangup, and so would everything that it starts.
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); " + (
+        "import faults, pathlib, sys; from llmstudy.child import run_child; "
         "run_child(faults.job(), pathlib.Path(sys.argv[1]) / 'log', pathlib.Path(sys.argv[1]))"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ["PYTHONPATH"], *sys.path]))
