@@ -33,17 +33,17 @@ def pick_kernel(x_ptr, at_ptr, out_ptr, COUNT: tl.constexpr, dtype: tl.constexpr
 
 
 @pytest.mark.parametrize(("dtype", "language"), [(torch.float16, tl.float16), (torch.bfloat16, tl.bfloat16)])
-def test_fixed_point_lies_within_half_a_step_and_the_largest_of_a_chunk_is_exact(dtype, language):
+def test_fixed_point_lies_within_half_a_step_and_the_largest_of_a_group_is_exact(dtype, language):
     torch.manual_seed(0)
     x = (torch.randn(4 * WORDS) * torch.logspace(-4, 4, WORDS // 4).repeat_interleave(16)).to(dtype)
     fixed, step = torch.zeros(WORDS, dtype=torch.int64), torch.zeros(WORDS // 4)
     convert_kernel[(1,)](x.view(torch.int64), fixed, step, WORDS, language)
-    chunks = x.double().view(-1, 16)
+    groups = x.double().view(-1, 16)
     integers = fixed.view(torch.int16).view(-1, 16)
-    peak = chunks.abs().amax(1)
+    peak = groups.abs().amax(1)
     torch.testing.assert_close(step.double(), peak / 32767, rtol=1e-6, atol=0)
     assert torch.equal(integers.abs().amax(1), torch.full((WORDS // 4,), 32767, dtype=torch.int16))
-    error = (integers.double() * step.double()[:, None] - chunks).abs()
+    error = (integers.double() * step.double()[:, None] - groups).abs()
     # the product in float32 is off by 2⁻²⁴ of up to 2¹⁵ steps
     assert bool((error <= 0.503 * step.double()[:, None]).all())
 

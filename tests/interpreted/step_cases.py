@@ -23,6 +23,7 @@ PROMPT, NEW = 37, 3
     ("batch", "int8", "splits", "changes"),
     [
         (1, False, 4, {}),
+        (1, False, 4, {"num_key_value_heads": 1}),
         (2, True, 2, {"tie_word_embeddings": True}),
         (1, True, 1, {"num_key_value_heads": 6, "head_dim": 10, "attention_bias": True}),
     ],

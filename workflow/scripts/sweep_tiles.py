@@ -1,6 +1,6 @@
 """Times the tiles of the matrix-vector kernel on the linears of a model, and prints the fastest of each.
 
-    python workflow/scripts/sweep_tiles.py --shape llama-2-13b llama-2-70b --output tiles.json
+    python workflow/scripts/sweep_tiles.py --shape llama-2-7b llama-2-13b llama-2-70b --output tiles.json
 
 ``SWEPT`` in ``precisions/int8/launch.py`` comes from here. A linear is timed as it runs in a decode step: one row, with
 its norm, residual or gate, launched with PDL behind another one of its kind in a captured graph, over more copies of
@@ -24,7 +24,7 @@ import triton
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from llmstudy.precisions.int8.launch import LinearOperand, MatvecTile, choose, linear  # noqa: E402
+from llmstudy.precisions.int8.launch import LinearOperand, MatvecTile, choose, integer_block_k, linear  # noqa: E402
 from llmstudy.sources.synthetic import llama_config  # noqa: E402
 
 CACHE_BYTES = 2**29  # ten times the L2 cache of an H200
@@ -64,13 +64,11 @@ def candidates(one: Linear) -> list[MatvecTile]:
     """Tiles whose weights and activations fit the registers, the present choice first."""
     found = [choose(1, one.n_out, one.in_features, torch.bfloat16, torch.int8, one.gated)]
     for block_n, warps, rounds in product((2, 4, 8), (2, 4, 8, 16), (1, 2, 4, 8)):
-        block_k = 512 * warps  # 16 weights a thread: one load
-        while one.in_features % (2 * block_k) == 0:
-            block_k *= 2
+        block_k = integer_block_k(one.in_features, warps)
         padded = triton.cdiv(one.in_features, block_k) * block_k
         columns = padded / (32 * warps)  # of x, a little more than half a register each; weights lie four to one
         weights = block_n * columns / 4 * (2 if one.gated else 1) * (2 if rounds > 1 else 1)
-        fitting = weights >= 8 and 0.55 * columns + weights <= REGISTERS
+        fitting = 0.55 * columns + weights <= REGISTERS
         if fitting and padded <= 1.25 * one.in_features and block_n * rounds * 132 <= one.n_out:
             found.append(MatvecTile(block_n, block_k, warps, rounds))
     return list(dict.fromkeys(found))

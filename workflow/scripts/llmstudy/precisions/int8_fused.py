@@ -1,4 +1,4 @@
-"""``int8-fused``: per-output-channel absmax int8 weights, 16-bit activations, float32 accumulation.
+"""``int8-fused``: per-output-channel absmax int8 weights, 16-bit activations, sums in float32.
 
 Weights are quantised as they arrive, layer by layer, so loading never holds more than the int8 model and one layer.
 """

@@ -81,7 +81,7 @@ def _give_back(device: str) -> None:
     """Return what drawing a 16-bit weight took before the quantised one is allocated, and that weight before the next.
 
     The allocator would cut quantised weights out of such blocks, and what is left of a block cannot be freed while the
-    weight lives: a fifth more than the weights, once the graph runtime has joined some of them and freed the parts.
+    weight lives: a quarter more than the weights, once the graph runtime has joined some of them and freed the parts.
     """
     import torch
 

@@ -73,7 +73,7 @@ class Tile:
     stages: int
 
 
-# The fastest on an H200 for (outputs, inputs, gated): the linears of Llama 2 7B, 13B and 70B.
+# The fastest on an H200 for (outputs, inputs, gated): the fused linears of Llama 2 7B, 13B and 70B.
 SWEPT = {
     (12288, 4096, False): MatvecTile(block_n=4, block_k=4096, warps=4, rounds=2),
     (4096, 4096, False): MatvecTile(block_n=4, block_k=4096, warps=4, rounds=2),
@@ -98,7 +98,7 @@ def fits(m: int, operand: LinearOperand) -> bool:
 
 
 def in_integers(in_features: int, dtype: torch.dtype, weight_dtype: torch.dtype) -> bool:
-    """Whether the product with one row is computed in integers (``triton_fixed``), in whole chunks of it."""
+    """Whether the product with one row is computed in integers; its groups of 16 must be whole (``triton_fixed``)."""
     return weight_dtype == torch.int8 and dtype.itemsize == 2 and in_features % 16 == 0
 
 
@@ -121,13 +121,19 @@ def choose(m: int, n_out: int, in_features: int, dtype: torch.dtype, weight_dtyp
 
 
 def _integer_tile(n_out: int, in_features: int, gated: bool) -> MatvecTile:
-    """For a shape that was not swept: a thread loads 16 weights at once, and no more columns than it has registers."""
+    """For a shape that was not swept: no more columns a thread than it has registers for."""
     warps = 4 if in_features <= 6144 else 8 if in_features <= 16384 else 16
+    block_n = 4 if in_features <= 8192 and n_out >= 1024 else 2
+    rounds = 1 if gated or n_out < 4096 else 2
+    return MatvecTile(block_n, integer_block_k(in_features, warps), warps, rounds)
+
+
+def integer_block_k(in_features: int, warps: int) -> int:
+    """16 weights a thread, which is one load; twice as many as long as that divides the row."""
     block_k = 512 * warps
     while in_features % (2 * block_k) == 0:
         block_k *= 2
-    block_n = 4 if in_features <= 8192 and n_out >= 1024 else 2
-    return MatvecTile(block_n, block_k, warps, rounds=1 if gated or n_out < 4096 else 2)
+    return block_k
 
 
 def _matvec_tile(n_out: int, in_features: int, itemsize: int, gated: bool) -> MatvecTile:
@@ -165,7 +171,8 @@ def linear(
 ) -> torch.Tensor:
     """``x`` [m, in] contiguous → ``out`` [m, n]; n is half the operand's rows if ``gated`` (gate rows above up rows).
 
-    residual [m, n] is added last. norm [in] is an RMSNorm weight that is applied to x, for one row only.
+    residual [m, n] is added last. norm [in] is an RMSNorm weight that is applied to x, for one row only. out and norm
+    have the dtype of x.
     pdl: the launch may overlap the kernel before it, which must then be one that ends its reads before it returns.
     """
     m, in_features = x.shape
@@ -188,25 +195,27 @@ def linear(
     scale, bias, columns, outlier = (
         x if tensor is None else tensor for tensor in (operand.scale, operand.bias, operand.columns, operand.outlier)
     )
-    tensors = (operand.weight, scale, bias, columns, outlier, x if residual is None else residual, out)
+    tensors = (scale, bias, columns, outlier, x if residual is None else residual, out)
     options = {"launch_pdl": True} if flags["PDL"] else {}
     if isinstance(tile, MatvecTile):
-        # The words of all vectors are taken apart alike.
-        alike = out.dtype == x.dtype and (norm is None or norm.dtype == x.dtype)
-        fixed = alike and in_integers(in_features, x.dtype, operand.weight.dtype)
-        normed, norm = norm is not None, x if norm is None else norm
-        programs = triton.cdiv(n_out, tile.block_n * tile.rounds)
-        matvec_kernel[(programs,)](
-            x.view(torch.int64) if fixed else x,
-            norm.view(torch.int64) if fixed else norm,
-            operand.weight.view(torch.int32) if fixed else operand.weight,
-            *tensors[1:],
+        vectors = [x, x if norm is None else norm]
+        if any(vector.dtype != x.dtype for vector in (*vectors, out)):
+            raise ValueError(f"x {x.dtype}, norm {vectors[1].dtype} and out {out.dtype} must have one dtype")
+        weight = operand.weight
+        fixed = in_integers(in_features, x.dtype, weight.dtype)
+        if fixed:
+            vectors = [vector.view(torch.int64) for vector in vectors]
+            weight = weight.view(torch.int32)
+        matvec_kernel[(triton.cdiv(n_out, tile.block_n * tile.rounds),)](
+            *vectors,
+            weight,
+            *tensors,
             n_out,
             eps,
             **flags,
             FIXED=fixed,
             BLOCK_OUTLIERS=triton.next_power_of_2(max(outliers, 1)),
-            NORM=normed,
+            NORM=norm is not None,
             BLOCK_N=tile.block_n,
             BLOCK_K=tile.block_k,
             ROUNDS=tile.rounds,
@@ -223,6 +232,7 @@ def linear(
         kernel, more = tile_kernel, {}
     kernel[grid](
         x,
+        operand.weight,
         *tensors,
         m,
         n_out,

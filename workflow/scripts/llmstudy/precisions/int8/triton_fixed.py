@@ -1,9 +1,9 @@
 """Triton: products of int8 weights with 16-bit activations in integers.
 
-A chunk of activations becomes fixed-point numbers of 16 bits with a step of its own, x ≈ step · i, |i| <= 32767, and
-``dp2a`` multiplies two of them by two weights in one instruction, exactly. Of the chunk's largest value at most 2⁻¹⁶ is
-lost, where bf16 itself has lost 2⁻⁹ of every value and fp16 2⁻¹²: the sum differs from one in float32 by less than its
-rounding to 16 bits.
+A group of 16 activations becomes fixed-point numbers of 16 bits with a step of its own, x ≈ step · i, |i| <= 32767, and
+``dp2a`` multiplies two of them by two weights in one instruction, exactly. Each loses at most 2⁻¹⁶ of the group's
+largest, of which bf16's rounding has lost up to 2⁻⁹ and fp16's up to 2⁻¹²; a number that is less than 1/128 of the
+largest loses more than its own rounding to bf16 did.
 
 Four numbers that lie beside each other are a word: four weights an int32, four activations an int64.
 """
@@ -13,12 +13,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-CHUNK_WORDS = tl.constexpr(4)  # 16 numbers share a step: as many weights as a thread loads at once
+GROUP_WORDS = tl.constexpr(4)  # 16 numbers share a step: as many weights as a thread loads at once
 
 
 @triton.jit
 def _larger(a, b):
-    # An activation that is not a number makes the step one, and with it every output.
+    # An activation that is not finite makes the step NaN or infinite, and with it every output.
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -35,9 +35,9 @@ def unpack(word, place: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def number_at(x_ptr, at, mask, WORDS: tl.constexpr, dtype: tl.constexpr):
-    """Numbers ``at`` of a vector, float32; WORDS: the pointer is one to int64 words."""
-    if WORDS:
+def number_at(x_ptr, at, mask, FIXED: tl.constexpr, dtype: tl.constexpr):
+    """Numbers ``at`` of a vector, float32; FIXED: the pointer is one to int64 words."""
+    if FIXED:
         word = tl.load(x_ptr + at // 4, mask=mask, other=0)
         number = (word >> (at % 4 * 16)).to(tl.int16).to(dtype, bitcast=True)
     else:
@@ -53,14 +53,14 @@ def _round(x, inverse):
 
 @triton.jit
 def to_fixed(x0, x1, x2, x3, WORDS: tl.constexpr):
-    """Activations of WORDS words, number 0–3 of each → int64 words of the four integers, and the steps of the chunks
+    """Activations of WORDS words, number 0–3 of each → int64 words of the four integers, and the steps of the groups
     [WORDS // 4]."""
-    CHUNKS: tl.constexpr = WORDS // CHUNK_WORDS
+    GROUPS: tl.constexpr = WORDS // GROUP_WORDS
     LEVELS: tl.constexpr = 32767.0
     peak = _larger(_larger(tl.abs(x0), tl.abs(x1)), _larger(tl.abs(x2), tl.abs(x3)))
-    peak = tl.reduce(tl.reshape(peak, [CHUNKS, CHUNK_WORDS]), 1, _larger)
-    # A chunk of zeros: whatever integers come out are multiplied by a step of 0.
-    inverse = tl.broadcast_to((LEVELS / peak)[:, None], [CHUNKS, CHUNK_WORDS])
+    peak = tl.reduce(tl.reshape(peak, [GROUPS, GROUP_WORDS]), 1, _larger)
+    # A group of zeros: whatever integers come out are multiplied by a step of 0.
+    inverse = tl.broadcast_to((LEVELS / peak)[:, None], [GROUPS, GROUP_WORDS])
     inverse = tl.reshape(inverse, [WORDS])
     low = (_round(x0, inverse) & 0xFFFF) | (_round(x1, inverse) << 16)
     high = (_round(x2, inverse) & 0xFFFF) | (_round(x3, inverse) << 16)
@@ -94,9 +94,9 @@ def dot_words(weights, x, FAST: tl.constexpr):
 
 
 @triton.jit
-def dot_chunks(weights, x, BLOCK_N: tl.constexpr, WORDS: tl.constexpr, FAST: tl.constexpr):
+def dot_groups(weights, x, BLOCK_N: tl.constexpr, WORDS: tl.constexpr, FAST: tl.constexpr):
     """int32 words of weights [BLOCK_N, WORDS] times x of ``to_fixed`` → float32 [BLOCK_N, WORDS // 4]."""
     words, step = x
     sums = dot_words(weights, words[None, :], FAST)
-    sums = tl.sum(tl.reshape(sums, [BLOCK_N, WORDS // CHUNK_WORDS, CHUNK_WORDS]), axis=2)
+    sums = tl.sum(tl.reshape(sums, [BLOCK_N, WORDS // GROUP_WORDS, GROUP_WORDS]), axis=2)
     return sums.to(tl.float32) * step[None, :]

@@ -1,9 +1,10 @@
 """Triton: the matrix-vector product of a decode step for one sequence.
 
-Decoding reads each weight once, so the kernel is judged by the share of the memory bandwidth that it reaches. Two
-things decide it: enough loads in flight, and no gap between one kernel and the next. For the second the kernels take
-part in programmatic dependent launch (PDL): a kernel starts while its predecessor drains, loads weights, which no
-kernel writes, and only then waits for the activations.
+Decoding reads each weight once, so the kernel is judged by the share of the memory bandwidth that it reaches. Three
+things decide it: enough loads in flight, few instructions for a weight, and no gap between one kernel and the next. For
+the second int8 weights are multiplied in integers (``triton_fixed``); for the third the kernels take part in
+programmatic dependent launch (PDL): a kernel starts while its predecessor drains, loads weights, which no kernel
+writes, and only then waits for the activations.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import triton.language as tl
 from triton.language.extra import cuda as tl_cuda
 
 from llmstudy.precisions.int8.triton_convert import silu, to_float32
-from llmstudy.precisions.int8.triton_fixed import dot_chunks, number_at, to_fixed, unpack
+from llmstudy.precisions.int8.triton_fixed import dot_groups, number_at, to_fixed, unpack
 
 
 @triton.jit
@@ -86,12 +87,12 @@ def multiply_rows(
     """Dot products of the rows with x, both in chunks; float32 [BLOCK_N]."""
     # The first product starts the sum, not zeros: every later one is then a single multiply-add.
     if FIXED:
-        acc = dot_chunks(tiles[0], xs[0], BLOCK_N, BLOCK, FAST)
+        acc = dot_groups(tiles[0], xs[0], BLOCK_N, BLOCK, FAST)
     else:
         acc = to_float32(tiles[0], FAST) * xs[0][None, :]
     for chunk in tl.static_range(1, CHUNKS):
         if FIXED:
-            acc += dot_chunks(tiles[chunk], xs[chunk], BLOCK_N, BLOCK, FAST)
+            acc += dot_groups(tiles[chunk], xs[chunk], BLOCK_N, BLOCK, FAST)
         else:
             acc += to_float32(tiles[chunk], FAST) * xs[chunk][None, :]
     return tl.sum(acc, axis=1)
@@ -171,6 +172,7 @@ def matvec_kernel(
             if RESIDUAL:
                 next_residual = tl.load(residual_ptr + next_rows)
         if turn == 0:
+            # Here and not before the loop: the second round's weights need not wait for what x becomes.
             xs, squares = prepare(x, norm, BLOCK, CHUNKS, NORM, FIXED, dtype)
         out = multiply_rows(tiles, xs, CHUNKS, BLOCK_N, BLOCK, FIXED, FAST) * factors[0]
         if GATED:

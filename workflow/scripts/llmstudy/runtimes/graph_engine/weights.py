@@ -137,8 +137,7 @@ def _layer(layer: nn.Module) -> Layer:
         down=fuse([mlp.down_proj]),
     )
     if torch.cuda.is_available():
-        # The parts' own tensors are free now. Kept, they would be cut up for the next layer's and leave holes: a third
-        # more than the weights of the 70B shape in int8.
+        # The parts' own tensors are free now. Kept, they would be cut up for the next layer's and leave holes.
         torch.cuda.empty_cache()
     return found
 
