@@ -87,7 +87,7 @@ def test_activations_of_zero_give_zero():
 
 
 def test_a_huge_activation_costs_its_group_of_16_alone():
-    """Its step is 60000 / 32767: 0.01 beside it is lost, in the next group it is whole. One step a row would lose both."""
+    """Its step is 60000 / 32767: 0.01 beside it is lost, but whole in the next group. A step a row would lose both."""
     weight = torch.ones(8, 64)
     weight[:, 3] = 0
     quantized = quantize(weight)
