@@ -36,3 +36,4 @@ def test_the_present_choice_and_others_that_waste_little_are_tried(sweep, shape)
         for tile in others:
             padded = -(-one.in_features // tile.block_k) * tile.block_k
             assert padded <= 1.25 * one.in_features
+            assert tile.block_n * padded >= 16 * 32 * tile.warps  # each thread loads at least 16 weights a round

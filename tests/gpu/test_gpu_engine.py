@@ -138,23 +138,15 @@ def test_an_activation_that_is_no_number_shows(bad):
 
 def test_joining_the_projections_leaves_no_holes_in_memory():
     """What the allocator keeps beside the weights is less than a layer's, though q, k, v and gate, up were copied."""
+    from bench_kernels import RandomWeights
     from llmstudy.precisions import LoadRequest, get
     from llmstudy.runtimes.graph_engine.weights import extract
     from llmstudy.sources.synthetic import SHAPES as TRUE_SHAPES
-    from llmstudy.sources.synthetic import llama_config, random_tensor
 
-    class Weights:
-        real = False
-
-        def config(self):
-            return llama_config(TRUE_SHAPES["llama-2-13b"] | {"num_hidden_layers": 8})
-
-        def tensor(self, name, shape, dtype, device):
-            return random_tensor(name, tuple(shape), dtype, device, seed=0, deviation=0.02)
-
+    shape = TRUE_SHAPES["llama-2-13b"] | {"num_hidden_layers": 8}
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    model = get("int8-fused").load(LoadRequest(Weights(), "cuda", "sdpa"))
+    model = get("int8-fused").load(LoadRequest(RandomWeights(shape), "cuda", "sdpa"))
     weights = extract(model)
     layer = sum(part.weight.numel() for part in (weights.layers[0].qkv, weights.layers[0].gate_up))
     assert torch.cuda.memory_reserved() - torch.cuda.memory_allocated() - before < layer

@@ -34,7 +34,7 @@ WORKLOADS = [(1, 512), (8, 512), (16, 512), (32, 512), (1, 1024), (1, 2048), (1,
 class RandomWeights:
     """Random weights of a shape, drawn on the device and never written; what a precision's ``load`` asks for."""
 
-    shape: str
+    shape: str | dict
     real: bool = False
 
     def config(self):

@@ -62,10 +62,13 @@ def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLi
             if make_linear and isinstance(module, nn.Linear) and not path.endswith("lm_head"):
                 weight = tensor(f"{path}.weight", module.weight)
                 bias = None if module.bias is None else tensor(f"{path}.bias", module.bias)
-                _give_back(request.device)
+                # What drawing took is returned before the quantised weight is allocated, and the 16-bit weight before
+                # the next is. Quantised weights that the allocator cuts out of such blocks pin what is left of them: a
+                # quarter more than the weights, once the graph runtime has joined some and freed the parts.
+                torch.cuda.empty_cache()
                 model.set_submodule(path, make_linear(weight, bias, path))
                 del weight
-                _give_back(request.device)
+                torch.cuda.empty_cache()
                 continue
             for name, parameter in list(module.named_parameters(recurse=False)):
                 full = f"{path}.{name}" if path else name
@@ -75,18 +78,6 @@ def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLi
             _rebuild_rotary(module, request.device)
         model.tie_weights()
     return model.eval()
-
-
-def _give_back(device: str) -> None:
-    """Return what drawing a 16-bit weight took before the quantised one is allocated, and that weight before the next.
-
-    The allocator would cut quantised weights out of such blocks, and what is left of a block cannot be freed while the
-    weight lives: a quarter more than the weights, once the graph runtime has joined some of them and freed the parts.
-    """
-    import torch
-
-    if torch.device(device).type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _rebuild_rotary(module: nn.Module, device: str) -> None:

@@ -52,5 +52,4 @@ class GraphRuntime:
 
     def close(self) -> None:
         self.engine = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()

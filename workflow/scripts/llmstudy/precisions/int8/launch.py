@@ -73,20 +73,23 @@ class Tile:
     stages: int
 
 
-# The fastest on an H200 for (outputs, inputs, gated): the fused linears of Llama 2 7B, 13B and 70B.
+# (outputs, inputs, gated) → (block_n, warps, rounds) of the fastest tile on an H200: the fused linears of Llama 2.
 SWEPT = {
-    (12288, 4096, False): MatvecTile(block_n=4, block_k=4096, warps=4, rounds=2),
-    (4096, 4096, False): MatvecTile(block_n=4, block_k=4096, warps=4, rounds=2),
-    (11008, 4096, True): MatvecTile(block_n=2, block_k=4096, warps=4, rounds=2),
-    (4096, 11008, False): MatvecTile(block_n=2, block_k=4096, warps=8, rounds=8),
-    (15360, 5120, False): MatvecTile(block_n=4, block_k=2048, warps=4, rounds=2),
-    (5120, 5120, False): MatvecTile(block_n=4, block_k=2048, warps=4, rounds=4),
-    (13824, 5120, True): MatvecTile(block_n=4, block_k=2048, warps=4, rounds=1),
-    (5120, 13824, False): MatvecTile(block_n=2, block_k=4096, warps=8, rounds=2),
-    (10240, 8192, False): MatvecTile(block_n=4, block_k=8192, warps=8, rounds=4),
-    (8192, 8192, False): MatvecTile(block_n=2, block_k=8192, warps=4, rounds=2),
-    (28672, 8192, True): MatvecTile(block_n=2, block_k=8192, warps=8, rounds=8),
-    (8192, 28672, False): MatvecTile(block_n=2, block_k=8192, warps=16, rounds=8),
+    # 7B
+    (12288, 4096, False): (4, 4, 2),
+    (4096, 4096, False): (4, 4, 2),
+    (11008, 4096, True): (2, 4, 2),
+    (4096, 11008, False): (2, 8, 8),
+    # 13B
+    (15360, 5120, False): (4, 4, 2),
+    (5120, 5120, False): (4, 4, 4),
+    (13824, 5120, True): (4, 4, 1),
+    (5120, 13824, False): (2, 8, 2),
+    # 70B
+    (10240, 8192, False): (4, 8, 4),
+    (8192, 8192, False): (2, 4, 2),
+    (28672, 8192, True): (2, 8, 8),
+    (8192, 28672, False): (2, 16, 8),
 }
 
 
@@ -106,7 +109,7 @@ def choose(m: int, n_out: int, in_features: int, dtype: torch.dtype, weight_dtyp
     """Kernel and tile for m rows of activations in ``dtype``."""
     if m == 1:
         if in_integers(in_features, dtype, weight_dtype):
-            tile = SWEPT.get((n_out, in_features, gated)) or _integer_tile(n_out, in_features, gated)
+            tile = _integer_tile(n_out, in_features, gated)
         else:
             tile = _matvec_tile(n_out, in_features, weight_dtype.itemsize, gated)
         return replace(tile, block_k=min(tile.block_k, triton.next_power_of_2(in_features)))
@@ -121,10 +124,13 @@ def choose(m: int, n_out: int, in_features: int, dtype: torch.dtype, weight_dtyp
 
 
 def _integer_tile(n_out: int, in_features: int, gated: bool) -> MatvecTile:
-    """For a shape that was not swept: no more columns a thread than it has registers for."""
-    warps = 4 if in_features <= 6144 else 8 if in_features <= 16384 else 16
-    block_n = 4 if in_features <= 8192 and n_out >= 1024 else 2
-    rounds = 1 if gated or n_out < 4096 else 2
+    if (n_out, in_features, gated) in SWEPT:
+        block_n, warps, rounds = SWEPT[n_out, in_features, gated]
+    else:
+        # No more columns a thread than it has registers for.
+        warps = 4 if in_features <= 6144 else 8 if in_features <= 16384 else 16
+        block_n = 4 if in_features <= 8192 and n_out >= 1024 else 2
+        rounds = 1 if gated or n_out < 4096 else 2
     return MatvecTile(block_n, integer_block_k(in_features, warps), warps, rounds)
 
 

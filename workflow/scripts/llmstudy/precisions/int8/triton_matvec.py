@@ -81,20 +81,24 @@ def prepare(
 
 
 @triton.jit
+def multiply(tile, x, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr, FIXED: tl.constexpr, FAST: tl.constexpr):
+    """Products of a tile of weights with a chunk of x, float32; FIXED: summed over groups of 16."""
+    if FIXED:
+        product = dot_groups(tile, x, BLOCK_N, BLOCK, FAST)
+    else:
+        product = to_float32(tile, FAST) * x[None, :]
+    return product
+
+
+@triton.jit
 def multiply_rows(
     tiles, xs, CHUNKS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr, FIXED: tl.constexpr, FAST: tl.constexpr
 ):
     """Dot products of the rows with x, both in chunks; float32 [BLOCK_N]."""
     # The first product starts the sum, not zeros: every later one is then a single multiply-add.
-    if FIXED:
-        acc = dot_groups(tiles[0], xs[0], BLOCK_N, BLOCK, FAST)
-    else:
-        acc = to_float32(tiles[0], FAST) * xs[0][None, :]
+    acc = multiply(tiles[0], xs[0], BLOCK_N, BLOCK, FIXED, FAST)
     for chunk in tl.static_range(1, CHUNKS):
-        if FIXED:
-            acc += dot_groups(tiles[chunk], xs[chunk], BLOCK_N, BLOCK, FAST)
-        else:
-            acc += to_float32(tiles[chunk], FAST) * xs[chunk][None, :]
+        acc += multiply(tiles[chunk], xs[chunk], BLOCK_N, BLOCK, FIXED, FAST)
     return tl.sum(acc, axis=1)
 
 

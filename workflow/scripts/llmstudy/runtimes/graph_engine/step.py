@@ -50,6 +50,7 @@ class DecodeStep:
         group = weights.heads // weights.kv_heads
         self.splits = attention_splits(programs, length)
         self.group_block = max(16, triton.next_power_of_2(group))
+        self.merge_block = min(MERGE_HEADS, triton.next_power_of_2(group))
         self.dim_block = max(16, triton.next_power_of_2(weights.head_dim))
         self.partial = torch.empty(programs, group, self.splits, self.dim_block, dtype=torch.float32, device=device)
         self.stats = torch.empty(programs, 2, group, self.splits, dtype=torch.float32, device=device)
@@ -155,7 +156,7 @@ class DecodeStep:
             HEAD_DIM=weights.head_dim,
             SPLITS=self.splits,
             GROUP_BLOCK=self.group_block,
-            MERGE_BLOCK=min(MERGE_HEADS, triton.next_power_of_2(weights.heads // weights.kv_heads)),
+            MERGE_BLOCK=self.merge_block,
             DIM_BLOCK=self.dim_block,
             TOKEN_BLOCK=TOKEN_BLOCK,
             PDL=self.pdl,

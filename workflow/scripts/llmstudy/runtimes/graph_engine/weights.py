@@ -136,9 +136,8 @@ def _layer(layer: nn.Module) -> Layer:
         gate_up=fuse([mlp.gate_proj, mlp.up_proj]),
         down=fuse([mlp.down_proj]),
     )
-    if torch.cuda.is_available():
-        # The parts' own tensors are free now. Kept, they would be cut up for the next layer's and leave holes.
-        torch.cuda.empty_cache()
+    # The parts' own tensors are free now. Kept, they would be cut up for the next layer's and leave holes.
+    torch.cuda.empty_cache()
     return found
 
 
