@@ -33,7 +33,7 @@ test-gpu: $(VENV)/test.stamp  ## run the tests that need a CUDA device
 	. $(BIN)/activate && pytest -m gpu
 
 bench: $(VENV)/study.stamp  ## time the int8 kernels and the decode loop on this machine
-	. $(BIN)/activate && python workflow/scripts/bench_kernels.py
+	. $(BIN)/activate && python tools/bench_kernels.py
 
 lint: $(VENV)/test.stamp  ## check style
 	. $(BIN)/activate && ruff check . && ruff format --check . && snakefmt --check Snakefile workflow/rules && snakemake --lint

@@ -13,12 +13,14 @@ import hand_made_extras
 import numpy as np
 import pandas as pd
 from hand_made_extras import identity
-from llmstudy.statistics.noise import shared_noise
-from llmstudy.statistics.recommend import recommend
-from llmstudy.statistics.summary import Focus, summarise
-from llmstudy.statistics.verdict import judge
-from llmstudy.tables import capacity, crossover, latency, memory, quality, samples, text
+from llmstudy.tables import capacity, crossover, memory, quality, text
+from llmstudy.tables import generations as samples
+from llmstudy.tables import processes as latency
 from llmstudy.tables.common import read_table, write_table
+from llmstudy.tables.noise import shared_noise
+from llmstudy.tables.recommendation import recommend
+from llmstudy.tables.summarise import Focus, summarise
+from llmstudy.tables.verdict import judge
 
 PROTOCOL = "w1024-s512"
 # protocol → its perplexity over that of the first

@@ -3,8 +3,8 @@
 import pytest
 import tiny
 import torch
-from llmstudy import attention
 from llmstudy.errors import StudyError, Unsupported
+from llmstudy.models import attention
 from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
 

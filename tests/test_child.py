@@ -9,9 +9,11 @@ from importlib import import_module
 
 import faults
 import pytest
-from llmstudy import child, failures, worker
-from llmstudy.child import run_child
 from llmstudy.errors import StudyError, Unsupported
+from llmstudy.runner import child as worker
+from llmstudy.runner import failures
+from llmstudy.runner import parent as child
+from llmstudy.runner.parent import run_child
 
 PIECE = {"workloads": [{"status": "ok", "runs": [1.5]}]}
 

@@ -6,9 +6,9 @@ import pytest
 import tiny
 import yaml
 from llmstudy import config as study_config
-from llmstudy import precisions
 from llmstudy.errors import StudyError
-from llmstudy.precisions.base import Precision
+from llmstudy.models import precisions
+from llmstudy.models.precisions.base import Precision
 
 SHA256 = "0123456789abcdef" * 4
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from llmstudy import dependencies, plan, precisions, runtimes
+from llmstudy import code as dependencies
+from llmstudy import plan, runtimes
 from llmstudy.measure import MODULES as KINDS
+from llmstudy.models import precisions
 from llmstudy.plan import Measurement
 
 LIBRARY = dependencies.ROOT

@@ -147,7 +147,7 @@ def test_tables_of_keys_are_those_of_the_schema():
 
     page = pages.read("config/README.md")
     made = describe_config.insert(page, describe_config.describe(yaml.safe_load(study_config.SCHEMA.read_text())))
-    assert page == made, "run: python workflow/scripts/describe_config.py"
+    assert page == made, "run: python tools/describe_config.py"
 
 
 def test_every_key_of_the_schema_is_explained():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 import yaml
-from llmstudy import figures
+from llmstudy.report import figures
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

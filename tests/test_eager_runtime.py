@@ -5,8 +5,8 @@ import tiny
 import torch
 from llmstudy import runtimes
 from llmstudy.errors import StudyError
-from llmstudy.runtimes import eager
-from llmstudy.runtimes.eager import EagerRuntime
+from llmstudy.runtimes import generate as eager
+from llmstudy.runtimes.generate import EagerRuntime
 
 
 @pytest.fixture(scope="module")

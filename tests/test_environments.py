@@ -70,7 +70,7 @@ def test_conda_and_pip_install_the_same(path, requirements, development):
 
 
 def test_the_advice_to_install_lm_eval_names_its_pin(development):
-    from llmstudy.sources.tasks import PACKAGE
+    from llmstudy.fetch.tasks import PACKAGE
 
     assert PACKAGE.split("==") == ["lm-eval", development["lm-eval"]]
 

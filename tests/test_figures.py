@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import REPOSITORY
-from llmstudy import figures, selection, studies
-from llmstudy.figures import (
+from llmstudy.report import figures, selection
+from llmstudy.report import study as studies
+from llmstudy.report.figures import (
     agreement,
     bandwidth_floor,
     latency,
@@ -80,7 +81,7 @@ def test_every_figure_has_a_caption_and_its_tables_have_modules(name):
 
 
 def test_every_precision_has_a_colour_of_its_own():
-    from llmstudy.precisions import MODULES
+    from llmstudy.models.precisions import MODULES
 
     assert set(MODULES) <= set(style.PRECISIONS)
     assert len(set(style.PRECISIONS.values())) == len(style.PRECISIONS)
@@ -220,7 +221,7 @@ def test_labels_never_overlap_and_keep_their_order():
     ("end", "limit", "told"), [(129, 139, True), (100, 139, False), (139, 139, True), (150, 139, False)]
 )
 def test_a_number_is_not_written_across_the_device_s_limit(end, limit, told):
-    from llmstudy.figures.memory import crosses
+    from llmstudy.report.figures.memory import crosses
 
     assert crosses(end, limit, width=156) is told
 

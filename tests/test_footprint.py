@@ -3,9 +3,9 @@
 import pytest
 import tiny
 import torch
-from llmstudy import precisions
+from llmstudy.fetch.weights import open_weights
 from llmstudy.measure import footprint
-from llmstudy.sources.weights import open_weights
+from llmstudy.models import precisions
 
 HIDDEN, FEED_FORWARD, LAYERS, KV = 64, 128, 2, 32
 # elements of the linears of one layer: q, k, v, o, gate, up, down

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import tiny_llama_config
 from llmstudy.errors import Unsupported
-from llmstudy.precisions.int8.linear import Int8Linear
-from llmstudy.runtimes.eager import EagerRuntime
+from llmstudy.kernels.linear import Int8Linear
+from llmstudy.runtimes.generate import EagerRuntime
 from llmstudy.runtimes.graph import GraphRuntime
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from llmstudy.precisions.int8.linear import Int8Linear, W8A8Linear
-from llmstudy.precisions.int8.quantize import dequantize
+from llmstudy.kernels.linear import Int8Linear, W8A8Linear
+from llmstudy.kernels.quantize import dequantize
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 

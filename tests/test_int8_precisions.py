@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from conftest import tiny_llama_config
-from llmstudy import precisions
 from llmstudy.errors import Unsupported
-from llmstudy.precisions.int8.linear import Int8Linear
-from llmstudy.precisions.int8_fused_outlier import THRESHOLD, find_outlier_columns
+from llmstudy.kernels.linear import Int8Linear
+from llmstudy.models import precisions
+from llmstudy.models.precisions.int8_fused_outlier import THRESHOLD, find_outlier_columns
 from transformers import LlamaForCausalLM
 
 NAMES = ["int8-fused", "int8-fused-outlier", "int8-w8a8"]

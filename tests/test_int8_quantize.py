@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from llmstudy.precisions.int8.quantize import dequantize, quantize, reference_linear
+from llmstudy.kernels.quantize import dequantize, quantize, reference_linear
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

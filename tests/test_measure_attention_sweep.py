@@ -6,7 +6,7 @@ import extra_jobs
 import pytest
 import torch
 from llmstudy.errors import Unsupported
-from llmstudy.measure import attention_sweep
+from llmstudy.measure.diagnostics import attention as attention_sweep
 from llmstudy.measure.flops import causal_attention_flops
 
 

@@ -8,7 +8,8 @@ import tiny
 import torch
 from llmstudy import extras
 from llmstudy.errors import StudyError, Unsupported
-from llmstudy.measure import capacity, memory
+from llmstudy.measure import memory
+from llmstudy.measure.diagnostics import capacity
 
 GIB = 2**30
 WEIGHTS, FIXED, KV, TOKEN = 12.5, 0.3, 4.9e-4, 1.1e-4  # GiB, as in statistics.capacity

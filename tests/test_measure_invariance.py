@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import extra_jobs
 import pytest
 import torch
-from llmstudy.measure import invariance
+from llmstudy.measure.diagnostics import invariance
 
 
 def test_compositions_keep_the_prompt_first_and_share_no_neighbour_between_sets():

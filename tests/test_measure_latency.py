@@ -7,7 +7,8 @@ import pytest
 import tiny
 import torch
 from llmstudy.errors import Unsupported
-from llmstudy.measure import bandwidth, conditions, energy, gpu, latency, measure, prompts
+from llmstudy.measure import bandwidth, conditions, energy, gpu, measure, prompts
+from llmstudy.measure import speed as latency
 from llmstudy.runtimes.base import PrepareInfo, Timeline
 
 WORKLOAD = {"batch": 2, "prompt_tokens": 9, "new_tokens": 4}

@@ -65,7 +65,7 @@ def test_code_does_not_count_as_memory_of_the_model(tiny_weights, tiny_corpus, t
     command = [
         sys.executable,
         "-m",
-        "llmstudy.worker",
+        "llmstudy.runner.child",
         *(str(tmp_path / name) for name in ("job.json", "out.json", ".")),
     ]
     library = os.path.dirname(os.path.dirname(memory.__file__))

@@ -3,7 +3,7 @@
 import extra_jobs
 import pytest
 import torch
-from llmstudy.measure import outliers
+from llmstudy.measure.diagnostics import outliers
 from llmstudy.measure.linears import DecoderLinear
 from torch import nn
 

@@ -5,9 +5,9 @@ from collections import Counter
 import extra_jobs
 import pytest
 import torch
-from llmstudy.measure import profile
+from llmstudy.measure.diagnostics import profile
+from llmstudy.measure.diagnostics.trace import Event, Trace, covered, per_step, record, reduce
 from llmstudy.measure.flops import step_flops
-from llmstudy.measure.trace import Event, Trace, covered, per_step, record, reduce
 
 
 def test_overlapping_intervals_count_once():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from llmstudy.errors import Unsupported
-from llmstudy.measure import sensitivity
+from llmstudy.measure.diagnostics import sensitivity
 from llmstudy.measure.linears import DecoderLinear, decoder_linears
 from torch import nn
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from llmstudy import records, worker
 from llmstudy.errors import StudyError
-from llmstudy.measure import tasks
-from llmstudy.sources import tasks as sources
+from llmstudy.fetch import tasks as sources
+from llmstudy.measure.diagnostics import tasks
+from llmstudy.runner import child as worker
+from llmstudy.runner import record as records
 
 # Lets Python find no lm-eval, as where it is not installed.
 HIDE = """

@@ -200,7 +200,7 @@ def test_jobs_start_in_a_random_but_repeatable_order(study):
 
 @pytest.mark.parametrize("shape", ["llama-2-7b", "llama-2-13b", "llama-2-70b"])
 def test_counted_parameters_are_those_of_the_architecture(shape):
-    from llmstudy.sources.synthetic import llama_config, parameter_shapes
+    from llmstudy.fetch.synthetic import llama_config, parameter_shapes
 
     counted = sum(_product(sizes) for sizes in parameter_shapes(llama_config(shape)).values())
     assert plan.shape_parameters(shape) == counted
@@ -208,7 +208,7 @@ def test_counted_parameters_are_those_of_the_architecture(shape):
 
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"num_key_value_heads": 4, "head_dim": 32}])
 def test_counted_parameters_know_tied_heads_and_odd_head_sizes(changes):
-    from llmstudy.sources.synthetic import llama_config, parameter_shapes
+    from llmstudy.fetch.synthetic import llama_config, parameter_shapes
 
     shape = tiny.SHAPE | changes
     assert plan.shape_parameters(shape) == sum(map(_product, parameter_shapes(llama_config(shape)).values()))

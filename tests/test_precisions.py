@@ -9,10 +9,9 @@ from functools import partial
 import pytest
 import tiny
 import torch
-from llmstudy import precisions
 from llmstudy.errors import StudyError, Unsupported
-from llmstudy.precisions import loading
-from llmstudy.sources.weights import open_weights
+from llmstudy.fetch.weights import open_weights
+from llmstudy.models import loading, precisions
 
 BOTH_WAYS = ["fp32", "fp16", "bf16", "llm-int8", "llm-int8-t0", "nf4", "fp4"]
 IDS = torch.tensor([[5, 9, 200, 31, 77, 8, 19]])
@@ -220,9 +219,9 @@ IMPORTS = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from llmstudy import precisions
+from llmstudy.models import precisions
 from llmstudy.measure.session import Session
-from llmstudy.sources.weights import open_weights
+from llmstudy.fetch.weights import open_weights
 
 weights = open_weights(Path(sys.argv[1]))
 for name in sys.argv[2:]:

@@ -13,7 +13,7 @@ import pages
 import pytest
 import tiny
 import yaml
-from llmstudy import records
+from llmstudy.runner import record as records
 
 README = pages.read("README.md")
 LIBRARY = pages.REPOSITORY / "workflow" / "scripts" / "llmstudy"
@@ -71,7 +71,7 @@ def test_the_added_precision_is_measured(extended_library, tmp_path):
     (tmp_path / "job.json").write_text(json.dumps(told))
     (tmp_path / "artifacts").mkdir()
     files = [str(tmp_path / name) for name in ("job.json", "result.json", "artifacts")]
-    run_python(extended_library, "-m", "llmstudy.worker", *files)
+    run_python(extended_library, "-m", "llmstudy.runner.child", *files)
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["status"], result["reason"]) == ("ok", "")
     stored = result["samples"]["weights"]["linears"]
@@ -182,7 +182,7 @@ def test_every_status_is_explained():
 
 
 def test_columns_and_verdicts_exist():
-    from llmstudy.statistics.columns import SHARED
+    from llmstudy.tables.columns import SHARED
 
     there = texts(LIBRARY / "tables") | texts(LIBRARY / "statistics")
     about = pages.section(README, "Read the results")

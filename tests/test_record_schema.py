@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
-from llmstudy import records
-from llmstudy.child import Outcome
+from llmstudy.runner import record as records
+from llmstudy.runner.parent import Outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = yaml.safe_load((ROOT / "workflow" / "schemas" / "record.schema.yaml").read_text())

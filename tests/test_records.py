@@ -6,8 +6,10 @@ import resource
 
 import faults
 import pytest
-from llmstudy import provenance, records, steps
 from llmstudy.errors import StudyError
+from llmstudy.runner import provenance
+from llmstudy.runner import record as records
+from llmstudy.runner import script as steps
 
 
 @pytest.fixture

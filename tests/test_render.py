@@ -11,13 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import REPOSITORY
-from llmstudy import studies
-from llmstudy.figures import FIGURES
-from llmstudy.rendering import answer, diagrams, machine, markdown, report, speed
-from llmstudy.statistics import columns
-from llmstudy.statistics.phrases import number
-from llmstudy.tables import latency, memory, quality, samples
+from llmstudy.report import answer, diagrams, markdown, speed
+from llmstudy.report import provenance as machine
+from llmstudy.report import render as report
+from llmstudy.report import study as studies
+from llmstudy.report.figures import FIGURES
+from llmstudy.tables import columns, memory, quality
+from llmstudy.tables import generations as samples
+from llmstudy.tables import processes as latency
 from llmstudy.tables import text as text_table
+from llmstudy.tables.phrases import number
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)

@@ -4,8 +4,9 @@ import dataclasses
 
 import hand_made
 import pytest
-from llmstudy import studies
-from llmstudy.rendering import explanations, report
+from llmstudy.report import explanations
+from llmstudy.report import render as report
+from llmstudy.report import study as studies
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pandas as pd
-from llmstudy import studies
-from llmstudy.rendering import findings
+from llmstudy.report import findings
+from llmstudy.report import study as studies
 
 
 def found(**tables):

@@ -7,8 +7,9 @@ import hand_made
 import numpy as np
 import pandas as pd
 import pytest
-from llmstudy import studies
-from llmstudy.rendering import quality, report
+from llmstudy.report import quality
+from llmstudy.report import render as report
+from llmstudy.report import study as studies
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import dataclasses
 
 import hand_made
 import pytest
-from llmstudy import studies
-from llmstudy.rendering import quality
+from llmstudy.report import quality
+from llmstudy.report import study as studies
 
 
 @pytest.fixture(scope="module")

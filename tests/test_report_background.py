@@ -5,7 +5,7 @@ import re
 import jinja2
 import pytest
 from conftest import REPOSITORY
-from llmstudy.ties import TIES
+from llmstudy.report.ties import TIES
 
 REPORT = REPOSITORY / "workflow/report"
 CHAPTERS = sorted((REPORT / "background").glob("*.md.j2"))

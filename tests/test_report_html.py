@@ -16,7 +16,7 @@ import hand_made
 import pytest
 import tiny
 from conftest import REPOSITORY
-from llmstudy.figures import FIGURES, plotting
+from llmstudy.report.figures import FIGURES, plotting
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from llmstudy import slurm, steps
 from llmstudy.errors import StudyError
+from llmstudy.runner import script as steps
+from llmstudy.runner import slurm
 
 RUN = "llmstudy_5a19bf7c-7b1f-4f3c-9d3b-0f2f4b0b7a11"
 
@@ -141,7 +142,7 @@ def test_a_measurement_ends_before_slurm_ends_its_job(answer, monkeypatch):
 
 
 def test_settling_by_hand(answer, tmp_path):
-    script = [sys.executable, REPOSITORY / "workflow/scripts/settle_jobs.py"]
+    script = [sys.executable, REPOSITORY / "tools/settle_jobs.py"]
     answer("squeue", queue(tmp_path))
     shown = subprocess.run([*script, "list"], cwd=tmp_path, capture_output=True, text=True)
     assert shown.stdout.splitlines() == [

@@ -6,8 +6,8 @@ import json
 
 import pytest
 from llmstudy.errors import StudyError
-from llmstudy.sources.corpora import fetch_corpus
-from llmstudy.sources.wikipedia import SHORTEST_ARTICLE, articles, prose
+from llmstudy.fetch.corpora import fetch_corpus
+from llmstudy.fetch.wikipedia import SHORTEST_ARTICLE, articles, prose
 from sources_toolkit import build_wheel
 
 SENTENCE = "The quick brown fox jumps over the lazy dog while seven wizards quickly mix strange potions in a jar."

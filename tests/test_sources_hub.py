@@ -17,8 +17,8 @@ import json, sys, time
 from pathlib import Path
 time.sleep = lambda seconds: None  # the clients wait up to half a minute between tries
 from llmstudy.errors import StudyError
-from llmstudy.sources.corpora import fetch_corpus
-from llmstudy.sources.models import fetch_weights
+from llmstudy.fetch.corpora import fetch_corpus
+from llmstudy.fetch.models import fetch_weights
 entry, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
 fetch = fetch_weights if "context" in entry else fetch_corpus
 try:

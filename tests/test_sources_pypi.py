@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 from llmstudy.errors import StudyError
-from llmstudy.sources.pypi import fetch_member
+from llmstudy.fetch.pypi import fetch_member
 from sources_toolkit import build_wheel
 
 TEXT = b"a line of text\n"

@@ -4,9 +4,9 @@ import json
 
 import pytest
 from llmstudy.errors import StudyError
-from llmstudy.sources import synthetic
-from llmstudy.sources.models import fetch_weights
-from llmstudy.sources.weights import open_weights
+from llmstudy.fetch import synthetic
+from llmstudy.fetch.models import fetch_weights
+from llmstudy.fetch.weights import open_weights
 
 SHAPE = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip

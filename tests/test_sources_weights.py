@@ -8,8 +8,8 @@ import sys
 import pytest
 from conftest import tiny_llama_config
 from llmstudy.errors import StudyError
-from llmstudy.sources.models import fetch_weights
-from llmstudy.sources.weights import open_weights
+from llmstudy.fetch.models import fetch_weights
+from llmstudy.fetch.weights import open_weights
 from sources_toolkit import build_wheel, save_model, write_gguf
 
 

@@ -6,12 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from llmstudy.errors import StudyError
-from llmstudy.statistics.capacity import (
-    capacity_table,
-    fit_memory,
-    measured_frontier,
-    non_negative_least_squares,
-)
+from llmstudy.stats.capacity import capacity_table, fit_memory, measured_frontier, non_negative_least_squares
 
 WEIGHTS, KV, FIXED, ROW, TOKEN, SQUARE = 12.5, 4.9e-4, 0.3, 0.02, 1.1e-4, 3e-8
 WORKLOADS = [(b, p, n) for b in (1, 4, 16) for p, n in ((128, 32), (1024, 32), (4096, 128))]

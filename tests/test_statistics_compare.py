@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from llmstudy.errors import StudyError
-from llmstudy.statistics.compare import compare_studies
+from llmstudy.tables.compare import compare_studies
 
 LIMITS = {"tpot_percent": 5.0, "memory_percent": 2.0, "ppl_percent": 0.5}
 PRECISIONS = ("bf16", "int8", "nf4")

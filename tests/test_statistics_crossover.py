@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from llmstudy.statistics.crossover import cross_over, cross_overs
+from llmstudy.stats.crossover import cross_over, cross_overs
 
 GRID = [1, 2, 4, 8, 16, 32]
 

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from llmstudy.statistics.latency import Noise, pooled_noise, process_interval, ratio, same_against_same
-from llmstudy.statistics.multiplicity import holm
-from llmstudy.statistics.noise import shared_noise
-from llmstudy.statistics.steady import SteadyState
-from llmstudy.statistics.student import critical_value, two_sided_p
+from llmstudy.measure.steady import SteadyState
+from llmstudy.stats.multiplicity import holm
+from llmstudy.stats.processes import Noise, pooled_noise, process_interval, ratio, same_against_same
+from llmstudy.stats.student import critical_value, two_sided_p
+from llmstudy.tables.noise import shared_noise
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from llmstudy.statistics.proportions import mcnemar_exact, paired_change, wilson
+from llmstudy.stats.proportions import mcnemar_exact, paired_change, wilson
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from llmstudy.statistics.bootstrap import bootstrap_mean, document_blocks
-from llmstudy.statistics.conventions import conventions, count_bytes, count_words
-from llmstudy.statistics.divergence import agreement, summarise_kl, summarise_true_token
-from llmstudy.statistics.paired import compare_nll, perplexity
-from llmstudy.statistics.percentile import percentile_if_supported
-from llmstudy.statistics.text import (
+from llmstudy.stats.bootstrap import bootstrap_mean, document_blocks
+from llmstudy.stats.conventions import conventions, count_bytes, count_words
+from llmstudy.stats.divergence import agreement, summarise_kl, summarise_true_token
+from llmstudy.stats.paired import compare_nll, perplexity
+from llmstudy.stats.percentile import percentile_if_supported
+from llmstudy.stats.text import (
     agreement_curve,
     distinct_n,
     exact_match,

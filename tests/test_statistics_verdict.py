@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from llmstudy.errors import StudyError
-from llmstudy.statistics.noise import shared_noise
-from llmstudy.statistics.phrases import percent
-from llmstudy.statistics.recommend import recommend
-from llmstudy.statistics.summary import Focus, summarise
-from llmstudy.statistics.verdict import judge
+from llmstudy.tables.noise import shared_noise
+from llmstudy.tables.phrases import percent
+from llmstudy.tables.recommendation import recommend
+from llmstudy.tables.summarise import Focus, summarise
+from llmstudy.tables.verdict import judge
 
 REFERENCE = {"m": "bf16"}
 SMALLEST = {"tpot": 3.0, "memory": 3.0, "ppl": 0.5}

@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from llmstudy import records
-from llmstudy.statistics.columns import SHARED
-from llmstudy.tables import latency, memory, quality, samples, summary, text
+from llmstudy.runner import record as records
+from llmstudy.tables import generations as samples
+from llmstudy.tables import memory, quality, summary, text
+from llmstudy.tables import processes as latency
+from llmstudy.tables.columns import SHARED
 from llmstudy.tables.common import read_table
 
 GIB = 2**30

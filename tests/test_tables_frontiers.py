@@ -5,9 +5,9 @@ import json
 import extra_jobs
 import pandas as pd
 import pytest
-from llmstudy.provenance import device_memory_gib
+from llmstudy.runner.provenance import device_memory_gib
 from llmstudy.tables import capacity, crossover
-from llmstudy.tables.latency import COLUMNS as LATENCY
+from llmstudy.tables.processes import COLUMNS as LATENCY
 
 WHERE = {
     "study": "s",

@@ -7,7 +7,7 @@ import extra_jobs
 import numpy as np
 import pandas as pd
 import pytest
-from llmstudy.statistics.multiplicity import holm
+from llmstudy.stats.multiplicity import holm
 from llmstudy.tables import tasks
 from llmstudy.tables.common import read_table
 

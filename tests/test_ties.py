@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from llmstudy.errors import StudyError
-from llmstudy.ties import MISSING, TIES, sentence
+from llmstudy.report.ties import MISSING, TIES, sentence
 
 SEVEN_B = {"study": "h200", "model": "llama-7b", "weights": "synthetic", "device": "NVIDIA H200"}
 SMALL_GPU = {"study": "h200", "model": "smol", "weights": "real", "device": "NVIDIA H200"}

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import faults
 import pytest
-from llmstudy import measure, turn
-from llmstudy.child import LIBRARY, run_child
+from llmstudy import measure
+from llmstudy.runner import gpu_lock as turn
+from llmstudy.runner.parent import LIBRARY, run_child
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from llmstudy.turn import locked
+from llmstudy.runner.gpu_lock import locked
 with locked(Path(sys.argv[1]), alone=sys.argv[2] == "alone"):
     print("held", flush=True)
     sys.stdin.readline()

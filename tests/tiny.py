@@ -67,7 +67,7 @@ def save_model(folder: Path, seed: int = 0, **changes):
 
 def fetch(source: dict[str, Any], folder: Path, name: str = "tiny") -> Path:
     """Fetch a source as the rule does, so that ``folder`` has its SOURCE.json; returns ``folder``."""
-    from llmstudy.sources.models import fetch_weights
+    from llmstudy.fetch.models import fetch_weights
 
     fetch_weights({"name": name, "source": source, "context": None, "license": None}, folder, folder / "downloads")
     return folder

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import tiny_llama_config
 from llmstudy.errors import Unsupported
-from llmstudy.precisions.int8.linear import Int8Linear, W8A8Linear
-from llmstudy.runtimes.eager import EagerRuntime
+from llmstudy.kernels.linear import Int8Linear, W8A8Linear
+from llmstudy.runtimes.generate import EagerRuntime
 from llmstudy.runtimes.graph import GraphRuntime
 from torch import nn
 from transformers import LlamaForCausalLM
@@ -139,9 +139,9 @@ def test_an_activation_that_is_no_number_shows(bad):
 def test_joining_the_projections_leaves_no_holes_in_memory():
     """What the allocator keeps beside the weights is less than a layer's, though q, k, v and gate, up were copied."""
     from bench_kernels import RandomWeights
-    from llmstudy.precisions import LoadRequest, get
-    from llmstudy.runtimes.graph_engine.weights import extract
-    from llmstudy.sources.synthetic import SHAPES as TRUE_SHAPES
+    from llmstudy.fetch.synthetic import SHAPES as TRUE_SHAPES
+    from llmstudy.models.precisions import LoadRequest, get
+    from llmstudy.runtimes.engine.weights import extract
 
     shape = TRUE_SHAPES["llama-2-13b"] | {"num_hidden_layers": 8}
     torch.cuda.empty_cache()
@@ -156,7 +156,7 @@ def test_llm_int8_with_outliers_cannot_be_captured():
     pytest.importorskip("bitsandbytes")
     from functools import partial
 
-    from llmstudy.precisions.llm_int8 import make_linear
+    from llmstudy.models.precisions.llm_int8 import make_linear
 
     model = build(torch.float16, partial(make_linear, name="", threshold=6.0), **SHAPES["head-64-tied"])
     with pytest.raises(Unsupported, match="cannot be captured"):

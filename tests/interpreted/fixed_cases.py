@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 import triton_on_numpy  # noqa: F401
-from llmstudy.precisions.int8.triton_fixed import dot_words, number_at, to_fixed, unpack
+from llmstudy.kernels.fixed import dot_words, number_at, to_fixed, unpack
 
 WORDS = 64
 

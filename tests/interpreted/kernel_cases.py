@@ -5,17 +5,9 @@ import itertools
 import pytest
 import torch
 import triton_on_numpy  # noqa: F401
-from llmstudy.precisions.int8.launch import (
-    LinearOperand,
-    MatvecTile,
-    RowsTile,
-    Tile,
-    choose,
-    dequantize,
-    linear,
-)
-from llmstudy.precisions.int8.quantize import dequantize as reference_dequantize
-from llmstudy.precisions.int8.quantize import quantize
+from llmstudy.kernels.launch import LinearOperand, MatvecTile, RowsTile, Tile, choose, dequantize, linear
+from llmstudy.kernels.quantize import dequantize as reference_dequantize
+from llmstudy.kernels.quantize import quantize
 from torch.nn import functional
 
 TILES = {

@@ -6,13 +6,13 @@ import pytest
 import torch
 import triton_on_numpy  # noqa: F401
 from conftest import tiny_llama_config
-from llmstudy.precisions.int8.linear import INT_MM_ROWS, Int8Linear, W8A8Linear
-from llmstudy.runtimes.eager import EagerRuntime
-from llmstudy.runtimes.graph_engine import step as step_module
-from llmstudy.runtimes.graph_engine.forward import last_logits
-from llmstudy.runtimes.graph_engine.prompt import run_prompt
-from llmstudy.runtimes.graph_engine.step import DecodeStep, attention_warps, operand_of
-from llmstudy.runtimes.graph_engine.weights import extract
+from llmstudy.kernels.linear import INT_MM_ROWS, Int8Linear, W8A8Linear
+from llmstudy.runtimes.engine import step as step_module
+from llmstudy.runtimes.engine.forward import last_logits
+from llmstudy.runtimes.engine.prompt import run_prompt
+from llmstudy.runtimes.engine.step import DecodeStep, attention_warps, operand_of
+from llmstudy.runtimes.engine.weights import extract
+from llmstudy.runtimes.generate import EagerRuntime
 from torch import nn
 from transformers import LlamaForCausalLM
 

@@ -229,7 +229,7 @@ def test_ctrl_c_then_sigkill_then_restart(cluster, sample, tmp_path):
     cancelled = cluster.jobs(folder)
     assert [job.state for job in cancelled] == ["CANCELLED"] * 2
     assert not any((folder / target).exists() for target in targets)
-    left = cluster.run("pgrep", "--full", "llmstudy.worker").stdout.split()
+    left = cluster.run("pgrep", "--full", "llmstudy.runner.child").stdout.split()
     assert not left  # the measuring processes went with their jobs
 
     head = cluster.start(*study, folder=folder, output=tmp_path / "killed.log")
@@ -247,7 +247,7 @@ def test_ctrl_c_then_sigkill_then_restart(cluster, sample, tmp_path):
     assert "still in SLURM's queue: 2" in told
     assert len(cluster.jobs(folder)) == 4
 
-    settled = cluster.run(sys.executable, "workflow/scripts/settle_jobs.py", "wait", "--interval", "1", folder=folder)
+    settled = cluster.run(sys.executable, "tools/settle_jobs.py", "wait", "--interval", "1", folder=folder)
     assert settled.returncode == 0, settled.stdout
     assert sum((folder / target).exists() for target in targets) == 2
     again = cluster.run(*study, folder=folder)
@@ -266,7 +266,7 @@ def test_settling_by_cancelling(cluster, sample, tmp_path):
     signal_command(head, signal.SIGKILL)
     head.wait(timeout=30)
     elsewhere = checkout(tmp_path / "elsewhere", sample)
-    script = (sys.executable, "workflow/scripts/settle_jobs.py")
+    script = (sys.executable, "tools/settle_jobs.py")
     assert "no jobs" in cluster.run(*script, "list", folder=elsewhere).stdout
     settled = cluster.run(*script, "cancel", "--interval", "1", folder=folder)
     assert settled.returncode == 0, settled.stdout

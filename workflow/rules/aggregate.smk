@@ -28,7 +28,7 @@ localrules:
 
 rule aggregate_latency:
     input:
-        library=dependencies.files("tables.latency"),
+        library=dependencies.files("tables.processes"),
         records=records("latency"),
     output:
         report(
@@ -88,7 +88,7 @@ rule aggregate_quality:
 
 rule aggregate_samples:
     input:
-        library=dependencies.files("tables.samples"),
+        library=dependencies.files("tables.generations"),
         records=records("samples"),
     output:
         report(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
-from llmstudy import dependencies, extras, plan, slurm
+from llmstudy import code as dependencies, extras, plan
+from llmstudy.runner import slurm
 from llmstudy import config as study_config
 from llmstudy.errors import StudyError
 from snakemake.exceptions import WorkflowError

@@ -19,7 +19,7 @@ STEPS:
 
 from glob import glob
 
-from llmstudy import figures
+from llmstudy.report import figures
 
 
 localrules:
@@ -69,7 +69,7 @@ for figure, entry in FIGURES.items():
         name:
             f"plot_{figure}"
         input:
-            library=dependencies.files(f"figures.{figure}", "figures.plotting"),
+            library=dependencies.files(f"report.figures.{figure}", "report.figures.plotting"),
             tables=expand(f"{RESULTS}/{{table}}.csv", table=entry.tables),
             provenance=f"{RESULTS}/provenance.json",
         output:
@@ -93,7 +93,7 @@ for figure, entry in FIGURES.items():
 
 rule render_report:
     input:
-        library=dependencies.files("rendering.report", *(f"figures.{figure}" for figure in FIGURES)),
+        library=dependencies.files("report.render", *(f"report.figures.{figure}" for figure in FIGURES)),
         templates=glob("workflow/report/**/*.j2", recursive=True),
         captions=glob("workflow/report/captions/*.rst"),
         tables=expand(f"{RESULTS}/{{table}}.csv", table=TABLES),

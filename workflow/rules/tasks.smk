@@ -24,7 +24,7 @@ localrules:
 
 rule fetch_tasks:
     input:
-        library=dependencies.files("sources.tasks"),
+        library=dependencies.files("fetch.tasks"),
         files=task_files(),
     output:
         "resources/tasks/{study}.json",

@@ -22,7 +22,7 @@ localrules:
 
 rule fetch_weights:
     input:
-        library=dependencies.files("sources.models"),
+        library=dependencies.files("fetch.models"),
     output:
         "resources/models/{model}/SOURCE.json",
     log:
@@ -39,7 +39,7 @@ rule fetch_weights:
 
 rule fetch_corpus:
     input:
-        library=dependencies.files("sources.corpora"),
+        library=dependencies.files("fetch.corpora"),
     output:
         "resources/corpora/{corpus}/text.jsonl",
     log:

@@ -3,7 +3,7 @@
 from importlib import import_module
 from pathlib import Path
 
-from llmstudy import steps
+from llmstudy.runner import script as steps
 
 with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
     table = import_module(f"llmstudy.tables.{snakemake.wildcards.extra}")  # noqa: F821

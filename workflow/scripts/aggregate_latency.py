@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from llmstudy import steps
-from llmstudy.tables import latency
+from llmstudy.runner import script as steps
+from llmstudy.tables import processes as latency
 
 with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
     latency.write(snakemake.input.records, Path(snakemake.output[0]))  # noqa: F821

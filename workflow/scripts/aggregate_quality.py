@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from llmstudy import steps
+from llmstudy.runner import script as steps
 from llmstudy.tables import quality
 
 with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it

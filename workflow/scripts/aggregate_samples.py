@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from llmstudy import steps
-from llmstudy.tables import samples
+from llmstudy.runner import script as steps
+from llmstudy.tables import generations as samples
 
 with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
     samples.write(snakemake.input.records, snakemake.params.reference, Path(snakemake.output[0]))  # noqa: F821

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from llmstudy import steps
 from llmstudy.errors import StudyError
+from llmstudy.runner import script as steps
 
 with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
     failures = Path(snakemake.input.failures).read_text().splitlines()  # noqa: F821

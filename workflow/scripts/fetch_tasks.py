@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from llmstudy import steps
-from llmstudy.sources import tasks
+from llmstudy.fetch import tasks
+from llmstudy.runner import script as steps
 
 with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
     told = snakemake.params.tasks  # noqa: F821

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from llmstudy import steps
-from llmstudy.figures import plotting
+from llmstudy.report.figures import plotting
+from llmstudy.runner import script as steps
 
 with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
     plotting.plot(

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from llmstudy import steps
-from llmstudy.rendering import report
+from llmstudy.report import render as report
+from llmstudy.runner import script as steps
 
 with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
     report.write(

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llmstudy import attention, precisions, runtimes
+from llmstudy import runtimes
 from llmstudy.errors import StudyError
-from llmstudy.sources.synthetic import SHAPES
+from llmstudy.fetch.synthetic import SHAPES
+from llmstudy.models import attention, precisions
 
 COMPARISONS = "comparisons"
 CONTEXT = "max_position_embeddings"

@@ -18,8 +18,9 @@ from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
-from llmstudy import attention, plan
+from llmstudy import plan
 from llmstudy.errors import StudyError
+from llmstudy.models import attention
 from llmstudy.plan import Measurement
 
 # What needs real weights: random ones have no outliers like a trained model's, and no loss worth comparing.

@@ -10,10 +10,12 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
-from llmstudy import dependencies, precisions, runtimes
+from llmstudy import code as dependencies
+from llmstudy import runtimes
+from llmstudy.fetch.synthetic import SHAPES
 from llmstudy.measure import MODULES
 from llmstudy.measure.stream import protocol_name
-from llmstudy.sources.synthetic import SHAPES
+from llmstudy.models import precisions
 
 GIB = 2**30
 # What every study measures; ``extras`` has the others.
@@ -167,10 +169,10 @@ def _settings(config: dict, model: dict, kind: str) -> dict:
 def library_files(measurement: Measurement) -> list[str]:
     """The library files that a measurement runs through."""
     return dependencies.files(
-        "steps",
-        "worker",
+        "runner.script",
+        "runner.child",
         f"measure.{MODULES[measurement.kind]}",
-        f"precisions.{precisions.MODULES[measurement.precision]}",
+        f"models.precisions.{precisions.MODULES[measurement.precision]}",
         f"runtimes.{runtimes.MODULES[measurement.runtime][0]}",
     )
 

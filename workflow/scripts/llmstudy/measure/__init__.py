@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING
 from llmstudy.errors import StudyError
 
 if TYPE_CHECKING:
+    from llmstudy.fetch.weights import Weights
     from llmstudy.measure.session import Session
-    from llmstudy.sources.weights import Weights
 
 # kind of record → module of this package
 MODULES = {
-    "latency": "latency",
+    "latency": "speed",
     "memory": "memory",
     "quality": "quality",
     "reference": "reference",
-    "samples": "generation",
-    "outliers": "outliers",
+    "samples": "generations",
+    "outliers": "diagnostics.outliers",
     "sweep": "sweep",
-    "sensitivity": "sensitivity",
-    "invariance": "invariance",
-    "profile": "profile",
-    "attention": "attention_sweep",
-    "tasks": "tasks",
-    "capacity": "capacity",
+    "sensitivity": "diagnostics.sensitivity",
+    "invariance": "diagnostics.invariance",
+    "profile": "diagnostics.profile",
+    "attention": "diagnostics.attention",
+    "tasks": "diagnostics.tasks",
+    "capacity": "diagnostics.capacity",
 }
 
 

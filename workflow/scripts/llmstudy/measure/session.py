@@ -11,11 +11,12 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 
-from llmstudy import attention, precisions, provenance
 from llmstudy.errors import StudyError, Unsupported
-from llmstudy.failures import attempted
+from llmstudy.fetch.weights import open_weights
 from llmstudy.measure.prompts import calibration_ids
-from llmstudy.sources.weights import open_weights
+from llmstudy.models import attention, precisions
+from llmstudy.runner import provenance
+from llmstudy.runner.failures import attempted
 
 SEED = 20230227  # torch's generators start from here in every measuring process
 

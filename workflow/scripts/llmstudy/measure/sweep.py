@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from llmstudy import runtimes
-from llmstudy.measure.latency import run_once
 from llmstudy.measure.prompts import prompt_batch
 from llmstudy.measure.quality import Reference, measure_protocol, replace_arrays
 from llmstudy.measure.session import Session, log
+from llmstudy.measure.speed import run_once
 from llmstudy.measure.stream import protocol_name, token_stream
-from llmstudy.precisions import llm_int8
+from llmstudy.models.precisions import llm_int8
 
 
 def measure(session: Session) -> dict:

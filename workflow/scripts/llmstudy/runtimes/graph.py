@@ -11,8 +11,8 @@ import time
 import torch
 
 from llmstudy.runtimes.base import PrepareInfo, Timeline
-from llmstudy.runtimes.graph_engine.cpu import CpuEngine
-from llmstudy.runtimes.graph_engine.weights import extract
+from llmstudy.runtimes.engine.cpu import CpuEngine
+from llmstudy.runtimes.engine.weights import extract
 
 
 class GraphRuntime:
@@ -30,7 +30,7 @@ class GraphRuntime:
         begin = time.perf_counter()
         weights = extract(self.model)
         if weights.device.type == "cuda":
-            from llmstudy.runtimes.graph_engine.cuda import CudaEngine
+            from llmstudy.runtimes.engine.cuda import CudaEngine
 
             self.engine = CudaEngine(weights, *self.shape)
             self.engine.capture()

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from llmstudy.measure.flops import causal_attention_flops
-from llmstudy.statistics.columns import SHARED
+from llmstudy.tables.columns import SHARED
 from llmstudy.tables.common import identity, read_records, write_table
 
 VALUE_BYTES = 2  # inputs are bf16

@@ -18,9 +18,9 @@ from pathlib import Path
 import pandas as pd
 
 from llmstudy.errors import StudyError
-from llmstudy.provenance import device_memory_gib
-from llmstudy.statistics.capacity import capacity_table, fit_memory, measured_frontier
-from llmstudy.statistics.columns import CONFIGURATION, IDENTITY, SHARED
+from llmstudy.runner.provenance import device_memory_gib
+from llmstudy.stats.capacity import capacity_table, fit_memory, measured_frontier
+from llmstudy.tables.columns import CONFIGURATION, IDENTITY, SHARED
 from llmstudy.tables.common import read_records, read_table, write_table
 
 PREDICTED = ["context_tokens", "largest_batch", "fits_gib", "first_too_large", "too_large_gib"]

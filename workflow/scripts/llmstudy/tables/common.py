@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from llmstudy import records
 from llmstudy.files import atomic_write
-from llmstudy.statistics.columns import IDENTITY
+from llmstudy.runner import record as records
+from llmstudy.tables.columns import IDENTITY
 
 TEXT = ("reason", "flags", "text", "reference_text")
 GIB = 2**30

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmstudy.errors import StudyError
 from llmstudy.files import atomic_write
-from llmstudy.statistics.compare import compare_studies
+from llmstudy.tables.compare import compare_studies
 
 
 def write(baseline: str | None, candidate: str | None, limits: dict, table: Path, failures: Path) -> None:

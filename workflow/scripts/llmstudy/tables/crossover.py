@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from llmstudy.statistics.columns import SHARED, WORKLOAD
-from llmstudy.statistics.crossover import cross_overs
+from llmstudy.stats.crossover import cross_overs
+from llmstudy.tables.columns import SHARED, WORKLOAD
 from llmstudy.tables.common import identity, read_records, read_table, write_table
 
 FOUND = ["reference", "along", "quantity", "kind", "x", "low", "high", "changes", "text"]

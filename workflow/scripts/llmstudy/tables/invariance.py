@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmstudy.statistics.columns import SHARED
+from llmstudy.tables.columns import SHARED
 from llmstudy.tables.common import identity, read_records, write_table
 
 MEASURED = ["batch", "neighbours", "max_abs_delta_logit", "mean_abs_delta_logit", "top1_changes"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmstudy.statistics.columns import SHARED, WORKLOAD
+from llmstudy.tables.columns import SHARED, WORKLOAD
 from llmstudy.tables.common import GIB, identity, planned_workloads, read_records, write_table
 
 COMPONENTS = ("embeddings", "linears", "norms", "head", "other")

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from llmstudy.measure.stream import protocol_name
-from llmstudy.statistics.columns import SHARED
-from llmstudy.statistics.conventions import conventions
-from llmstudy.statistics.divergence import agreement, summarise_kl, summarise_true_token
-from llmstudy.statistics.paired import compare_nll, perplexity
+from llmstudy.stats.conventions import conventions
+from llmstudy.stats.divergence import agreement, summarise_kl, summarise_true_token
+from llmstudy.stats.paired import compare_nll, perplexity
+from llmstudy.tables.columns import SHARED
 from llmstudy.tables.common import identity, read_records, write_table
 
 COLUMNS = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmstudy.statistics.columns import SHARED
+from llmstudy.tables.columns import SHARED
 from llmstudy.tables.common import identity, read_records, write_table
 
 ALL = "all"

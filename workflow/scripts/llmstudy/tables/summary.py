@@ -7,11 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from llmstudy.files import atomic_write
-from llmstudy.statistics.noise import shared_noise
-from llmstudy.statistics.recommend import recommend
-from llmstudy.statistics.summary import Focus, summarise
-from llmstudy.statistics.verdict import judge
 from llmstudy.tables.common import read_table
+from llmstudy.tables.noise import shared_noise
+from llmstudy.tables.recommendation import recommend
+from llmstudy.tables.summarise import Focus, summarise
+from llmstudy.tables.verdict import judge
 
 
 def write(folder: Path, focus: dict[str, dict], limits: dict, smallest: dict) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean, median
 
-from llmstudy.statistics.columns import SHARED, WORKLOAD
+from llmstudy.tables.columns import SHARED, WORKLOAD
 from llmstudy.tables.common import identity, read_records, write_table
 from llmstudy.tables.quality import COLUMNS as QUALITY
 from llmstudy.tables.quality import Arrays, distances, perplexities

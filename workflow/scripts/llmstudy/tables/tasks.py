@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llmstudy.statistics.columns import SHARED
-from llmstudy.statistics.estimate import CONFIDENCE
-from llmstudy.statistics.multiplicity import holm
-from llmstudy.statistics.proportions import paired_change, wilson
+from llmstudy.stats.estimate import CONFIDENCE
+from llmstudy.stats.multiplicity import holm
+from llmstudy.stats.proportions import paired_change, wilson
+from llmstudy.tables.columns import SHARED
 from llmstudy.tables.common import identity, read_records, write_table
 
 COLUMNS = [

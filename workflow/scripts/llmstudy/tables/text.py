@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from llmstudy.statistics.columns import SHARED
-from llmstudy.statistics.text import agreement_curve, exact_match, median_divergence
+from llmstudy.stats.text import agreement_curve, exact_match, median_divergence
+from llmstudy.tables.columns import SHARED
 from llmstudy.tables.common import read_table, write_table
 
 POSITIONS = (8, 16, 32, 64)

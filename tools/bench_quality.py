@@ -1,0 +1,123 @@
+"""Is quality evaluation limited by the model? Its tokens/s against a bare forward pass over the same windows.
+
+    python tools/bench_quality.py resources/models/<model> resources/corpora/<corpus>
+
+Both run alternately in one process, so that a machine that slows down slows both. Quality is timed twice: NLL alone,
+and with KL divergence and agreement against a kept reference, which also reads that reference from disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
+
+from llmstudy.measure import reference  # noqa: E402
+from llmstudy.measure.quality import Reference, measure_protocol  # noqa: E402
+from llmstudy.measure.session import Session, resolve_device  # noqa: E402
+from llmstudy.measure.stream import TokenStream, token_stream, windows  # noqa: E402
+
+TARGET = 0.9
+
+
+def main() -> None:
+    """Print one line per way of evaluating."""
+    options = parse()
+    with tempfile.TemporaryDirectory(prefix="bench-quality-") as folder:
+        session = session_of(options, Path(folder))
+        stream = token_stream(session, "text")
+        model, _ = session.load_model()
+        protocol = session.settings["protocols"][0]
+        reference.keep(session, model, stream, protocol, "text", len(stream.ids) - 1)
+
+        def quality(kept: bool) -> None:
+            found = Reference.open(session, "text") if kept else None
+            measure_protocol(session, model, stream, protocol, found)
+
+        ways = {"NLL": lambda: quality(False), "NLL, KL and agreement": lambda: quality(True)}
+        for name, way in ways.items():
+            bare, full = pair(session, lambda: forward(session, model, stream, protocol), way, options.rounds)
+            report(name, len(stream.ids) - 1, bare, full)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, help="folder of a fetched model, with SOURCE.json")
+    parser.add_argument("corpus", type=Path, help="folder of a fetched corpus, with text.jsonl")
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--window", type=int, default=1024)
+    parser.add_argument("--stride", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    return parser.parse_args()
+
+
+def session_of(options: argparse.Namespace, folder: Path) -> Session:
+    """A quality session over the options; what is kept lies in ``folder``."""
+    settings = {
+        "protocols": [{"window": options.window, "stride": options.stride}],
+        "bos": False,
+        "documents": None,
+        "tokens_per_document": None,
+        "max_tokens": options.tokens,
+        "kl_tokens": options.tokens,
+    }
+    job = {
+        "identity": {"kind": "quality", "precision": options.precision, "attention": options.attention},
+        "settings": settings,
+        "threads": options.threads,
+        "model_folder": str(options.model),
+        "corpora": {"text": str(options.corpus)},
+        "reference_folder": str(folder),
+    }
+    return Session(job=job, device=resolve_device(options.device), artifacts=folder, save=lambda samples: None)
+
+
+def forward(session: Session, model, stream: TokenStream, protocol: dict) -> None:
+    """Logits of the scored positions of every window, and nothing else."""
+    import torch
+
+    ids = torch.from_numpy(stream.ids).to(session.device)
+    with torch.no_grad(), session.attention_forced():
+        for window in windows(len(ids), protocol["window"], protocol["stride"]):
+            model(ids[None, window.begin : window.end], use_cache=False, logits_to_keep=window.scored)
+    session.synchronize()
+
+
+def pair(session: Session, bare: Callable, full: Callable, rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of each, taken alternately, after one of each to warm up."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds + 1):
+        for run, taken in zip((bare, full), seconds):
+            session.synchronize()
+            start = time.perf_counter()
+            run()
+            session.synchronize()
+            if number:
+                taken.append(time.perf_counter() - start)
+    return seconds
+
+
+def report(name: str, tokens: int, bare: list[float], full: list[float]) -> None:
+    """The ratio of each round's pair: median and range."""
+    ratios = sorted(b / f for b, f in zip(bare, full))
+    ratio = statistics.median(ratios)
+    rates = [tokens / statistics.median(seconds) for seconds in (full, bare)]
+    outcome = "reached" if ratio >= TARGET else "missed"
+    print(
+        f"{name}: {rates[0]:.0f} tokens/s, forward alone {rates[1]:.0f}; "
+        f"ratio {ratio:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}), target {TARGET}: {outcome}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Model repositories and data sets on the Hugging Face hub, at a pinned revision.
+
+The endpoint is the library's own ``HF_ENDPOINT``. The token is taken from ``HF_TOKEN`` alone and never from a login
+that is stored on the machine, so that a study does not work for one person and fail for the next.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmstudy.errors import StudyError
+from llmstudy.fetch.layout import choose_files
+from llmstudy.progress import LogBar
+
+AGAIN = "run again, what is there is kept"
+GATED = "gated: accept the licence on the repository's page and set HF_TOKEN to a token that may read it"
+NOT_FOUND = "no such repository, or a private one; check owner/name, or set HF_TOKEN to a token that may read it"
+
+
+def fetch_snapshot(repo: str, revision: str, folder: Path) -> None:
+    """Download safetensors, tokenizer and config of a model repository into ``folder``; resumes an interrupted one.
+
+    Args:
+        repo: ``owner/name``.
+        revision: the commit, 40 hex digits.
+        folder: where the files go; the hub's own notes for resuming lie in ``.cache`` inside.
+
+    Raises:
+        StudyError: not found, gated, no network, hub out of service, truncated body, pickled weights only.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    where = f"{repo}@{revision[:8]}"
+    with errors_named(where):
+        names = choose_files(HfApi(token=_token()).list_repo_files(repo, revision=revision), where)
+        snapshot_download(
+            repo,
+            revision=revision,
+            local_dir=folder,
+            allow_patterns=names,
+            token=_token(),
+            tqdm_class=None if sys.stderr.isatty() else LogBar,
+        )
+    # where the folder is not empty and the hub fails, the library returns the folder as if it were whole
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise StudyError(f"{where}: the hub did not give {missing[0]}; {AGAIN}")
+
+
+def load_rows(repo: str, subset: str | None, split: str, revision: str, cache: Path):
+    """The rows of one split of a data set, downloaded into ``cache`` and memory-mapped.
+
+    Raises:
+        StudyError: as for ``fetch_snapshot``, and for an unknown subset or split.
+    """
+    import datasets
+
+    with errors_named(f"{repo}@{revision[:8]}"):
+        return datasets.load_dataset(repo, subset, split=split, revision=revision, cache_dir=str(cache), token=_token())
+
+
+def _token() -> str | bool:
+    return os.environ.get("HF_TOKEN") or False
+
+
+@contextlib.contextmanager
+def errors_named(where: str) -> Iterator[None]:
+    """Turn the libraries' errors, which are pages long and nested, into one line that says what to do."""
+    # its retries would stand in the log as warnings beside our own line
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        yield
+    except StudyError:
+        raise
+    except Exception as error:
+        if reason := next(filter(None, map(_reason, _chain(error))), None) or _reason_of_datasets(error):
+            raise StudyError(f"{where}: {reason}") from error
+        raise
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what caused it; the libraries wrap the hub's answer in up to three layers."""
+    seen = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _reason(error: BaseException) -> str | None:
+    """Why the hub did not give what was asked for, or None if this error does not tell."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "the hub is switched off by HF_HUB_OFFLINE; unset it, or fetch on a machine with network"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "the repository has no such revision; take the 40 hex digits of a commit from its history"
+    if isinstance(error, errors.GatedRepoError):
+        return GATED
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return NOT_FOUND
+    if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
+        return _status(error.response.status_code)
+    text = str(error)
+    if "Consistency check failed" in text or "peer closed connection" in text or "IncompleteRead" in text:
+        return f"the download was cut short; {AGAIN}"
+    if type(error).__name__ in (
+        "ConnectError",
+        "ConnectTimeout",
+        "ReadTimeout",
+        "ReadError",
+        "RemoteProtocolError",
+        "ProxyError",
+    ):
+        return f"no network, or the hub does not answer ({type(error).__name__}); check the connection and {AGAIN}"
+    if isinstance(error, ValueError) and ("BuilderConfig" in text or "Unknown split" in text):
+        return " ".join(text.split())
+    return None
+
+
+def _reason_of_datasets(error: BaseException) -> str | None:
+    """The reason that ``datasets`` gives in words where it drops the hub's own error."""
+    text = str(error)
+    if type(error).__name__ == "DatasetNotFoundError":
+        return GATED if "gated" in text else NOT_FOUND
+    if isinstance(error, ConnectionError) and "Couldn't reach" in text:
+        return f"no network, or the hub does not answer; check the connection and {AGAIN}"
+    return None
+
+
+def _status(code: int) -> str:
+    if code in (401, 403):
+        return f"the hub refuses access (HTTP {code}); set HF_TOKEN to a token that may read this repository"
+    if code == 404:
+        return "the hub has no such file (HTTP 404); check the name and the revision"
+    if code == 429 or code >= 500:
+        return f"the hub is out of service or overloaded (HTTP {code}); wait and {AGAIN}"
+    return f"the hub answered HTTP {code}"

@@ -1,0 +1,103 @@
+"""Fetched weights, opened for a measuring job: config, tokenizer and single tensors, without network."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from llmstudy.errors import StudyError
+from llmstudy.fetch import layout
+from llmstudy.fetch import manifest as receipt
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of one model; cheap to make and to pickle, since torch is imported by the methods alone.
+
+    Attributes:
+        name: the model's name in the study.
+        folder: where config.json and, if there are any, the safetensors and tokenizer files are.
+        real: False if the weights are random.
+        seed: of random weights, else None.
+        context: the longest sequence in tokens.
+    """
+
+    name: str
+    folder: Path
+    real: bool
+    seed: int | None
+    context: int
+
+    def config(self):
+        """The transformers config of the architecture."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+
+    @cached_property
+    def tokenizer(self):
+        """The tokenizer, its ``model_max_length`` being ``context``; None for random weights, which have no text."""
+        if not self.real:
+            return None
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(
+            self.folder, local_files_only=True, trust_remote_code=False, model_max_length=self.context
+        )
+
+    def tensor(self, name: str, shape: tuple[int, ...], dtype, device):
+        """One parameter, from its file or, for random weights that were not written, drawn on the device.
+
+        A head that is tied to the embeddings comes from them, whether or not it is stored as well.
+
+        Args:
+            name: the parameter's name in the model.
+            shape: the shape the model expects.
+            dtype: the torch dtype to return.
+            device: the torch device to put it on.
+
+        Raises:
+            StudyError: the files hold no such tensor, or one of another shape.
+        """
+        if name == HEAD and self._config.tie_word_embeddings:
+            name = EMBEDDING
+        if not self._has_files:
+            from llmstudy.fetch.synthetic import random_tensor
+
+            return random_tensor(name, tuple(shape), dtype, device, self.seed, self._config.initializer_range)
+        from safetensors import safe_open
+
+        if name not in self._files:
+            raise StudyError(f"{self.folder}: no tensor {name!r} in the safetensors files of model {self.name}")
+        with safe_open(self.folder / self._files[name], framework="pt", device=str(device)) as tensors:
+            tensor = tensors.get_tensor(name)
+        if tuple(tensor.shape) != tuple(shape):
+            raise StudyError(f"{self.folder}: {name} has shape {tuple(tensor.shape)}, config.json says {tuple(shape)}")
+        return tensor.to(dtype)
+
+    @cached_property
+    def _config(self):
+        return self.config()
+
+    @cached_property
+    def _has_files(self) -> bool:
+        return self.real or (self.folder / layout.INDEX).exists()
+
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        return layout.tensor_files(self.folder)
+
+
+def open_weights(folder: Path) -> Weights:
+    """The weights that ``fetch_weights`` left in ``folder``.
+
+    Raises:
+        StudyError: the fetch did not finish, or a file is missing or has another size than then.
+    """
+    folder = Path(folder)
+    source = receipt.read(folder)
+    weights_folder = folder / source["weights_folder"]
+    receipt.check(source["files"], weights_folder)
+    return Weights(source["name"], weights_folder, source["real"], source["seed"], source["context"])

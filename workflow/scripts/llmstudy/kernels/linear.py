@@ -1,0 +1,142 @@
+"""The modules that take a linear's place, usable in the library's own forward and fusable by the graph runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from llmstudy.kernels.quantize import QuantizedWeight, dequantize, quantize, reference_linear
+
+# Above this many rows a product is bound by arithmetic, and the dense product over a dequantised weight wins.
+CPU_ROWS = 64
+# torch.int_mm wants more than 16 rows and multiples of 8 (cuBLAS): below it W8A8 falls back to the weight-only kernel.
+INT_MM_ROWS = 16
+# _weight_int8pack_mm reads 16 weights at a time and runs over the end of a row that has fewer.
+PACK_COLUMNS = 16
+
+
+class Int8Linear(nn.Module):
+    """``y = x · (q * scale)ᵀ + bias`` with int8 weights [out, in] and activations in 16 or 32 bit.
+
+    forward takes [..., in] and returns [..., out] in the dtype of its input.
+    """
+
+    def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None):
+        super().__init__()
+        self.out_features, self.in_features = weight.q.shape
+        self.register_buffer("weight", weight.q)
+        self.register_buffer("scale", weight.scale)
+        self.register_buffer("outlier_columns", weight.outlier_columns)
+        self.register_buffer("outlier_weight", weight.outlier_weight)
+        self.register_buffer("bias", bias)
+
+    @classmethod
+    def from_weight(
+        cls, weight: torch.Tensor, bias: torch.Tensor | None, outlier_columns: torch.Tensor | None = None
+    ) -> Int8Linear:
+        """Quantise a floating-point weight [out, in] where it lies."""
+        return cls(quantize(weight, outlier_columns), bias)
+
+    @classmethod
+    def fuse(cls, parts: Sequence[Int8Linear]) -> Int8Linear:
+        """One linear with the outputs of ``parts`` side by side; they must share their input.
+
+        The parts become views of the fused tensors, so that fusing costs no memory that stays.
+        """
+        first = parts[0]
+        columns = first.outlier_columns
+        if any(
+            (part.outlier_columns is None) != (columns is None)
+            or (columns is not None and not torch.equal(part.outlier_columns, columns))
+            for part in parts
+        ):
+            raise ValueError("linears with different outlier columns cannot be fused")
+        joined = {name: _join(parts, name) for name in ("weight", "scale", "outlier_weight", "bias")}
+        return cls(
+            QuantizedWeight(joined["weight"], joined["scale"], columns, joined["outlier_weight"]), joined["bias"]
+        )
+
+    @property
+    def quantized(self) -> QuantizedWeight:
+        return QuantizedWeight(self.weight, self.scale, self.outlier_columns, self.outlier_weight)
+
+    @property
+    def operand(self):
+        """What the Triton kernels multiply by."""
+        from llmstudy.kernels.launch import LinearOperand
+
+        return LinearOperand(self.weight, self.scale, self.bias, self.outlier_columns, self.outlier_weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, self.in_features)
+        if rows.is_cuda:
+            out = self._cuda(rows.contiguous())
+        else:
+            out = self._cpu(rows)
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def _cuda(self, rows: torch.Tensor) -> torch.Tensor:
+        from llmstudy.kernels import launch
+
+        if launch.fits(rows.shape[0], self.operand):
+            return launch.linear(rows, self.operand)
+        weight = launch.dequantize(self.weight, self.scale, rows.dtype)
+        if self.outlier_columns is not None:
+            weight[:, self.outlier_columns] = self.outlier_weight.to(rows.dtype)
+        return functional.linear(rows, weight, self.bias)
+
+    def _cpu(self, rows: torch.Tensor) -> torch.Tensor:
+        if rows.shape[0] > CPU_ROWS:
+            return functional.linear(rows, dequantize(self.quantized, rows.dtype), self.bias)
+        if self.in_features % PACK_COLUMNS:
+            return reference_linear(rows, self.quantized, self.bias)
+        out = torch.ops.aten._weight_int8pack_mm(rows.contiguous(), self.weight, self._scale_in(rows.dtype))
+        if self.outlier_columns is not None:
+            out += functional.linear(rows[:, self.outlier_columns], self.outlier_weight)
+        return out if self.bias is None else out.add_(self.bias)
+
+    def _scale_in(self, dtype: torch.dtype) -> torch.Tensor:
+        """The scale in the activations' dtype, as the packed product wants it; made once."""
+        if getattr(self, "_scale", None) is None or self._scale.dtype != dtype:
+            self._scale = self.scale.to(dtype)
+        return self._scale
+
+    def extra_repr(self) -> str:
+        outliers = 0 if self.outlier_columns is None else self.outlier_columns.numel()
+        return f"in_features={self.in_features}, out_features={self.out_features}, outlier_columns={outliers}"
+
+
+class W8A8Linear(Int8Linear):
+    """Int8 weights and, for more than 16 rows, activations quantised to int8 with one absmax scale per token.
+
+    Few rows are bound by reading the weights, where int8 activations save nothing: they keep their 16 bit.
+    """
+
+    def quantises(self, rows: int) -> bool:
+        """Whether the activations of so many rows are multiplied in int8."""
+        return rows > INT_MM_ROWS and self.in_features % 8 == 0 and self.out_features % 8 == 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, self.in_features)
+        if not self.quantises(rows.shape[0]):
+            return super().forward(x)
+        scale = rows.abs().amax(dim=1, keepdim=True).float().clamp_(min=torch.finfo(torch.float32).tiny) / 127
+        q = (rows / scale).round_().to(torch.int8)
+        out = (torch._int_mm(q, self.weight.t()) * scale * self.scale).to(x.dtype)
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*x.shape[:-1], self.out_features)
+
+
+def _join(parts: Sequence[nn.Module], name: str) -> torch.Tensor | None:
+    """Concatenate one tensor of every part along the outputs and let the parts keep views of the result."""
+    tensors = [getattr(part, name) for part in parts]
+    if tensors[0] is None:
+        return None
+    joined = torch.cat(tensors)
+    for part, view in zip(parts, joined.split([tensor.shape[0] for tensor in tensors]), strict=True):
+        setattr(part, name, view)
+    return joined

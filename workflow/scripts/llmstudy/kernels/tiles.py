@@ -1,0 +1,245 @@
+"""Triton: products with several rows on tensor cores.
+
+Both kernels compute ``out = epilogue((x · Wᵀ) * scale + x[:, outliers] · Oᵀ + bias)`` with float32 accumulation, W
+row-major [out, in]. Epilogues: add a residual, or SwiGLU over a weight that holds the gate rows above the up rows.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra import cuda as tl_cuda
+
+from llmstudy.kernels.convert import int8_to_operand, silu
+
+
+@triton.jit
+def finish(
+    acc,
+    acc_up,
+    x_ptr,
+    scale_ptr,
+    bias_ptr,
+    columns_ptr,
+    outlier_ptr,
+    residual_ptr,
+    out_ptr,
+    x_rows,
+    rows,
+    m,
+    n_out,
+    K: tl.constexpr,
+    OUTLIERS: tl.constexpr,
+    BLOCK_OUTLIERS: tl.constexpr,
+    INT8: tl.constexpr,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    """Epilogue of a tile acc [BLOCK_N, BLOCK_M]: scale, outlier columns, bias, SwiGLU, residual, store."""
+    x_mask = x_rows < m
+    row_mask = rows < n_out
+    if INT8:
+        acc *= tl.load(scale_ptr + rows, mask=row_mask, other=0)[:, None]
+        if GATED:
+            acc_up *= tl.load(scale_ptr + n_out + rows, mask=row_mask, other=0)[:, None]
+    if OUTLIERS > 0:
+        for start in tl.range(0, OUTLIERS, BLOCK_OUTLIERS):
+            c = start + tl.arange(0, BLOCK_OUTLIERS)
+            c_mask = c < OUTLIERS
+            column = tl.load(columns_ptr + c, mask=c_mask, other=0)
+            x_at = x_ptr + x_rows.to(tl.int64)[None, :] * K + column[:, None]
+            x = tl.load(x_at, mask=c_mask[:, None] & x_mask[None, :], other=0)
+            o_rows = outlier_ptr + rows[:, None] * OUTLIERS + c[None, :]
+            o_mask = row_mask[:, None] & c_mask[None, :]
+            acc = tl.dot(tl.load(o_rows, mask=o_mask, other=0), x, acc, input_precision="ieee")
+            if GATED:
+                o_up = tl.load(o_rows + n_out * OUTLIERS, mask=o_mask, other=0)
+                acc_up = tl.dot(o_up, x, acc_up, input_precision="ieee")
+    if BIAS:
+        acc += tl.load(bias_ptr + rows, mask=row_mask, other=0).to(tl.float32)[:, None]
+        if GATED:
+            acc_up += tl.load(bias_ptr + n_out + rows, mask=row_mask, other=0).to(tl.float32)[:, None]
+    if GATED:
+        acc = silu(acc) * acc_up
+    target = x_rows.to(tl.int64)[None, :] * n_out + rows[:, None]
+    mask = row_mask[:, None] & x_mask[None, :]
+    if RESIDUAL:
+        acc += tl.load(residual_ptr + target, mask=mask, other=0).to(tl.float32)
+    tl.store(out_ptr + target, acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def rows_kernel(
+    x_ptr,
+    w_ptr,
+    scale_ptr,
+    bias_ptr,
+    columns_ptr,
+    outlier_ptr,
+    residual_ptr,
+    out_ptr,
+    m,
+    n_out,
+    K: tl.constexpr,
+    OUTLIERS: tl.constexpr,
+    BLOCK_OUTLIERS: tl.constexpr,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WARPS: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """A few rows of x [m, K], BLOCK_N outputs a program, on tensor cores. Every warp takes its own slice of K (a
+    batched product over WARPS slices), so that no warp converts a weight that another one converts too."""
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    INT8: tl.constexpr = w_ptr.dtype.element_ty == tl.int8
+    pid = tl.program_id(0)
+    m_tiles = tl.cdiv(m, BLOCK_M)
+    x_rows = (pid % m_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows = (pid // m_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    slices = (tl.arange(0, WARPS) * BLOCK_K)[:, None, None]
+    lanes = tl.arange(0, BLOCK_K)
+    w_k = slices + lanes[None, None, :]
+    x_k = slices + lanes[None, :, None]
+    row_mask = (rows < n_out)[None, :, None]
+    x_mask = (x_rows < m)[None, None, :]
+    w_rows = w_ptr + rows.to(tl.int64)[None, :, None] * K
+    up_rows = w_rows + n_out.to(tl.int64) * K
+    x_columns = x_ptr + x_rows.to(tl.int64)[None, None, :] * K
+    if PDL:
+        tl_cuda.gdc_launch_dependents()
+        tl_cuda.gdc_wait()
+    acc = tl.zeros([WARPS, BLOCK_N, BLOCK_M], tl.float32)
+    acc_up = tl.zeros([WARPS, BLOCK_N, BLOCK_M], tl.float32)
+    for start in tl.range(0, K, WARPS * BLOCK_K, num_stages=STAGES):
+        if K % (WARPS * BLOCK_K) == 0:
+            w_mask = row_mask
+            xk_mask = x_mask
+        else:
+            w_mask = row_mask & (start + w_k < K)
+            xk_mask = x_mask & (start + x_k < K)
+        x = tl.load(x_columns + (start + x_k), mask=xk_mask, other=0)
+        w = tl.load(w_rows + (start + w_k), mask=w_mask, other=0)
+        if INT8:
+            w = int8_to_operand(w, dtype, FAST)
+        acc = tl.dot(w, x, acc, input_precision="ieee")
+        if GATED:
+            w_up = tl.load(up_rows + (start + w_k), mask=w_mask, other=0)
+            if INT8:
+                w_up = int8_to_operand(w_up, dtype, FAST)
+            acc_up = tl.dot(w_up, x, acc_up, input_precision="ieee")
+    finish(
+        tl.sum(acc, axis=0),
+        tl.sum(acc_up, axis=0),
+        x_ptr,
+        scale_ptr,
+        bias_ptr,
+        columns_ptr,
+        outlier_ptr,
+        residual_ptr,
+        out_ptr,
+        x_rows,
+        rows,
+        m,
+        n_out,
+        K,
+        OUTLIERS,
+        BLOCK_OUTLIERS,
+        INT8,
+        BIAS,
+        RESIDUAL,
+        GATED,
+    )
+
+
+@triton.jit
+def tile_kernel(
+    x_ptr,
+    w_ptr,
+    scale_ptr,
+    bias_ptr,
+    columns_ptr,
+    outlier_ptr,
+    residual_ptr,
+    out_ptr,
+    m,
+    n_out,
+    K: tl.constexpr,
+    OUTLIERS: tl.constexpr,
+    BLOCK_OUTLIERS: tl.constexpr,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """x [m, K] in tiles of BLOCK_M rows. W is the left operand, so that few rows of x pad to a narrow tile and int8
+    weights are converted in registers."""
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    INT8: tl.constexpr = w_ptr.dtype.element_ty == tl.int8
+    pid = tl.program_id(0)
+    m_tiles = tl.cdiv(m, BLOCK_M)
+    # Row tiles of x vary fastest: programs that run together share a weight tile in L2.
+    x_rows = (pid % m_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows = (pid // m_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    x_mask = x_rows < m
+    row_mask = rows < n_out
+    lanes = tl.arange(0, BLOCK_K)
+    w_rows = w_ptr + rows.to(tl.int64)[:, None] * K
+    up_rows = w_rows + n_out.to(tl.int64) * K
+    x_columns = x_ptr + x_rows.to(tl.int64)[None, :] * K
+    if PDL:
+        tl_cuda.gdc_launch_dependents()
+        tl_cuda.gdc_wait()
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    acc_up = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        k = start + lanes
+        if K % BLOCK_K == 0:
+            w_mask = row_mask[:, None]
+            xk_mask = x_mask[None, :]
+        else:
+            w_mask = row_mask[:, None] & (k < K)[None, :]
+            xk_mask = x_mask[None, :] & (k < K)[:, None]
+        x = tl.load(x_columns + k[:, None], mask=xk_mask, other=0)
+        w = tl.load(w_rows + k[None, :], mask=w_mask, other=0)
+        if INT8:
+            w = int8_to_operand(w, dtype, FAST)
+        acc = tl.dot(w, x, acc, input_precision="ieee")
+        if GATED:
+            w_up = tl.load(up_rows + k[None, :], mask=w_mask, other=0)
+            if INT8:
+                w_up = int8_to_operand(w_up, dtype, FAST)
+            acc_up = tl.dot(w_up, x, acc_up, input_precision="ieee")
+    finish(
+        acc,
+        acc_up,
+        x_ptr,
+        scale_ptr,
+        bias_ptr,
+        columns_ptr,
+        outlier_ptr,
+        residual_ptr,
+        out_ptr,
+        x_rows,
+        rows,
+        m,
+        n_out,
+        K,
+        OUTLIERS,
+        BLOCK_OUTLIERS,
+        INT8,
+        BIAS,
+        RESIDUAL,
+        GATED,
+    )

@@ -1,0 +1,124 @@
+"""The child process of a measuring job: ``python -m llmstudy.runner.child JOB.json RESULT.json ARTIFACTS``.
+
+It reports by replacing RESULT.json after every finished piece; status and reason stand in it only at the end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from llmstudy.runner.failures import classify, traceback_tail
+from llmstudy.runner.gpu_lock import turn
+
+
+def main(job_file: str, result_file: str, artifacts: str) -> None:
+    """Measure the job and leave its result; exits with 0 whenever a result with a status was written."""
+    job = json.loads(Path(job_file).read_text())
+    result: dict = {"device": job["device"]}
+    target = Path(result_file)
+    end_with_parent()
+    prefer_me_when_memory_runs_out()
+    limit_time(job["limits"]["seconds"])
+    with ExitStack() as held:  # a GPU is left to the next process after the result is safe, and not before
+        try:
+            from llmstudy.measure import measure
+            from llmstudy.measure.session import Session, resolve_device
+
+            result["device"] = resolve_device(job["device"])
+            limit_host_memory(job["limits"].get("host_memory_mb"), result["device"])
+
+            def save(samples: dict) -> None:
+                # A copy: a piece in the making never shows; one that cannot be written (NaN, a full disk) costs no
+                # other.
+                finished = json.loads(json.dumps(samples, allow_nan=False))
+                replace_json(target, result | {"samples": finished})
+                result["samples"] = finished
+
+            session = Session(job=job, device=result["device"], artifacts=Path(artifacts), save=save)
+            result["provenance"] = session.provenance
+            replace_json(target, result)  # says where it ran, should the process be killed before its first piece
+            session.import_libraries()
+            left = limit_time(None)  # others' limits bound how long this one waits
+            waiting_since = time.monotonic()
+            held.enter_context(turn(job["identity"]["kind"], result["device"]))
+            session.provenance["waited_s"] = round(time.monotonic() - waiting_since, 3)
+            limit_time(left)
+            save(measure(session))
+            result |= status_of(result["samples"])
+        except BaseException as error:  # noqa: BLE001 - whatever happens becomes a record
+            status, reason = classify(error)
+            print("\n".join(traceback_tail(error, 60)), file=sys.stderr)
+            result |= {"status": status, "reason": reason, "traceback": traceback_tail(error)}
+        replace_json(target, result)
+
+
+# What a measurement's samples call its pieces. Not the runs of a capacity, where running out of memory is the finding.
+PIECES = ("workloads", "protocols", "tasks", "points", "batches")
+
+
+def status_of(samples: dict) -> dict:
+    """``ok`` as soon as one piece is; when none is, the status and reason of the first."""
+    entries = [one for kind in PIECES for one in samples.get(kind, [])]
+    if not entries or any(entry["status"] == "ok" for entry in entries):
+        return {"status": "ok", "reason": ""}
+    return {key: entries[0][key] for key in ("status", "reason")}
+
+
+def replace_json(path: Path, value: dict) -> None:
+    """Replace the file in one step: the parent may read it after this process was killed at any moment."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value))
+    partial.replace(path)
+
+
+def limit_host_memory(megabytes: int | None, device: str) -> None:
+    """Let allocations fail at the job's own limit, before a cluster kills the whole job and with it the record.
+
+    Only on the CPU: a CUDA context reserves far more address space than it uses.
+    """
+    if megabytes and device == "cpu":
+        size = megabytes * 1024 * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def limit_time(seconds: float | None) -> float:
+    """Let the kernel end this process with SIGALRM after ``seconds`` from now; None lifts the limit.
+
+    Returns what was left of the limit before. The signal keeps its default action: it works while Python is stuck
+    inside a library, as no handler would.
+    """
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+    return left
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies, however that happens (Linux; prctl(2))."""
+    set_pdeathsig = 1
+    try:
+        ctypes.CDLL(None).prctl(set_pdeathsig, signal.SIGKILL)
+    except (OSError, AttributeError):
+        print("could not ask to end with the parent", file=sys.stderr)
+
+
+def prefer_me_when_memory_runs_out() -> None:
+    """Ask the kernel to kill this process before its parent, which writes the record."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    except OSError:
+        print("could not set oom_score_adj; the parent may be killed with this process", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    # A line per finished step is of use while the job runs: do not let the log lag behind.
+    sys.stdout.reconfigure(line_buffering=True)
+    main(*sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(0)  # CUDA's and OpenMP's exit handlers can hang or crash after the result is safe

@@ -1,0 +1,57 @@
+"""From an exception to the status and the reason of a record."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from llmstudy.errors import StudyError, Unsupported
+
+CHECKOUT = Path(__file__).resolve().parents[4]
+
+# CPU allocators raise a plain RuntimeError; these are the words they use.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the device or on the host."""
+    if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorOutOfMemoryError"):
+        return True
+    if isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in _OUT_OF_MEMORY):
+        return True
+    # A capture that memory ended fails a second time when it is closed.
+    return error.__context__ is not None and is_out_of_memory(error.__context__)
+
+
+def classify(error: BaseException) -> tuple[str, str]:
+    """(status, reason in one line) of an exception."""
+    message = " ".join(str(error).split())[:400]
+    if is_out_of_memory(error):
+        return "oom", message or "out of memory"
+    if isinstance(error, Unsupported):
+        return "unsupported", message
+    if isinstance(error, StudyError):
+        return "error", message
+    return "error", f"{type(error).__name__}: {message}"
+
+
+def attempted(run: Callable[[], dict]) -> dict:
+    """What ``run`` measured with status ok, or status and reason of its failure: one part must not cost the others."""
+    try:
+        return {"status": "ok", "reason": ""} | run()
+    except Exception as error:
+        status, reason = classify(error)
+        if status == "error":
+            print("\n".join(traceback_tail(error, 60)), file=sys.stderr)
+        return {"status": status, "reason": reason}
+
+
+def traceback_tail(error: BaseException, lines: int = 15) -> list[str]:
+    """The last lines of the traceback, its files named from the checkout or the environment on: a record is published,
+    and folders name users."""
+    text = "".join(traceback.format_exception(error))
+    for folder in (CHECKOUT, sys.prefix, sys.base_prefix):
+        text = text.replace(f"{folder}/", "")
+    return text.rstrip().splitlines()[-lines:]

@@ -1,0 +1,138 @@
+"""The child process that a measurement runs in, seen from its parent.
+
+The parent imports no torch, takes no core while the child measures, and lives on when the child is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+LIBRARY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a child: status and reason as in a record, what it reported, seconds it lived."""
+
+    status: str
+    reason: str
+    result: dict = field(default_factory=dict)
+    wall_s: float = 0.0
+
+
+def run_child(job: dict, log: Path, artifacts: Path) -> Outcome:
+    """Measure ``job`` in a process of its own and say what became of it.
+
+    The child appends to ``log`` and reports through a file that it replaces atomically after each finished piece, so
+    that a killed child loses only the piece it was at. ``artifacts`` is a folder for larger files. The child ends
+    itself after ``job["limits"]["seconds"]``, in which waiting for its turn on a GPU does not count.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="llmstudy-") as folder:
+        job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
+        job_file.write_text(json.dumps(job))
+        command = [sys.executable, "-m", "llmstudy.runner.child", str(job_file), str(result_file), str(artifacts)]
+        log_begin = log.stat().st_size if log.exists() else 0
+        start = time.monotonic()
+        kills_before = _kernel_oom_kills()
+        with log.open("a") as stream, _terminate_as_exception():
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env=_environment(job["settings"].get("allocator")),
+                start_new_session=True,
+            )
+            try:
+                process.wait()  # without a timeout, which would poll and take time from a core
+            finally:
+                _kill_group(process)
+        wall_s = time.monotonic() - start
+        result = json.loads(result_file.read_text()) if result_file.exists() else {}
+    killed_for_memory = _kernel_oom_kills() > kills_before
+    status, reason = _judge(process.returncode, killed_for_memory, result, job["limits"]["seconds"])
+    if process.returncode > 0 and (last_line := _last_line(log, log_begin)):
+        reason += f", whose last line is: {last_line}"
+    return Outcome(status, reason, result, round(wall_s, 3))
+
+
+def _environment(allocator: str | None) -> dict[str, str]:
+    """The child's environment: the library on its path and the hub switched off (compute nodes have no network).
+
+    ``allocator``: settings of PyTorch's, which reads them once, at its start.
+    """
+    path = os.pathsep.join(filter(None, [str(LIBRARY), os.environ.get("PYTHONPATH")]))
+    chosen = {"PYTORCH_ALLOC_CONF": allocator} if allocator else {}
+    return (
+        os.environ
+        | chosen
+        | {
+            "PYTHONPATH": path,
+            "PYTHONUNBUFFERED": "1",
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+    )
+
+
+def _kill_group(process: subprocess.Popen) -> None:
+    """End the child and whatever it started; its process group is its own."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+class _terminate_as_exception:
+    """SIGTERM (a cancelled cluster job) and SIGHUP (a closed terminal) raise SystemExit in the parent, so that the
+    child never outlives it. A signal that is ignored, as under nohup, stays so."""
+
+    def __enter__(self):
+        def stop(number, frame):
+            raise SystemExit(128 + number)
+
+        heeded = (one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN)
+        self.previous = {one: signal.signal(one, stop) for one in heeded}
+
+    def __exit__(self, *_):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+def _kernel_oom_kills() -> int:
+    """How many processes the kernel has killed for memory since boot; 0 where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
+def _last_line(log: Path, begin: int) -> str:
+    """The last line written to a log after its first ``begin`` bytes: what a library says before it gives up."""
+    with log.open("rb") as stream:
+        stream.seek(max(begin, log.stat().st_size - 4096))
+        lines = stream.read().decode(errors="replace").split("\n")
+    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
+
+
+def _judge(returncode: int, killed_for_memory: bool, result: dict, seconds: float) -> tuple[str, str]:
+    if "status" in result:  # stands there at the end alone: what kills the process after it changes nothing
+        return result["status"], result["reason"]
+    if returncode == -signal.SIGALRM:
+        return "timeout", f"stopped after its limit of {seconds:.0f} s"
+    if returncode == -signal.SIGKILL and killed_for_memory:
+        return "oom", "the kernel killed the measuring process because memory ran out"
+    if returncode < 0:
+        return "error", f"killed by signal {-returncode} ({signal.Signals(-returncode).name})"
+    return "error", f"the measuring process left without a result, exit code {returncode}; see its log"

@@ -1,0 +1,139 @@
+"""Latency between processes: one value per process, intervals on the log scale.
+
+Tokens of one process share its memory layout, clocks and neighbours, so a process contributes one number (its median
+TPOT, for example) and the interval comes from the spread between processes. Times are positive and their noise is
+multiplicative, hence the log scale: the estimate is the geometric mean, the interval Student's t.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from llmstudy.stats.estimate import Estimate, without_interval
+from llmstudy.stats.percentile import is_supported
+from llmstudy.stats.student import critical_value, two_sided_p
+
+ROUNDING = 1e-12  # a smaller spread of logarithms is no spread: identical values, from a clock too coarse to differ
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Spread between processes that several configurations share.
+
+    `sd`: standard deviation of the logarithm. `degrees`: degrees of freedom that it rests on.
+    """
+
+    sd: float
+    degrees: int
+
+
+@dataclass(frozen=True)
+class Repeatability:
+    """Relative differences between two processes that measure the same, over `pairs` pairs (0.02: 2 % slower).
+
+    `p95`: 95th percentile, NaN where the sample does not support it.
+    """
+
+    pairs: int
+    median: float
+    p95: float
+    largest: float
+
+
+def pooled_noise(samples: Iterable[Sequence[float]]) -> Noise | None:
+    """The noise of a machine from the repeats of all its configurations; None if nothing was repeated.
+
+    Two or three repeats say little about their own spread (t = 12.7 with one degree of freedom), yet the noise comes
+    from the machine more than from the configuration, so the variances of the logarithms are pooled as in a one-way
+    analysis of variance. A configuration that is noisier than the pool keeps its own, larger spread, and one that was
+    measured once takes the pool's (see `process_interval`).
+    """
+    logs = [sample for sample in map(_logs, samples) if sample.size > 1]
+    degrees = sum(sample.size - 1 for sample in logs)
+    if not degrees:
+        return None
+    return Noise(math.sqrt(sum(((sample - sample.mean()) ** 2).sum() for sample in logs) / degrees), degrees)
+
+
+def process_interval(samples: Sequence[float], noise: Noise | None = None) -> Estimate:
+    """Geometric mean over processes with its 95 % t-interval.
+
+    `samples`: one positive value per process, in any unit; missing values (NaN) are left out. An empty sample gives
+    NaN. With `noise` the spread is the larger of the sample's own and the pooled one, with the degrees of freedom of
+    the pool: slightly too wide where all are equally noisy, too narrow where this configuration is several times
+    noisier. A single process has the pool's alone; without `noise` its ends are NaN.
+    """
+    logs = _logs(samples)
+    if not logs.size:
+        return without_interval(math.nan)
+    se, degrees = _error(logs, noise)
+    return replace(student_interval(float(logs.mean()), se, degrees), p=math.nan).exp()
+
+
+def ratio(
+    numerator: Sequence[float],
+    denominator: Sequence[float],
+    noise: Noise | None = None,
+    denominator_noise: Noise | None = None,
+) -> Estimate:
+    """Ratio of two geometric means over processes, with a 95 % interval and the p-value against 1.
+
+    Each side has the error and degrees of freedom that `process_interval` gives it with its own noise; a side without
+    noise has what its own processes say, and with a single process the interval and p are NaN. Where both share one
+    noise its degrees of freedom count, else Welch's (Biometrika 34, 1947), rounded down to be conservative. For times,
+    the speedup of a candidate is `ratio(reference_ms, candidate_ms)`; for rates it is `ratio(candidate, reference)`.
+    """
+    top, bottom = _logs(numerator), _logs(denominator)
+    if not top.size or not bottom.size:
+        return without_interval(math.nan)
+    difference = float(top.mean() - bottom.mean())
+    (top_se, top_degrees), (bottom_se, bottom_degrees) = _error(top, noise), _error(bottom, denominator_noise)
+    se = math.hypot(top_se, bottom_se)
+    if (noise is not None and noise == denominator_noise) or not se >= ROUNDING:
+        degrees = top_degrees
+    else:
+        degrees = math.floor(se**4 / (top_se**4 / top_degrees + bottom_se**4 / bottom_degrees) + 1e-9)
+    return student_interval(difference, se, degrees).exp()
+
+
+def student_interval(value: float, se: float, degrees: int) -> Estimate:
+    """The 95 % t-interval of a value and its p-value against 0; no interval without a standard error."""
+    if not se >= ROUNDING:
+        return without_interval(value)
+    half = critical_value(degrees) * se
+    return Estimate(value, value - half, value + half, se, two_sided_p(value / se, degrees))
+
+
+def same_against_same(samples: Iterable[Sequence[float]]) -> Repeatability | None:
+    """The A/A comparison of a machine: how far processes that measure the same differ, over all its configurations.
+
+    `samples`: per configuration and workload one positive value per process, in any unit; NaN is left out. Every two
+    processes of one configuration are a pair, and its difference is the slower over the faster, minus 1. Pairs that
+    share a process are not independent, so the 95th percentile rests on the disjoint ones. None without a pair.
+    """
+    logs = [np.sort(_logs(sample)) for sample in samples]
+    gaps = [sample[after] - sample[:after] for sample in logs for after in range(1, sample.size)]
+    if not gaps:
+        return None
+    differences = np.expm1(np.concatenate(gaps))
+    supported = is_supported(sum(sample.size // 2 for sample in logs), 95)
+    p95 = float(np.percentile(differences, 95)) if supported else math.nan
+    return Repeatability(differences.size, float(np.median(differences)), p95, float(differences.max()))
+
+
+def _error(logs: np.ndarray, noise: Noise | None) -> tuple[float, int]:
+    """Standard error of the mean and its degrees of freedom; NaN for a single value without `noise`."""
+    own = float(logs.std(ddof=1)) if logs.size > 1 else math.nan
+    if noise is None:
+        return own / math.sqrt(logs.size), logs.size - 1
+    return max(noise.sd, own) / math.sqrt(logs.size), noise.degrees  # max() keeps its first where the second is NaN
+
+
+def _logs(samples: Sequence[float]) -> np.ndarray:
+    values = np.asarray(samples, dtype=np.float64)
+    values = values[~np.isnan(values)]
+    if (values <= 0).any():
+        raise ValueError(f"latencies must be positive, not {values.min()}")
+    return np.log(values)
