@@ -41,11 +41,11 @@ def record(kind: str, samples: dict, settings: dict | None = None, **changes) ->
         "weights": "real",
         "precision": "fp32",
         "attention": "sdpa",
-        "runtime": "eager",
+        "runtime": "generate",
         "repeat": 0,
         "device": "cpu",
     }
     told = {"status": "ok", "reason": "", "settings": settings or {}, "provenance": {}}
     for key, value in changes.items():
         (told if key in told else identity)[key] = value
-    return told | {"schema": 1, "identity": identity, "samples": samples}
+    return told | {"schema": 1, "identity": identity, "results": samples}

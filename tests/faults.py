@@ -49,12 +49,12 @@ def job(allocator: str | None = None, **limits) -> dict:
     """A job that such a measurement is told."""
     identity = {
         "study": "tiny",
-        "kind": "latency",
+        "kind": "speed",
         "model": "tiny",
         "weights": "real",
         "precision": "bf16",
         "attention": "sdpa",
-        "runtime": "eager",
+        "runtime": "generate",
         "repeat": 0,
     }
     return {

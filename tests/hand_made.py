@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from hand_made_extras import identity
 from llmstudy.tables import capacity, crossover, memory, quality, text
-from llmstudy.tables import generations as samples
-from llmstudy.tables import processes as latency
+from llmstudy.tables import generations
+from llmstudy.tables import processes
 from llmstudy.tables.common import read_table, write_table
 from llmstudy.tables.noise import shared_noise
 from llmstudy.tables.recommendation import recommend
-from llmstudy.tables.summarise import Focus, summarise
+from llmstudy.tables.summarise import Headline, summarise
 from llmstudy.tables.verdict import judge
 
 PROTOCOL = "w1024-s512"
@@ -65,28 +65,28 @@ def write_study(
         (model, precision, attention, runtime)
         for model in models
         for precision in (["llm-int8", "nf4", "int8-fused", "bf16"] if model.endswith("70b") else LAUNCH_MS)
-        for attention, runtime in [("eager", "eager"), ("sdpa", "eager"), ("sdpa", "graph")]
+        for attention, runtime in [("eager", "generate"), ("sdpa", "generate"), ("sdpa", "graph")]
     ]
     identities = [identity(folder.name, *cell) for cell in cells]
     rows = {
-        "latency": [row for one in identities for row in latency_rows(one, bandwidth, noise)],
+        "speed": [row for one in identities for row in latency_rows(one, bandwidth, noise)],
         "memory": [row for one in identities for row in memory_rows(one)],
         "quality": quality_rows(folder.name) if "smollm2-135m" in models else [],
-        "samples": samples_rows(folder.name) if "smollm2-135m" in models else [],
+        "generations": samples_rows(folder.name) if "smollm2-135m" in models else [],
     }
     columns = {
-        "latency": latency.COLUMNS,
+        "speed": processes.COLUMNS,
         "memory": memory.COLUMNS,
         "quality": quality.COLUMNS,
-        "samples": samples.COLUMNS,
+        "generations": generations.COLUMNS,
     }
     tables = {name: pd.DataFrame(rows[name], columns=columns[name]) for name in rows}
     for name in rows:
         write_table(rows[name], columns[name], folder / f"{name}.csv")
-    write_table(text.rows_of(read_table(folder / "samples.csv"), "bf16"), text.COLUMNS, folder / "text.csv")
+    write_table(text.rows_of(read_table(folder / "generations.csv"), "bf16"), text.COLUMNS, folder / "text.csv")
     for name, frame in hand_made_extras.tables(folder.name, models).items():
         frame.to_csv(folder / f"{name}.csv", index=False)
-    crossovers = crossover.rows_of(tables["latency"], reference, "eager")
+    crossovers = crossover.rows_of(tables["processes"], reference, "eager")
     crossovers += crossover.rows_alone(hand_made_extras.attention_records(folder.name, models), "eager")
     write_table(crossovers, crossover.COLUMNS, folder / "crossover.csv")
     write_table(capacity.rows_of(tables["memory"], [2048, 8192], 139.8), capacity.COLUMNS, folder / "capacity.csv")
@@ -113,8 +113,8 @@ def latency_rows(one: dict, bandwidth: float, noise: np.random.Generator) -> lis
                 row |= {
                     "ttft_ms": ttft,
                     "tpot_ms": tpot,
-                    "tpot_p50_ms": tpot,
-                    "tpot_p90_ms": tpot * 1.02,
+                    "itl_p50_ms": tpot,
+                    "itl_p90_ms": tpot * 1.02,
                     "e2e_ms": ttft + tpot * (new - 1),
                     "tokens_per_s": 1e3 * batch * new / (ttft + tpot * (new - 1)),
                     "cold_ms": 900.0,
@@ -162,7 +162,7 @@ def quality_rows(study: str) -> list[dict]:
     rows = []
     for precision, ppl in PPL.items():
         for protocol, scale in PROTOCOLS.items():
-            row = identity(study, "smollm2-135m", precision, "sdpa", "eager")
+            row = identity(study, "smollm2-135m", precision, "sdpa", "generate")
             row |= {"status": "ok", "reason": "", "corpus": "wikipedia", "protocol": protocol, "tokens": 10183}
             value, kl, spread = ppl * scale, KL[precision], 1 + 2e-2 * KL[precision] + 1e-4
             row |= {
@@ -187,7 +187,7 @@ def samples_rows(study: str) -> list[dict]:
     rows = []
     for precision in LAUNCH_MS:
         for prompt in ("Once upon a time", "The capital of France is"):
-            row = identity(study, "smollm2-135m", precision, "sdpa", "eager")
+            row = identity(study, "smollm2-135m", precision, "sdpa", "generate")
             row |= {
                 "prompt": prompt,
                 "reference_text": ", there was a *fox* | a hen.\nThey met",
@@ -203,18 +203,18 @@ def samples_rows(study: str) -> list[dict]:
     return rows
 
 
-def focus(models) -> dict:
+def headline(models) -> dict:
     batch, prompt, new = WORKLOADS[0]
     workload = {"batch": batch, "prompt_tokens": prompt, "new_tokens": new}
     return {model: workload | {"reference": "bf16", "corpus": "wikipedia", "protocol": PROTOCOL} for model in models}
 
 
 def judgement(tables: dict[str, pd.DataFrame], models) -> pd.DataFrame:
-    parts, noise = [], shared_noise(tables["latency"], "tpot_ms")
-    for model, entry in focus(models).items():
-        own = {name: tables[name][tables[name]["model"] == model] for name in ("latency", "memory", "quality")}
+    parts, noise = [], shared_noise(tables["processes"], "tpot_ms")
+    for model, entry in headline(models).items():
+        own = {name: tables[name][tables[name]["model"] == model] for name in ("speed", "memory", "quality")}
         entry = {key: entry[key] for key in entry if key != "reference"}
-        parts.append(summarise(**own, reference={model: "bf16"}, focus=Focus(**entry), noise=noise))
+        parts.append(summarise(**own, reference={model: "bf16"}, headline=Headline(**entry), noise=noise))
     return judge(pd.concat(parts, ignore_index=True), dict.fromkeys(models, "bf16"), SMALLEST)
 
 
@@ -223,12 +223,12 @@ def provenance_of(study: str, models) -> dict:
         "study": study,
         "config": {
             "study": study, "precisions": list(LAUNCH_MS), "reference": "bf16",
-            "latency": {"minimum_runs": 3, "minimum_seconds": 1},
+            "speed": {"minimum_runs": 3, "minimum_seconds": 1},
             "models": [{"name": model, "license": "Apache-2.0", "note": None} for model in models],
             "corpora": [{"name": "wikipedia", "license": "CC BY-SA", "note": "An excerpt."}],
         },
         "config_sha256": "0" * 64,
-        "focus": focus(models),
+        "headline": headline(models),
         "models": {
             model: {"real": model.startswith("smol"), "parameters": PARAMETERS[model], "license": None,
                     "fetched_note": None, "source": {"type": "synthetic", "shape": model},

@@ -30,7 +30,7 @@ def identity(study: str, model: str, precision: str, attention: str, runtime: st
 def tables(study: str, models) -> dict[str, pd.DataFrame]:
     """The optional tables of the real model, and attention kernels of every model."""
     linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    one = identity(study, "smollm2-135m", "bf16", "sdpa", "eager")
+    one = identity(study, "smollm2-135m", "bf16", "sdpa", "generate")
     outliers, sensitivity, sweep, attention = [], [], [], []
     for layer in range(30):
         for place, linear in enumerate(linears):
@@ -107,7 +107,7 @@ def attention_records(study: str, models) -> list[dict]:
                 for phase, time_ms in (("prefill", scale * context**power / 1e6), ("decode", scale * context / 1e6))
             ]  # fmt: skip
             told = identity(study, model, "bf16", kernel, "eager")
-            records.append({"identity": told, "status": "ok", "reason": "", "samples": {"points": points}})
+            records.append({"identity": told, "status": "ok", "reason": "", "results": {"points": points}})
     return records
 
 
@@ -116,7 +116,7 @@ def profile_rows(study: str, models) -> list[dict]:
     for model in models:
         for precision, launches in [("bf16", 700), ("llm-int8", 6200), ("int8-fused", 720), ("nf4", 1100)]:
             rows.append(
-                identity(study, model, precision, "sdpa", "eager") | {"status": "ok", "reason": "", "batch": 1,
+                identity(study, model, precision, "sdpa", "generate") | {"status": "ok", "reason": "", "batch": 1,
                 "prompt_tokens": 512, "new_tokens": 64, "tpot_ms": float(launches) / 30, "launches_per_token": launches,
                 "kernels_per_token": launches, "syncs_per_token": 224 if precision == "llm-int8" else 0,
                 "operators_per_token": launches * 2, "device_busy_share": 0.2, "matmul_share": 0.8, "mbu": 0.1,
@@ -127,7 +127,7 @@ def profile_rows(study: str, models) -> list[dict]:
 
 def invariance_rows(study: str) -> list[dict]:
     return [
-        identity(study, "smollm2-135m", precision, "sdpa", "eager") | {"batch": 8, "neighbours": neighbours,
+        identity(study, "smollm2-135m", precision, "sdpa", "generate") | {"batch": 8, "neighbours": neighbours,
         "max_abs_delta_logit": delta, "mean_abs_delta_logit": delta / 9, "top1_changes": 1, "positions": 64}
         for precision, delta in (("bf16", 0.1), ("llm-int8", 0.8)) for neighbours in ("copies", "others 1")
     ]  # fmt: skip
@@ -139,9 +139,9 @@ def task_rows(study: str) -> list[dict]:
     for task in ("arc_easy", "my_task"):
         one = {"task": task, "metric": "acc", "documents": 500, "accuracy": 0.6, "accuracy_low": 0.556,
                "accuracy_high": 0.642}  # fmt: skip
-        rows.append(identity(study, "smollm2-135m", "bf16", "sdpa", "eager") | one)
+        rows.append(identity(study, "smollm2-135m", "bf16", "sdpa", "generate") | one)
         rows.append(
-            identity(study, "smollm2-135m", "nf4", "sdpa", "eager") | one | {"accuracy": 0.54, "accuracy_change": -0.06,
+            identity(study, "smollm2-135m", "nf4", "sdpa", "generate") | one | {"accuracy": 0.54, "accuracy_change": -0.06,
             "accuracy_change_low": -0.0931, "accuracy_change_high": -0.0268, "answers_changed": 83,
             "correct_to_wrong": 51, "wrong_to_correct": 21, "mcnemar_p": 0.000538, "mcnemar_p_holm": 0.00108,
             "distinguishable": "yes"}

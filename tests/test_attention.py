@@ -116,6 +116,6 @@ def test_a_wrong_kernel_becomes_an_unsupported_workload(tiny_weights, tiny_corpu
     monkeypatch.setitem(bandwidth.COPY_BYTES, "cpu", 2**16)
     wrong = dataclasses.replace(attention.CHOICES["sdpa-flash"], implementation="eager")
     monkeypatch.setitem(attention.CHOICES, "sdpa-flash", wrong)
-    told = tiny.job("latency", tiny_weights, tiny_corpus, attention="sdpa-flash")
+    told = tiny.job("speed", tiny_weights, tiny_corpus, attention="sdpa-flash")
     entry = measure(tiny.session(told, tmp_path))["workloads"][0]
     assert entry["status"] == "unsupported" and "matmul-softmax ran instead" in entry["reason"]

@@ -35,7 +35,7 @@ def test_a_measurement_that_ends_is_ok(run, tmp_path):
         "print('on its way', flush=True); session.artifacts.joinpath('a.npz').write_text('x'); return {'a': 1}"
     )
     assert (outcome.status, outcome.reason) == ("ok", "")
-    assert outcome.result["samples"] == {"a": 1} and outcome.result["provenance"]["threads"] == 1
+    assert outcome.result["results"] == {"a": 1} and outcome.result["provenance"]["threads"] == 1
     assert outcome.wall_s > 0
     assert (tmp_path / "artifacts" / "a.npz").read_text() == "x"
     assert "on its way" in (tmp_path / "logs" / "job.log").read_text()
@@ -43,7 +43,7 @@ def test_a_measurement_that_ends_is_ok(run, tmp_path):
 
 def test_the_child_has_no_network_and_no_questions(run):
     outcome = run("import os, sys; return {'hub': os.environ['HF_HUB_OFFLINE'], 'stdin': sys.stdin.read()}")
-    assert outcome.result["samples"] == {"hub": "1", "stdin": ""}
+    assert outcome.result["results"] == {"hub": "1", "stdin": ""}
 
 
 def test_a_library_that_ends_the_process_is_quoted(run, tmp_path):
@@ -60,8 +60,8 @@ def test_a_library_that_ends_the_process_is_quoted(run, tmp_path):
 def test_the_allocator_is_what_the_job_says(run, monkeypatch):
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "of the user")
     body = "import os; return {'allocator': os.environ['PYTORCH_ALLOC_CONF']}"
-    assert run(body).result["samples"] == {"allocator": "of the user"}
-    assert run(body, allocator="ours").result["samples"] == {"allocator": "ours"}
+    assert run(body).result["results"] == {"allocator": "of the user"}
+    assert run(body, allocator="ours").result["results"] == {"allocator": "ours"}
 
 
 @pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGALRM"])
@@ -84,7 +84,7 @@ def test_a_child_killed_midway_keeps_its_finished_pieces(run):
     outcome = run(f"import os; session.save({PIECE}); os.kill(os.getpid(), 9)")
     assert outcome.status == "error"
     assert "SIGKILL" in outcome.reason
-    assert outcome.result["samples"] == PIECE
+    assert outcome.result["results"] == PIECE
 
 
 def test_a_child_that_the_kernel_kills_for_memory_is_oom(run, monkeypatch):
@@ -92,7 +92,7 @@ def test_a_child_that_the_kernel_kills_for_memory_is_oom(run, monkeypatch):
     monkeypatch.setattr(child, "_kernel_oom_kills", lambda: next(counts))
     outcome = run(f"import os; session.save({PIECE}); os.kill(os.getpid(), 9)")
     assert outcome.status == "oom" and "memory" in outcome.reason
-    assert outcome.result["samples"] == PIECE
+    assert outcome.result["results"] == PIECE
 
 
 def test_a_cuda_out_of_memory_error_is_oom(run):
@@ -111,7 +111,7 @@ def test_a_cuda_out_of_memory_error_is_oom(run):
 def test_an_allocation_over_the_jobs_limit_is_oom_and_not_the_end_of_the_job(run):
     outcome = run("session.save({'a': 1}); block = bytearray(600_000_000)", host_memory_mb=300)
     assert outcome.status == "oom"
-    assert outcome.result["samples"] == {"a": 1}
+    assert outcome.result["results"] == {"a": 1}
 
 
 def test_a_child_over_its_time_is_a_timeout_and_is_gone(run):
@@ -127,7 +127,7 @@ def test_a_child_over_its_time_is_a_timeout_and_is_gone(run):
     )
     assert outcome.status == "timeout" and "2 s" in outcome.reason
     assert time.monotonic() - start < 30
-    pids = outcome.result["samples"]["pids"]
+    pids = outcome.result["results"]["pids"]
     assert len(pids) == 2 and not any(faults.alive(pid) for pid in pids)
 
 
@@ -135,7 +135,7 @@ def test_a_child_over_its_time_is_a_timeout_and_is_gone(run):
 def test_a_child_that_leaves_without_a_result_is_an_error(run, code):
     outcome = run(f"import os; session.save({PIECE}); os._exit({code})")
     assert outcome.status == "error" and f"exit code {code}" in outcome.reason
-    assert outcome.result["samples"] == PIECE
+    assert outcome.result["results"] == PIECE
 
 
 def test_a_child_that_crashes_is_an_error_with_its_signal(run):
@@ -147,7 +147,7 @@ def test_an_exception_is_told_in_one_line_with_the_end_of_its_traceback(run, tmp
     outcome = run(f"session.save({PIECE}); raise ValueError('first line\\nsecond line')")
     assert (outcome.status, outcome.reason) == ("error", "ValueError: first line second line")
     assert outcome.result["traceback"][-2:] == ["ValueError: first line", "second line"]
-    assert outcome.result["samples"] == PIECE
+    assert outcome.result["results"] == PIECE
     assert "ValueError: first line" in (tmp_path / "logs" / "job.log").read_text()
 
 
@@ -168,12 +168,12 @@ def test_what_cannot_run_here_is_unsupported(run):
 def test_a_number_that_json_has_not_costs_its_piece_alone(run):
     outcome = run(f"session.save({PIECE}); session.save({{'ppl': float('nan')}})")
     assert outcome.status == "error" and "JSON" in outcome.reason
-    assert outcome.result["samples"] == PIECE
+    assert outcome.result["results"] == PIECE
 
 
 def test_a_piece_in_the_making_is_not_reported(run):
     outcome = run("made = {'all': [1]}; session.save(made); made['all'].append(2); raise ValueError('late')")
-    assert outcome.result["samples"] == {"all": [1]}
+    assert outcome.result["results"] == {"all": [1]}
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_full_disk_costs_the_piece_that_did_not_fit(run):
         """
     )
     assert outcome.status == "error" and "File too large" in outcome.reason
-    assert outcome.result["samples"] == PIECE
+    assert outcome.result["results"] == PIECE
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])

@@ -63,7 +63,7 @@ def mistake(config: dict) -> str:
     [
         # unknown keys, at every depth
         ("precision", ["fp32"], ["config", "'precision'", "precisions"]),
-        ("latency.repeat", 3, ["latency", "'repeat'", "repeats"]),
+        ("latency.repeat", 3, ["speed", "'repeat'", "repeats"]),
         ("latency.warmup.minimun", 3, ["latency.warmup", "'minimun'", "minimum"]),
         ("models.0.revision", "main", ["models.0", "'revision'", "source"]),
         ("models.0.source.branch", "main", ["models.0.source", "'branch'", "revision"]),
@@ -120,7 +120,7 @@ def mistake(config: dict) -> str:
         ("precisions", [1], ["precisions.0", "1 is not allowed (type string)"]),
         # a thing twice, or none of it
         ("latency.workloads", 2 * [CALL], ["latency.workloads", "twice"]),
-        ("samples.prompts", ["a", "a"], ["samples.prompts", "'a' stands there twice"]),
+        ("generations.prompts", ["a", "a"], ["generations.prompts", "'a' stands there twice"]),
         ("models.0.precisions", [], ["models.0.precisions", "minItems 1"]),
         ("quality.corpora", [], ["quality.corpora", "minItems 1"]),
         ("quality.attention", "", ["quality.attention", "minLength 1"]),
@@ -159,12 +159,12 @@ def test_a_missing_key_is_named(study, key):
     assert f"'{key}' is missing" in mistake(study)
 
 
-@pytest.mark.parametrize("kind", ["latency", "memory"])
+@pytest.mark.parametrize("kind", ["speed", "memory"])
 def test_a_workload_longer_than_the_context_is_refused(study, kind):
     put(study, "models.0.context", 100)
     workload = {"batch": 1, "prompt_tokens": 80, "new_tokens": 20}
     study["quality"] = {"protocols": [{"window": 64, "stride": 64}]}
-    study["latency"] = {"workloads": [{"batch": 1, "prompt_tokens": 8, "new_tokens": 2}]}
+    study["speed"] = {"workloads": [{"batch": 1, "prompt_tokens": 8, "new_tokens": 2}]}
     study[kind] = {"workloads": [workload]}
     study_config.complete(study)  # exactly the context is allowed
     workload["new_tokens"] = 21
@@ -183,7 +183,7 @@ def test_a_model_of_its_own_workloads_is_held_to_them_alone(study):
 
 def test_a_synthetic_shape_knows_its_context(study):
     put(study, "models.0.source", SYNTHETIC)
-    study["latency"] = {"workloads": [{"batch": 1, "prompt_tokens": 4096, "new_tokens": 2}]}
+    study["speed"] = {"workloads": [{"batch": 1, "prompt_tokens": 4096, "new_tokens": 2}]}
     assert "4096" in mistake(study) and "4098" in mistake(study)
 
 
@@ -231,8 +231,8 @@ def test_a_model_that_is_not_profiled_needs_no_context_for_it(study):
 
 
 def test_the_graph_runtime_needs_sdpa_to_be_compared_with(study):
-    study_config.complete(study | {"runtimes": ["eager", "graph"], "attention": ["eager", "sdpa"]})
-    assert "'sdpa' is missing" in mistake(study | {"runtimes": ["eager", "graph"], "attention": ["eager"]})
+    study_config.complete(study | {"runtimes": ["generate", "graph"], "attention": ["eager", "sdpa"]})
+    assert "'sdpa' is missing" in mistake(study | {"runtimes": ["generate", "graph"], "attention": ["eager"]})
 
 
 def test_a_study_is_not_compared_with_itself(study):
@@ -244,7 +244,7 @@ def test_equal_studies_are_equal_texts_however_they_are_written(study):
     put(study, "latency.workloads", [{"batch": 1, "prompt_tokens": 8, "new_tokens": 2}])
     put(study, "latency.minimum_seconds", 1)
     other = dict(reversed(copy.deepcopy(study).items()))
-    other["latency"] = {
+    other["speed"] = {
         "minimum_seconds": 1.0,
         "repeats": 3.0,
         "workloads": [{"new_tokens": 2.0, "prompt_tokens": 8, "batch": 1}],
@@ -257,7 +257,7 @@ def test_a_local_source_is_looked_for_only_where_it_is_fetched(study, tmp_path):
     full = study_config.complete(study)
     study_config.check_paths(full, {"resources/corpora/other/text.jsonl"})
     with pytest.raises(StudyError, match=r"models.one.source.folder: '.*gone' does not exist"):
-        study_config.check_paths(full, {"resources/models/one/SOURCE.json"})
+        study_config.check_paths(full, {"resources/models/one/manifest.json"})
     with pytest.raises(StudyError, match="corpora.text.source.file: 'text.jsonl' does not exist"):
         study_config.check_paths(full, {"resources/corpora/text/text.jsonl"})
 
@@ -279,21 +279,21 @@ def test_defaults_are_filled_and_the_given_config_stays_as_it_was(study):
     given = copy.deepcopy(study)
     full = study_config.complete(study)
     assert study == given
-    assert full["latency"]["repeats"] == 7
-    assert full["latency"]["warmup"] == {"minimum": 3, "maximum": 10, "tolerance": 0.05}
+    assert full["speed"]["repeats"] == 7
+    assert full["speed"]["warmup"] == {"minimum": 3, "maximum": 10, "tolerance": 0.05}
     assert full["attention"] == ["sdpa"] and full["runtimes"] == ["eager"] and full["device"] == "auto"
     assert full["quality"]["protocols"] == [{"window": 1024, "stride": 512}]
     assert full["models"][0]["context"] is None and full["models"][0]["precisions"] is None
     assert full["corpora"][0]["source"]["column"] == "text"  # a default in the branch of a oneOf
-    assert full["samples"]["prompts"] == ["Once upon a time"]
+    assert full["generations"]["prompts"] == ["Once upon a time"]
     assert study_config.complete(full) == full
 
 
 def test_defaults_of_one_study_are_not_shared_with_another(study):
     first, second = study_config.complete(study), study_config.complete(study)
-    first["latency"]["workloads"][0]["batch"] = 99
-    assert second["latency"]["workloads"][0]["batch"] == 1
-    assert study_config.complete(study)["latency"]["workloads"][0]["batch"] == 1
+    first["speed"]["workloads"][0]["batch"] = 99
+    assert second["speed"]["workloads"][0]["batch"] == 1
+    assert study_config.complete(study)["speed"]["workloads"][0]["batch"] == 1
 
 
 def keys_of(schema: dict, root: dict, path: str = ""):

@@ -108,7 +108,7 @@ def test_a_measurement_that_ran_used_only_what_is_listed(tmp_path):
     tiny.save_model(tmp_path / "source")
     model = tiny.fetch({"type": "path", "folder": str(tmp_path / "source")}, tmp_path / "model")
     corpus = tiny.save_corpus(tmp_path / "corpus")
-    told = tiny.job("latency", model, corpus, precision="llm-int8")
+    told = tiny.job("speed", model, corpus, precision="llm-int8")
     (tmp_path / "job.json").write_text(json.dumps(told))
     code = (
         "import json, sys, llmstudy.steps; from llmstudy.measure import bandwidth; bandwidth.COPY_BYTES['cpu'] = 2**16;"
@@ -123,6 +123,6 @@ def test_a_measurement_that_ran_used_only_what_is_listed(tmp_path):
     )
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "ok", run.stderr
     loaded = {name(path) for path in json.loads(run.stdout.splitlines()[-1]) if Path(path).name != "__init__.py"}
-    files = plan.library_files(Measurement("latency", "tiny", "llm-int8", "sdpa", "eager"))
+    files = plan.library_files(Measurement("speed", "tiny", "llm-int8", "sdpa", "generate"))
     assert loaded - {name(path) for path in files} == set()
     assert "precisions/llm_int8.py" in loaded and "runtimes/eager.py" in loaded

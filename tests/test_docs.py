@@ -135,7 +135,7 @@ def test_yaml_is_a_valid_study(page, tmp_path):
         study = copy.deepcopy(whole) | given
         if study["reference"] not in study["precisions"]:
             study["reference"] = study["precisions"][0]
-        if {"models", "latency"} & set(given):
+        if {"models", "speed"} & set(given):
             anyone = {"name": "any", "context": 8192, "source": whole["models"][0]["source"]}
             study["models"] = given.get("models") or [anyone]
         study_config.complete(study)

@@ -125,7 +125,7 @@ def test_a_study_of_ones_own_takes_nothing_from_the_default_study(checkout, tmp_
     """Snakemake merges config files key by key; 20 documents of the default must not cut another study's text."""
     (tmp_path / "model").mkdir()
     study = tiny.study(tmp_path)
-    del study["latency"]["repeats"]
+    del study["speed"]["repeats"]
     code, output = snakemake(checkout, "-n", "--cores", "1", "--configfile", write(checkout, study))
     assert code == 0, output
     assert jobs(output)["measure_latency"] == 2 * 3  # the schema's three repeats, not the default study's two
@@ -156,7 +156,7 @@ def test_a_verified_capacity_comes_after_the_memory_that_predicts_it(checkout, t
 def test_without_measuring_only_tables_are_made_of_the_records_that_are_there(checkout, tmp_path):
     folder = shutil.copytree(checkout, tmp_path / "checkout")
     shutil.copytree(ROOT / "results" / "cpu" / "records", folder / "results" / "cpu" / "records")
-    lost = "results/cpu/records/profile/smollm2-135m/bf16.sdpa.eager.r0.json"
+    lost = "results/cpu/records/profile/smollm2-135m/bf16.sdpa.generate.r0.json"
     shutil.rmtree(folder / "results" / "cpu" / "records" / "sweep")
     (folder / lost).unlink()
     code, output = snakemake(folder, "-n", "--cores", "1", "--config", "study=cpu", "measure=nothing")
@@ -194,7 +194,7 @@ def test_a_sweep_is_repeated_for_another_reference_but_not_for_another_threshold
     model, corpus = "smollm2-135m", "wikipedia"
     sweep = f"results/default/records/sweep/{model}/llm-int8.sdpa.eager"
     reference = [f"resources/reference/default/{model}/{corpus}{end}" for end in (".logprobs.f16", ".top5.npy")]
-    made = [[f"resources/models/{model}/SOURCE.json", f"resources/corpora/{corpus}/text.jsonl"]]
+    made = [[f"resources/models/{model}/manifest.json", f"resources/corpora/{corpus}/text.jsonl"]]
     made += [[f"results/default/records/reference/{model}.json", *reference]]
     made += [[f"{sweep}.t{threshold}{end}" for threshold in (0, 6) for end in (".json", ".npz")]]
     later = time.time() + 100  # than the library

@@ -6,7 +6,7 @@ import torch
 from llmstudy import runtimes
 from llmstudy.errors import StudyError
 from llmstudy.runtimes import generate as eager
-from llmstudy.runtimes.generate import EagerRuntime
+from llmstudy.runtimes.generate import GenerateRuntime
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def greedy(model, ids, new_tokens: int):
 @pytest.mark.parametrize(("batch", "prompt", "new_tokens"), [(1, 5, 8), (3, 17, 6), (2, 1, 2), (1, 9, 1)])
 def test_tokens_are_those_of_greedy_decoding(model, batch, prompt, new_tokens):
     ids = torch.randint(2, tiny.VOCABULARY, (batch, prompt), generator=torch.Generator().manual_seed(batch))
-    runtime = EagerRuntime(model, batch, prompt, new_tokens)
+    runtime = GenerateRuntime(model, batch, prompt, new_tokens)
     assert runtime.prepare().compile_s == 0
     timeline = runtime.generate(ids)
     runtime.close()
@@ -41,7 +41,7 @@ def test_a_stamp_follows_the_forward_pass_of_its_token(model, monkeypatch):
     handle = model.register_forward_hook(lambda *_: passes.__setitem__(0, passes[0] + 1))
     monkeypatch.setattr(eager.time, "perf_counter", lambda: passes[0])
     try:
-        timeline = EagerRuntime(model, 1, 4, 5).generate(torch.tensor([[5, 9, 200, 31]]))
+        timeline = GenerateRuntime(model, 1, 4, 5).generate(torch.tensor([[5, 9, 200, 31]]))
     finally:
         handle.remove()
     assert timeline.token_s == [1, 2, 3, 4, 5]
@@ -55,7 +55,7 @@ def test_end_of_text_does_not_stop_it(tmp_path):
     with torch.no_grad():
         stopped = model.generate(ids, max_new_tokens=9, do_sample=False, pad_token_id=0)
     assert stopped.shape[1] == 5  # the library would stop after the first
-    timeline = EagerRuntime(model, 1, 4, 9).generate(ids)
+    timeline = GenerateRuntime(model, 1, 4, 9).generate(ids)
     assert timeline.tokens.shape == (1, 9) and len(timeline.token_s) == 9
     assert timeline.tokens.tolist() == greedy(model, ids, 9).tolist()
 
@@ -65,11 +65,11 @@ def test_the_models_own_sampling_is_off(tmp_path):
     model = tiny.save_model(tmp_path)
     model.generation_config.update(do_sample=True, temperature=5.0, top_p=0.5, repetition_penalty=9.0, max_length=6)
     ids = torch.tensor([[5, 9, 200, 31]])
-    assert EagerRuntime(model, 1, 4, 8).generate(ids).tokens.tolist() == greedy(model, ids, 8).tolist()
+    assert GenerateRuntime(model, 1, 4, 8).generate(ids).tokens.tolist() == greedy(model, ids, 8).tolist()
 
 
 def test_two_calls_do_not_know_of_each_other(model):
-    runtime = EagerRuntime(model, 1, 4, 5)
+    runtime = GenerateRuntime(model, 1, 4, 5)
     first, second = torch.tensor([[5, 9, 200, 31]]), torch.tensor([[7, 8, 9, 10]])
     alone = runtime.generate(first).tokens
     runtime.generate(second)
@@ -80,7 +80,7 @@ def test_gradients_are_off(model):
     seen = []
     handle = model.lm_head.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
     try:
-        EagerRuntime(model, 1, 2, 2).generate(torch.tensor([[5, 9]]))
+        GenerateRuntime(model, 1, 2, 2).generate(torch.tensor([[5, 9]]))
     finally:
         handle.remove()
     assert seen and not any(seen)
@@ -94,7 +94,7 @@ def test_samples_are_greedy_and_go_on_after_an_end_of_text(tmp_path, tiny_corpus
     model.save_pretrained(tmp_path / "source")
     folder = tiny.fetch({"type": "path", "folder": str(tmp_path / "source")}, tmp_path / "model")
     saved = []
-    told = tiny.job("samples", folder, tiny_corpus, prompts=["Once upon a time", "The otter"], new_tokens=7)
+    told = tiny.job("generations", folder, tiny_corpus, prompts=["Once upon a time", "The otter"], new_tokens=7)
     samples = measure(tiny.session(told, tmp_path / "a", lambda found: saved.append(len(found["prompts"]))))
     from transformers import AutoTokenizer
 
@@ -107,6 +107,6 @@ def test_samples_are_greedy_and_go_on_after_an_end_of_text(tmp_path, tiny_corpus
 
 
 def test_an_unknown_runtime_is_told():
-    assert runtimes.get("eager") is EagerRuntime
+    assert runtimes.get("generate") is GenerateRuntime
     with pytest.raises(StudyError, match="'vllm'.*eager, graph"):
         runtimes.get("vllm")

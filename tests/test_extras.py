@@ -24,15 +24,15 @@ def test_every_extra_has_its_records(tmp_path):
     study = completed(tmp_path, **{kind: {} for kind in extras.KINDS}) | {"attention": ["eager", "sdpa"]}
     paths = {kind: [one.path("tiny") for one in extras.measurements(study, kind)] for kind in extras.KINDS}
     root = "results/tiny/records"
-    assert paths["outliers"] == [f"{root}/outliers/tiny-llama/fp32.sdpa.eager.r0.json"]
-    assert paths["sensitivity"] == [f"{root}/sensitivity/tiny-llama/fp32.sdpa.eager.r0.json"]
+    assert paths["outliers"] == [f"{root}/outliers/tiny-llama/fp32.sdpa.generate.r0.json"]
+    assert paths["sensitivity"] == [f"{root}/sensitivity/tiny-llama/fp32.sdpa.generate.r0.json"]
     assert paths["invariance"] == [
-        f"{root}/invariance/tiny-llama/{name}.sdpa.eager.r0.json" for name in ("fp32", "bf16")
+        f"{root}/invariance/tiny-llama/{name}.sdpa.generate.r0.json" for name in ("fp32", "bf16")
     ]
-    assert paths["tasks"] == [f"{root}/tasks/tiny-llama/{name}.sdpa.eager.r0.json" for name in ("fp32", "bf16")]
+    assert paths["tasks"] == [f"{root}/tasks/tiny-llama/{name}.sdpa.generate.r0.json" for name in ("fp32", "bf16")]
     assert len(paths["profile"]) == 2  # precisions; another attention kernel is not profiled again
     assert paths["attention"] == [
-        f"{root}/attention/tiny-llama/bf16.{name}.eager.r0.json" for name in ("eager", "sdpa")
+        f"{root}/attention/tiny-llama/bf16.{name}.generate.r0.json" for name in ("eager", "sdpa")
     ]
     (sweep,) = extras.measurements(study, "sweep")
     assert extras.thresholds(study) == ["0", "2", "4", "6", "8", "inf"]

@@ -17,7 +17,7 @@ from llmstudy.report.figures import (
     latency,
     plotting,
     roofline,
-    rulers,
+    divergence,
     sensitivity,
     style,
     trade_off,
@@ -89,19 +89,19 @@ def test_every_precision_has_a_colour_of_its_own():
 
 def test_nothing_to_draw_is_said_in_the_picture(tmp_path):
     folder = hand_made.write_study(tmp_path / "speed_only", models=("llama-2-7b",))
-    svg = tmp_path / "rulers.svg"
-    plotting.plot("rulers", folder, svg, tmp_path / "rulers.png")
-    assert svg.stat().st_size and not len(rulers.rows(studies.load(folder)))
+    svg = tmp_path / "divergence.svg"
+    plotting.plot("divergence", folder, svg, tmp_path / "divergence.png")
+    assert svg.stat().st_size and not len(divergence.rows(studies.load(folder)))
     (folder / "figures").mkdir()
-    for name in ("rulers", "latency"):
+    for name in ("divergence", "speed"):
         shutil.copy(svg, folder / "figures" / f"{name}.svg")
-    assert plotting.shown(studies.load(folder)) == ["latency"]
+    assert plotting.shown(studies.load(folder)) == ["speed"]
 
 
 def test_unfinished_measurements_leave_every_figure_drawable(tmp_path):
     """All of one model failed, and one precision of the other."""
     folder = hand_made.write_study(tmp_path / "study", models=("smollm2-135m", "llama-2-7b"))
-    for name in ("latency", "memory", "summary"):
+    for name in ("speed", "memory", "summary"):
         table = pd.read_csv(folder / f"{name}.csv")
         failed = (table["model"] == "llama-2-7b") | (table["precision"] == "bf16")
         table.loc[failed, "status"] = "timeout"
@@ -141,12 +141,12 @@ def test_no_decode_step_lies_above_the_bandwidth_roof(study):
 
 
 def test_repeats_become_geometric_means_with_pooled_noise(study):
-    table = study.table("latency")
+    table = study.table("processes")
     own = table[(table["model"] == "llama-2-7b") & (table["batch"] == 1) & (table["prompt_tokens"] == 512)]
     own = own[own["status"] == "ok"]
     rows = selection.over_repeats(study, own).set_index(["precision", "attention", "runtime"])
     cell = own[(own["precision"] == "nf4") & (own["attention"] == "sdpa") & (own["runtime"] == "eager")]["tpot_ms"]
-    assert rows.loc[("nf4", "sdpa", "eager"), "tpot_ms"] == pytest.approx(np.exp(np.log(cell).mean()))
+    assert rows.loc[("nf4", "sdpa", "generate"), "tpot_ms"] == pytest.approx(np.exp(np.log(cell).mean()))
     summary = study.of_model("summary", "llama-2-7b").set_index(["precision", "attention", "runtime"])
     for key in rows.index:
         low, high = rows.loc[key, ["tpot_ms_low", "tpot_ms_high"]]
@@ -233,11 +233,11 @@ def test_rows_that_tie_keep_their_order():
 
 
 def test_the_band_of_any_change_is_drawn_for_a_model_in_16_bit_alone(study):
-    graded = pd.DataFrame(
+    at_protocol = pd.DataFrame(
         [{"model": "m", "precision": "fp32", "status": "ok", "kl_nats": 0.0012}, {"model": "m", "precision": "fp16",
           "status": "ok", "kl_nats": 0.5}]
     )  # fmt: skip
-    assert selection.rounding_floor(graded, "m", "bf16") == 0.0012
-    assert np.isnan(selection.rounding_floor(graded, "m", "fp32"))
-    assert np.isnan(selection.rounding_floor(graded.iloc[1:], "m", "bf16"))
+    assert selection.rounding_floor(at_protocol, "m", "bf16") == 0.0012
+    assert np.isnan(selection.rounding_floor(at_protocol, "m", "fp32"))
+    assert np.isnan(selection.rounding_floor(at_protocol.iloc[1:], "m", "bf16"))
     assert np.isnan(selection.rounding_floor(pd.DataFrame(), "m", "bf16"))

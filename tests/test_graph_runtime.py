@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_llama_config
 from llmstudy.errors import Unsupported
 from llmstudy.kernels.linear import Int8Linear
-from llmstudy.runtimes.generate import EagerRuntime
+from llmstudy.runtimes.generate import GenerateRuntime
 from llmstudy.runtimes.graph import GraphRuntime
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
@@ -29,7 +29,7 @@ def build(int8=False, dtype=torch.float32, **changes):
 def both(model, batch, new=NEW):
     torch.manual_seed(1)
     ids = torch.randint(3, 199, (batch, PROMPT))
-    eager = EagerRuntime(model, batch, PROMPT, new).generate(ids)
+    eager = GenerateRuntime(model, batch, PROMPT, new).generate(ids)
     runtime = GraphRuntime(model, batch, PROMPT, new)
     runtime.prepare()
     graph = runtime.generate(ids)

@@ -155,7 +155,7 @@ def test_another_failure_than_memory_ends_the_record(session, monkeypatch):
 
 
 def test_a_configuration_without_a_memory_model_is_unsupported(session):
-    failed = memory_record(status="oom", reason="CUDA out of memory") | {"samples": {}}
+    failed = memory_record(status="oom", reason="CUDA out of memory") | {"results": {}}
     with pytest.raises(Unsupported, match="no prediction to verify: .*at least 2 measured workloads, there is 0"):
         capacity.measure(session(record=failed))
 
@@ -198,11 +198,11 @@ def test_usable_is_what_is_free_and_what_is_reserved_but_no_more_than_asked(monk
 
 def test_a_record_for_every_configuration_of_memory(tmp_path):
     study = extra_jobs.config_of(tmp_path, "capacity", verify={"enabled": True, "context": 8192}, device_gib=24)
-    study |= {"attention": ["eager", "sdpa"], "runtimes": ["eager", "graph"]}
+    study |= {"attention": ["eager", "sdpa"], "runtimes": ["generate", "graph"]}
     found = extras.measurements(study, "capacity")
     assert len(found) == 2 * 3  # precisions × (two kernels under eager, one under graph)
     first = found[0].path("tiny")
-    assert first == "results/tiny/records/capacity/tiny-llama/fp32.eager.eager.r0.json"
+    assert first == "results/tiny/records/capacity/tiny-llama/fp32.eager.generate.r0.json"
     assert extras.job(study, found[0])["settings"] == {
         "contexts": [8192],
         "device_gib": 24,

@@ -24,7 +24,7 @@ def session(tiny_weights, tiny_corpus, tmp_path):
     def session(**changes):
         saved = []
         one = tiny.session(
-            tiny.job("latency", tiny_weights, changes.pop("corpus", tiny_corpus), **changes),
+            tiny.job("speed", tiny_weights, changes.pop("corpus", tiny_corpus), **changes),
             tmp_path / "artifacts",
             lambda samples: saved.append(len(samples["workloads"])),
         )
@@ -62,9 +62,9 @@ def test_a_record_keeps_load_cold_call_and_steady_state_apart(session):
         assert 2 <= len(entry["warmup_e2e_ms"]) <= 3
         assert len(entry["runs"]) == 4
         for run in entry["runs"]:
-            assert len(run["between_ms"]) == workload - 1  # a time for every token after the first
+            assert len(run["itl_ms"]) == workload - 1  # a time for every token after the first
             assert 0 < run["ttft_ms"] < run["e2e_ms"]
-            assert run["ttft_ms"] + sum(run["between_ms"]) <= run["e2e_ms"]
+            assert run["ttft_ms"] + sum(run["itl_ms"]) <= run["e2e_ms"]
     assert samples["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4  # K and V · layers · KV heads · head size · fp32
 
 
@@ -78,8 +78,8 @@ def test_step_bytes_leave_the_embedding_table_out(session):
 def test_ttft_and_tpot_come_from_the_stamps_of_one_call():
     run = latency.run_once(Clockwork(None, **WORKLOAD), None, WORKLOAD)
     assert run["ttft_ms"] == 10.0
-    assert run["between_ms"] == [2.0, 3.0, 4.0]
-    assert statistics.fmean(run["between_ms"]) == pytest.approx(1e3 * (0.019 - 0.010) / 3)  # (t_last − t_first)/(n − 1)
+    assert run["itl_ms"] == [2.0, 3.0, 4.0]
+    assert statistics.fmean(run["itl_ms"]) == pytest.approx(1e3 * (0.019 - 0.010) / 3)  # (t_last − t_first)/(n − 1)
 
 
 @pytest.mark.parametrize("new_tokens", [3, 5])

@@ -72,7 +72,7 @@ def test_code_does_not_count_as_memory_of_the_model(tiny_weights, tiny_corpus, t
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": os.path.dirname(library)})
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["status"] == "ok"
-    assert result["samples"]["load"]["peak_rss_growth_bytes"] < 40 * 2**20
+    assert result["results"]["load"]["peak_rss_growth_bytes"] < 40 * 2**20
 
 
 def test_one_workload_that_does_not_fit_costs_no_other(session, monkeypatch):

@@ -40,4 +40,4 @@ def test_keeps_quality_of_the_beginning_and_timed_runs(tmp_path):
     assert entry["tokens"] == 39 == len(arrays["nll"]) == len(arrays["document"])
     assert entry["protocol"] == "w64-s32" and entry["status"] == "ok"
     assert entry["mean_nll"] == pytest.approx(arrays["nll"].mean())
-    assert [len(run["between_ms"]) for run in found["runs"]] == [3, 3]
+    assert [len(run["itl_ms"]) for run in found["runs"]] == [3, 3]

@@ -9,7 +9,7 @@ from llmstudy import config as study_config
 from llmstudy import plan
 from llmstudy.plan import Measurement
 
-KINDS = ("latency", "memory", "quality", "samples")
+KINDS = ("speed", "memory", "quality", "generations")
 
 
 @pytest.fixture
@@ -34,15 +34,15 @@ def study():
             "precisions": ["fp32", "bf16", "llm-int8"],
             "reference": "fp32",
             "attention": ["eager", "sdpa"],
-            "runtimes": ["eager", "graph"],
-            "latency": {"repeats": 2},
+            "runtimes": ["generate", "graph"],
+            "speed": {"repeats": 2},
             "quality": {"rulers": ["fp4", "bf16"]},
         }
     )
 
 
 def test_latency_is_measured_for_every_configuration_and_repeat(study):
-    found = plan.measurements(study, "latency")
+    found = plan.measurements(study, "speed")
     # (attention eager, sdpa under the eager runtime; sdpa under graph) × repeats × (3 + 2 precisions)
     assert len(found) == 3 * 2 * 5 == len(set(found))
     assert {one.attention for one in found if one.runtime == "graph"} == {"sdpa"}
@@ -63,14 +63,14 @@ def test_quality_and_samples_are_measured_for_real_weights_alone(study):
         "llm-int8",
         "fp4",
     ]  # a ruler once, and for quality alone
-    assert {(one.attention, one.runtime) for one in quality} == {("sdpa", "eager")}
-    assert [one.precision for one in plan.measurements(study, "samples")] == ["fp32", "bf16", "llm-int8"]
-    study["samples"]["prompts"] = []
-    assert plan.measurements(study, "samples") == []
+    assert {(one.attention, one.runtime) for one in quality} == {("sdpa", "generate")}
+    assert [one.precision for one in plan.measurements(study, "generations")] == ["fp32", "bf16", "llm-int8"]
+    study["generations"]["prompts"] = []
+    assert plan.measurements(study, "generations") == []
 
 
 def test_quality_attention_is_the_configured_one_or_the_last(study):
-    study["attention"] = ["sdpa", "eager"]
+    study["attention"] = ["sdpa", "generate"]
     assert plan.quality_attention(study) == "eager"
     study["quality"]["attention"] = "sdpa-math"
     assert plan.quality_attention(study) == "sdpa-math"
@@ -79,12 +79,12 @@ def test_quality_attention_is_the_configured_one_or_the_last(study):
 def test_record_paths_are_unique_and_say_what_they_are(study):
     paths = [one.path("tiny") for kind in KINDS for one in plan.measurements(study, kind)]
     assert len(paths) == len(set(paths))
-    one = Measurement("latency", "real", "llm-int8", "sdpa-math", "eager", 3)
-    assert one.path("tiny") == "results/tiny/records/latency/real/llm-int8.sdpa-math.eager.r3.json"
+    one = Measurement("speed", "real", "llm-int8", "sdpa-math", "generate", 3)
+    assert one.path("tiny") == "results/tiny/records/latency/real/llm-int8.sdpa-math.generate.r3.json"
 
 
 def test_a_job_is_told_who_it_is(study):
-    told = plan.job(study, Measurement("quality", "real", "bf16", "sdpa", "eager"))
+    told = plan.job(study, Measurement("quality", "real", "bf16", "sdpa", "generate"))
     assert told["identity"] == {
         "study": "tiny",
         "kind": "quality",
@@ -92,17 +92,18 @@ def test_a_job_is_told_who_it_is(study):
         "weights": "real",
         "precision": "bf16",
         "attention": "sdpa",
-        "runtime": "eager",
+        "runtime": "generate",
         "repeat": 0,
     }
     assert told["corpora"] == {"first": "resources/corpora/first"} and told["prompt_corpus"] == "first"
     study["quality"]["corpora"] = ["second"]
-    folders = plan.job(study, Measurement("quality", "real", "bf16", "sdpa", "eager"))["corpora"]
+    folders = plan.job(study, Measurement("quality", "real", "bf16", "sdpa", "generate"))["corpora"]
     assert folders == {name: f"resources/corpora/{name}" for name in ("second", "first")}
     study["quality"]["corpora"] = None
     assert told["settings"]["corpora"] == ["first"]
     assert (
-        plan.job(study, Measurement("latency", "random", "bf16", "sdpa", "eager"))["identity"]["weights"] == "synthetic"
+        plan.job(study, Measurement("speed", "random", "bf16", "sdpa", "generate"))["identity"]["weights"]
+        == "synthetic"
     )
     assert "limits" not in told and plan.limit_seconds(study) == 30 * 60
 
@@ -117,9 +118,9 @@ def all_jobs(config: dict) -> dict:
 @pytest.mark.parametrize(
     ("path", "value", "concerned"),
     [
-        ("latency.minimum_runs", 99, {"latency"}),
-        ("latency.warmup.maximum", 99, {"latency"}),
-        ("latency.workloads", [{"batch": 3, "prompt_tokens": 5, "new_tokens": 7}], {"latency", "memory"}),
+        ("latency.minimum_runs", 99, {"speed"}),
+        ("latency.warmup.maximum", 99, {"speed"}),
+        ("latency.workloads", [{"batch": 3, "prompt_tokens": 5, "new_tokens": 7}], {"speed", "memory"}),
         ("memory.workloads", [{"batch": 3, "prompt_tokens": 5, "new_tokens": 7}], {"memory"}),
         ("quality.bos", True, {"quality", "reference"}),
         ("quality.kl_tokens", 5, {"quality", "reference"}),
@@ -128,9 +129,9 @@ def all_jobs(config: dict) -> dict:
         ("quality.corpora", ["second"], {"quality", "reference"}),
         # the distances of all precisions are to the reference
         ("reference", "bf16", {"quality", "reference"}),
-        ("samples.new_tokens", 5, {"samples"}),
-        ("samples.prompts", ["Twice"], {"samples"}),
-        ("threads", 3, {"latency", "memory", "quality", "samples", "reference"}),
+        ("generations.new_tokens", 5, {"generations"}),
+        ("generations.prompts", ["Twice"], {"generations"}),
+        ("threads", 3, {"speed", "memory", "quality", "generations", "reference"}),
         # what is judged or drawn later, and what else is measured, is no measuring job's business
         ("precisions", ["fp32", "bf16", "llm-int8", "nf4"], set()),
         ("attention", ["eager", "sdpa-math", "sdpa"], set()),
@@ -164,16 +165,16 @@ def test_a_change_concerns_only_what_depends_on_it(study, path, value, concerned
 def test_a_models_own_workloads_replace_the_studys(study):
     own = [{"batch": 3, "prompt_tokens": 5, "new_tokens": 7}]
     study["models"][1]["workloads"] = own
-    for kind in ("latency", "memory"):
-        assert plan.job(study, Measurement(kind, "random", "bf16", "sdpa", "eager"))["settings"]["workloads"] == own
-        assert plan.job(study, Measurement(kind, "real", "bf16", "sdpa", "eager"))["settings"]["workloads"] != own
+    for kind in ("speed", "memory"):
+        assert plan.job(study, Measurement(kind, "random", "bf16", "sdpa", "generate"))["settings"]["workloads"] == own
+        assert plan.job(study, Measurement(kind, "real", "bf16", "sdpa", "generate"))["settings"]["workloads"] != own
 
 
 def test_a_measurement_depends_on_its_own_precision_and_runtime_alone(study):
     def names(*identity):
         return {path.split("llmstudy/")[1] for path in plan.library_files(Measurement(*identity))}
 
-    int8 = names("latency", "real", "llm-int8", "sdpa", "eager")
+    int8 = names("speed", "real", "llm-int8", "sdpa", "generate")
     assert {
         "precisions/llm_int8.py",
         "measure/latency.py",
@@ -184,17 +185,17 @@ def test_a_measurement_depends_on_its_own_precision_and_runtime_alone(study):
     } <= int8
     assert not {"precisions/four_bit.py", "measure/quality.py", "runtimes/graph.py", "plan.py", "config.py"} & int8
     assert not {name for name in int8 if name.startswith("tables/")}
-    assert "runtimes/graph_engine/step.py" in names("latency", "real", "bf16", "sdpa", "graph")
-    assert "precisions/four_bit.py" in names("quality", "real", "nf4", "sdpa", "eager")
-    assert "measure/generation.py" in names("samples", "real", "nf4", "sdpa", "eager")
+    assert "runtimes/graph_engine/step.py" in names("speed", "real", "bf16", "sdpa", "graph")
+    assert "precisions/four_bit.py" in names("quality", "real", "nf4", "sdpa", "generate")
+    assert "measure/generation.py" in names("generations", "real", "nf4", "sdpa", "generate")
 
 
 def test_jobs_start_in_a_random_but_repeatable_order(study):
-    found = plan.measurements(study, "latency")
+    found = plan.measurements(study, "speed")
     order = [plan.start_order(study, one) for one in found]
     assert order == [plan.start_order(copy.deepcopy(study), one) for one in found]
     assert len(set(order)) == len(order) and order != sorted(order)
-    study["latency"]["order_seed"] += 1
+    study["speed"]["order_seed"] += 1
     assert [plan.start_order(study, one) for one in found] != order
 
 
@@ -241,15 +242,15 @@ def gpu_study(study, shape: str, gib: float) -> dict:
 )
 def test_a_model_asks_for_as_many_gpus_as_hold_it(study, shape, precision, gib, expected):
     config = gpu_study(study, shape, gib)
-    assert plan.gpus(config, Measurement("latency", "random", precision, "sdpa", "eager")) == expected
+    assert plan.gpus(config, Measurement("speed", "random", precision, "sdpa", "generate")) == expected
 
 
 def test_a_cpu_study_asks_for_no_gpu(study):
-    assert plan.gpus(study, Measurement("latency", "random", "bf16", "sdpa", "eager")) == 0
+    assert plan.gpus(study, Measurement("speed", "random", "bf16", "sdpa", "generate")) == 0
 
 
 def test_host_memory_holds_the_weights_and_grows_with_the_attempt(study):
-    bf16, fp32 = (Measurement("latency", "real", name, "sdpa", "eager") for name in ("bf16", "fp32"))
+    bf16, fp32 = (Measurement("speed", "real", name, "sdpa", "generate") for name in ("bf16", "fp32"))
     weights_mb = 2e9 * 2 / 2**20  # 2 000 million parameters in bf16
     assert plan.memory_mb(study, bf16) > 2 * weights_mb
     assert plan.memory_mb(study, fp32) > plan.memory_mb(study, bf16)
@@ -271,7 +272,7 @@ def test_wall_time_leaves_room_to_write_the_timeout_record(study):
 
 
 def test_the_focus_of_the_summary_is_the_first_of_everything(study):
-    assert plan.focus(study)["real"] == {
+    assert plan.headline(study)["real"] == {
         "batch": 1,
         "prompt_tokens": 128,
         "new_tokens": 32,
@@ -280,4 +281,4 @@ def test_the_focus_of_the_summary_is_the_first_of_everything(study):
         "protocol": "w1024-s512",
     }
     # a model that leaves the study's reference out
-    assert plan.focus(study)["random"]["reference"] == "bf16"
+    assert plan.headline(study)["random"]["reference"] == "bf16"

@@ -6,7 +6,7 @@ import hand_made
 from llmstudy.tables import provenance
 
 
-def record(path, kind="latency", commit="a", started="2026-01-01T00:00:00", status="ok", model="m"):
+def record(path, kind="speed", commit="a", started="2026-01-01T00:00:00", status="ok", model="m"):
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "schema": 1,
@@ -24,20 +24,20 @@ def test_provenance_counts_each_environment_once(tmp_path):
         record(tmp_path / "2.json"),
         record(tmp_path / "3.json", commit="b", status="oom"),
     ]
-    receipt = tmp_path / "model/SOURCE.json"
-    receipt.parent.mkdir()
-    receipt.write_text(json.dumps({"name": "m", "real": True, "weights_folder": ".", "source": {"type": "path"}}))
-    (receipt.parent / "config.json").write_text(json.dumps(hand_made.ARCHITECTURES["llama-2-7b"]))
+    manifest = tmp_path / "model/manifest.json"
+    manifest.parent.mkdir()
+    manifest.write_text(json.dumps({"name": "m", "real": True, "weights_folder": ".", "source": {"type": "path"}}))
+    (manifest.parent / "config.json").write_text(json.dumps(hand_made.ARCHITECTURES["llama-2-7b"]))
     unseen = {"name": "n", "source": {"type": "hub", "repo": "a/b"}}
     config = {"study": "s", "models": [{"name": "m", "source": {"type": "path"}}, unseen]}
     missing = [f"results/s/records/latency/{name}/{number}.json" for name in "mn" for number in range(2)]
-    receipts, focus = [str(receipt)], {"m": {}, "n": {}}
-    provenance.write(paths, missing, receipts, config, focus, tmp_path / "provenance.json")
+    manifests, headline = [str(manifest)], {"m": {}, "n": {}}
+    provenance.write(paths, missing, manifests, config, headline, tmp_path / "provenance.json")
     found = json.loads((tmp_path / "provenance.json").read_text())
     assert [one["records"] for one in found["environments"]] == [2, 1]
     assert found["environments"][0]["first_started"] == "2026-01-01T00:00:00"
     assert found["missing"] == {"latency of m": 2, "latency of n": 2}
-    assert found["focus"] == {"m": {}}  # of n there is nothing to say yet
+    assert found["headline"] == {"m": {}}  # of n there is nothing to say yet
     assert found["statuses"] == {"ok": 2, "oom": 1} and found["wall_s"] == 90
     assert found["models"]["m"]["architecture"]["hidden_size"] == 4096
     assert found["config_sha256"] == provenance.config_hash(dict(reversed(config.items())))

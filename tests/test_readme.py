@@ -74,12 +74,12 @@ def test_the_added_precision_is_measured(extended_library, tmp_path):
     run_python(extended_library, "-m", "llmstudy.runner.child", *files)
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["status"], result["reason"]) == ("ok", "")
-    stored = result["samples"]["weights"]["linears"]
+    stored = result["results"]["weights"]["linears"]
     shapes = tiny.SHAPE
     heads = (shapes["num_attention_heads"] * 2 + shapes["num_key_value_heads"] * 2) * shapes["head_dim"]
     linear = shapes["num_hidden_layers"] * shapes["hidden_size"] * (heads + 3 * shapes["intermediate_size"])
     assert stored["uint8"] == linear / 2 + linear / 64  # two weights a byte, one byte per block of 64
-    assert result["samples"]["workloads"][0]["status"] == "ok"
+    assert result["results"]["workloads"][0]["status"] == "ok"
 
 
 def test_the_added_precision_is_known_to_the_config_and_refuses_random_weights(extended_library, tmp_path):
@@ -95,7 +95,7 @@ def test_the_added_precision_is_known_to_the_config_and_refuses_random_weights(e
         "except Exception as error: print(type(error).__name__)",
         str(tmp_path / "study.json"),
     )
-    assert "quality/tiny-llama/nf4-dq.sdpa.eager.r0.json" in told and told.endswith("Unsupported\n")
+    assert "quality/tiny-llama/nf4-dq.sdpa.generate.r0.json" in told and told.endswith("Unsupported\n")
 
 
 @pytest.mark.slow

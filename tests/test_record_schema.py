@@ -15,12 +15,12 @@ COMMITTED = sorted((ROOT / "results").glob("*/records/**/*.json"))
 JOB = {
     "identity": {
         "study": "s",
-        "kind": "latency",
+        "kind": "speed",
         "model": "m",
         "weights": "real",
         "precision": "fp32",
         "attention": "sdpa",
-        "runtime": "eager",
+        "runtime": "generate",
         "repeat": 0,
     },
     "device": "auto",

@@ -37,7 +37,7 @@ def test_a_record_says_what_was_measured_where_and_how(measure, tmp_path):
     record = records.read(path)
     assert record["identity"] == faults.job()["identity"] | {"device": "cpu"}
     assert (record["status"], record["reason"], record["traceback"]) == ("ok", "", [])
-    assert record["samples"] == {"tpot_ms": 4.5}
+    assert record["results"] == {"tpot_ms": 4.5}
     assert record["settings"] == faults.job()["settings"] and record["attempt"] == 1
     assert record["provenance"]["threads"] == 1 and record["provenance"]["wall_s"] > 0
     assert len(record["provenance"]["git_commit"]) == 40
@@ -59,7 +59,7 @@ def test_a_failed_measurement_is_still_a_finished_job(measure, tmp_path, body, s
     arrays = tmp_path / "records" / "bf16.npz"
     record = records.read(measure(body, {"arrays.npz": arrays}, seconds=2))
     assert record["status"] == status and record["status"] in records.STATUSES
-    assert record["reason"] and record["samples"] == {}
+    assert record["reason"] and record["results"] == {}
     assert arrays.exists() and arrays.stat().st_size == 0  # Snakemake finds its output
     assert left_in(tmp_path / "records") == ["bf16.json", "bf16.npz"]
 
@@ -89,10 +89,10 @@ def largest_file(size: int):
 
 def test_a_full_disk_leaves_the_old_record_and_names_the_file(tmp_path):
     path = tmp_path / "record.json"
-    records.write({"schema": records.SCHEMA, "samples": {}}, path)
+    records.write({"schema": records.SCHEMA, "results": {}}, path)
     with largest_file(1000), pytest.raises(StudyError, match="record.json"):
-        records.write({"schema": records.SCHEMA, "samples": list(range(5000))}, path)
-    assert records.read(path)["samples"] == {}
+        records.write({"schema": records.SCHEMA, "results": list(range(5000))}, path)
+    assert records.read(path)["results"] == {}
     assert left_in(tmp_path) == ["record.json"]
 
 

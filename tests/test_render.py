@@ -17,8 +17,8 @@ from llmstudy.report import render as report
 from llmstudy.report import study as studies
 from llmstudy.report.figures import FIGURES
 from llmstudy.tables import columns, memory, quality
-from llmstudy.tables import generations as samples
-from llmstudy.tables import processes as latency
+from llmstudy.tables import generations
+from llmstudy.tables import processes
 from llmstudy.tables import text as text_table
 from llmstudy.tables.phrases import number
 
@@ -37,7 +37,7 @@ def place(tmp_path_factory):
         for name in FIGURES:
             (folder / f"results/{study}/figures/{name}.svg").touch()
     (folder / "results/unfinished").mkdir()
-    (folder / "results/unfinished/latency.csv").touch()
+    (folder / "results/unfinished/processes.csv").touch()
     return folder
 
 
@@ -122,7 +122,7 @@ def metrics(text):
 
 
 def test_a_number_of_the_answer_comes_from_the_table(text, place):
-    table = pd.read_csv(place / "results/h200/latency.csv")
+    table = pd.read_csv(place / "results/h200/processes.csv")
     own = table[(table["model"] == "llama-2-7b") & (table["precision"] == "int8-fused") & (table["runtime"] == "graph")]
     own = own[(own["batch"] == 1) & (own["prompt_tokens"] == 512)]["e2e_ms"]
     assert len(own) == 3
@@ -144,10 +144,10 @@ def test_a_failed_cell_says_status_and_reason(text):
 
 def test_what_failed_at_another_workload_has_a_row(place):
     study = studies.load(place / "results/h200")
-    frame = study.tables["latency"]
+    frame = study.tables["processes"]
     lost = (frame["model"] == "llama-2-7b") & (frame["precision"] == "bf16") & (frame["runtime"] == "graph")
     lost &= frame["batch"] > 1
-    study.tables["latency"] = frame.assign(
+    study.tables["processes"] = frame.assign(
         status=frame["status"].where(~lost, "oom"), reason=frame["reason"].where(~lost, "full")
     )
     rows = [cells(line) for line in speed.workloads(study, "llama-2-7b").splitlines()[2:]]
@@ -176,14 +176,14 @@ def test_llm_int8_is_told_of_as_the_library_has_it(place):
 
 def test_energy_is_told_where_a_counter_was_read(place):
     study = studies.load(place / "results/h200")
-    latency = study.tables["latency"]
-    study.tables["latency"] = latency.assign(joules_per_token=2.5)
+    latency = study.tables["processes"]
+    study.tables["processes"] = latency.assign(joules_per_token=2.5)
     assert speed.without_energy(study) == ""
     ran = [cells(line) for line in speed.table(study, "llama-2-7b").splitlines()[2:] if "ms" not in line]
     assert {row[7] for row in ran} <= {"2.5", "`oom`", "`unsupported`", "`timeout`", "`error`"} and "2.5" in {
         row[7] for row in ran
     }
-    study.tables["latency"] = latency.assign(joules_per_token=np.nan)
+    study.tables["processes"] = latency.assign(joules_per_token=np.nan)
     assert "No energy is told" in speed.without_energy(study)
     assert "| – |" in speed.table(study, "llama-2-7b")
 
@@ -201,7 +201,7 @@ def test_a_link_leads_to_the_row(place):
         for row in tables["memory"][tables["memory"]["study"] == study].to_dict("records"):
             assert lines[row["line"] - 1].startswith(f"{study},{row['model']},")
             assert f"{row['precision']},{row['attention']}" in lines[row["line"] - 1]
-    assert "line" not in tables["samples"]
+    assert "line" not in tables["generations"]
 
 
 def test_synthetic_models_are_labelled_wherever_their_numbers_stand(text):
@@ -229,14 +229,14 @@ def test_a_study_without_optional_tables_or_quality_renders(tmp_path):
 
 def test_the_speed_chapter_says_how_far_apart_the_same_lies(tmp_path):
     folder = hand_made.write_study(tmp_path / "twice", models=("llama-2-7b",))
-    table = pd.read_csv(folder / "latency.csv")
+    table = pd.read_csv(folder / "processes.csv")
     table.loc[table["status"] == "ok", "tpot_ms"] = table["repeat"].map({0: 100.0, 1: 101.0, 2: 104.0})
-    table.to_csv(folder / "latency.csv", index=False)
+    table.to_csv(folder / "processes.csv", index=False)
     chapter = report.render([studies.load(folder)]).split("#### Speed (twice)")[1].split("#### Memory")[0]
     pairs = (table["status"] == "ok").sum()  # three of every three processes
     assert f"Measured over {pairs} pairs of processes" in chapter
     assert "by 3.0% in the median" in chapter and "by 4.0% at most" in chapter  # of 1, 2.97 and 4 %
-    table[table["repeat"] == 0].to_csv(folder / "latency.csv", index=False)
+    table[table["repeat"] == 0].to_csv(folder / "processes.csv", index=False)
     assert "pairs of processes" not in report.render([studies.load(folder)])
 
 
@@ -291,10 +291,10 @@ def test_method_names_columns_and_files_that_exist():
     lines = (REPOSITORY / "workflow/report/method.md.j2").read_text().splitlines()
     rows = [cells(line) for line in lines if line.startswith("| ")][2:]
     columns = {
-        "latency": latency.COLUMNS,
+        "speed": processes.COLUMNS,
         "memory": memory.COLUMNS,
         "quality": quality.COLUMNS,
-        "samples": samples.COLUMNS,
+        "generations": generations.COLUMNS,
         "text": text_table.COLUMNS,
     }
     checked = 0
@@ -394,7 +394,7 @@ def test_a_workload_of_its_own_is_told_beside_the_usual_one(place):
     study = studies.load(place / "results/h200")
     usual = answer.workload(study, "llama-2-7b")
     assert answer.workloads(study) == usual
-    study.provenance["focus"]["llama-2-70b"]["new_tokens"] = 8
+    study.provenance["headline"]["llama-2-70b"]["new_tokens"] = 8
     other = answer.workload(study, "llama-2-70b")
     assert answer.workloads(study) == f"{usual} (`llama-2-70b` (synthetic weights): {other})"
 

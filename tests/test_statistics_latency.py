@@ -39,7 +39,7 @@ def test_process_interval_by_hand():
     assert (found.low, found.high) == pytest.approx((20 / factor, 20 * factor))
 
 
-@pytest.mark.parametrize("samples", [[41.0], [41.0, math.nan], [41.0, 41.0, 41.0]])
+@pytest.mark.parametrize("results", [[41.0], [41.0, math.nan], [41.0, 41.0, 41.0]])
 def test_no_spread_is_no_interval(samples):
     found = process_interval(samples)
     assert found.value == pytest.approx(41.0)
@@ -209,7 +209,7 @@ def test_noise_is_shared_within_a_runtime_and_by_the_whole_study_where_a_model_h
     rows += processes("large", "other", "bf16", (1,), (90.0, math.nan), "oom")
     found = shared_noise(pd.DataFrame(rows), "tpot_ms")
     one = math.log(60 / 50) ** 2 / 2
-    place = {"model": "small", "runtime": "eager", "batch": 8, "prompt_tokens": 128, "new_tokens": 16}
+    place = {"model": "small", "runtime": "generate", "batch": 8, "prompt_tokens": 128, "new_tokens": 16}
     assert found.of(place) == Noise(pytest.approx(math.sqrt(one)), 1)
     assert found.of(place | {"batch": 1}) == Noise(pytest.approx(math.sqrt(one / 2)), 2)
     # bf16 at two workloads and nf4: three differences, but two processes more than configurations

@@ -9,12 +9,12 @@ from llmstudy.errors import StudyError
 from llmstudy.tables.noise import shared_noise
 from llmstudy.tables.phrases import percent
 from llmstudy.tables.recommendation import recommend
-from llmstudy.tables.summarise import Focus, summarise
+from llmstudy.tables.summarise import Headline, summarise
 from llmstudy.tables.verdict import judge
 
 REFERENCE = {"m": "bf16"}
 SMALLEST = {"tpot": 3.0, "memory": 3.0, "ppl": 0.5}
-FOCUS = Focus(batch=1, prompt_tokens=128, new_tokens=32, corpus="wiki", protocol="w1024")
+FOCUS = Headline(batch=1, prompt_tokens=128, new_tokens=32, corpus="wiki", protocol="w1024")
 SURE = 1e-6
 
 
@@ -22,7 +22,7 @@ def row(precision, tpot, memory, ratio, *, p=SURE, spread=0.01, quality_spread=0
     """A summary row against a reference of 20 ms and 12 GiB; spreads are half intervals on the log scale."""
     speedup = base[0] / tpot
     columns = {"study": "s", "model": "m", "weights": "real", "precision": precision, "attention": "sdpa"}
-    columns |= {"runtime": "eager", "device": "d", "status": "ok", "reason": "", "tpot_degrees": 8}
+    columns |= {"runtime": "generate", "device": "d", "status": "ok", "reason": "", "tpot_degrees": 8}
     columns |= {"tpot_ms": tpot, "tpot_low_ms": tpot * math.exp(-spread), "tpot_high_ms": tpot * math.exp(spread)}
     columns |= {"speedup": speedup, "speedup_low": speedup * 0.99, "speedup_high": speedup * 1.01, "speedup_p": p}
     columns |= {"memory_gib": memory, "memory_ratio": memory / base[1], "ppl_ratio": ratio, "top1_agreement": 0.97}
@@ -147,8 +147,8 @@ def test_the_fastest_within_the_limits_is_taken():
 
 def test_the_gain_is_told_against_the_reference_at_its_fastest_too():
     graph = {"runtime": "graph"}
-    dense = row("bf16", 6.0, 13.0, math.nan, top1_agreement=math.nan, latency_ms=80.0, **graph)
-    found = recommended(dense, row("int8", 4.0, 6.5, 1.0, latency_ms=90.0, **graph))
+    dense = row("bf16", 6.0, 13.0, math.nan, top1_agreement=math.nan, e2e_ms=80.0, **graph)
+    found = recommended(dense, row("int8", 4.0, 6.5, 1.0, e2e_ms=90.0, **graph))
     assert found["sentence"].endswith(
         "; 1.5 x the decode speed of bf16 (sdpa, graph) at 0.5 x its memory (end to end 90 ms against 80 ms), 5 x "
         "the decode speed of bf16 (sdpa, eager) at 0.542 x its memory."
@@ -308,14 +308,14 @@ def tables():
                 latency.append(shared | workload | times | {"repeat": repeat, "mbu": 0.5, "flags": "clocks; load"})
             memory.append(shared | workload | {"weights_gib": peak - 1, "peak_load_gib": 0.0, "peak_decode_gib": peak})
         if runtime == "eager":
-            graded = {"corpus": "wiki", "protocol": "w1024", "ppl": 20.0, "ppl_ratio": 1.01, "kl_nats": 0.02}
-            graded["top1_agreement"] = 0.95
-            quality.append(shared | graded | {"ppl_ratio_low": 1.0, "ppl_ratio_high": 1.02, "ppl_ratio_p": 0.05})
+            at_protocol = {"corpus": "wiki", "protocol": "w1024", "ppl": 20.0, "ppl_ratio": 1.01, "kl_nats": 0.02}
+            at_protocol["top1_agreement"] = 0.95
+            quality.append(shared | at_protocol | {"ppl_ratio_low": 1.0, "ppl_ratio_high": 1.02, "ppl_ratio_p": 0.05})
     return pd.DataFrame(latency), pd.DataFrame(memory), pd.DataFrame(quality)
 
 
-def summarised(latency, memory, quality, focus=FOCUS):
-    return summarise(latency, memory, quality, REFERENCE, focus, shared_noise(latency, "tpot_ms"))
+def summarised(latency, memory, quality, headline=FOCUS):
+    return summarise(latency, memory, quality, REFERENCE, headline, shared_noise(latency, "tpot_ms"))
 
 
 def test_summary_joins_the_tables_at_the_focus():
@@ -352,7 +352,7 @@ def test_summary_of_partly_failed_repeats_and_of_an_unmeasured_workload():
     assert found.loc[("int8", "eager"), "status"] == "ok" and found.loc[("int8", "eager"), "repeats"] == 2
     assert found.loc[("int8", "eager"), "reason"] == "1 of 3 repeats failed (timeout: 600 s); memory: driver"
     assert math.isnan(found.loc[("int8", "eager"), "memory_gib"])
-    other = summarised(latency, memory, quality, Focus(4, 128, 32, "wiki", "w1024"))
+    other = summarised(latency, memory, quality, Headline(4, 128, 32, "wiki", "w1024"))
     assert other["reason"].str.startswith("this workload was not measured").all()
 
 

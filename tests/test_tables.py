@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from llmstudy.runner import record as records
-from llmstudy.tables import generations as samples
+from llmstudy.tables import generations
 from llmstudy.tables import memory, quality, summary, text
-from llmstudy.tables import processes as latency
+from llmstudy.tables import processes
 from llmstudy.tables.columns import SHARED
 from llmstudy.tables.common import read_table
 
@@ -33,7 +33,7 @@ def record(tmp_path):
             "weights": "real",
             "precision": precision,
             "attention": "sdpa",
-            "runtime": "eager",
+            "runtime": "generate",
             "repeat": repeat,
             "device": "cpu",
         }
@@ -45,9 +45,9 @@ def record(tmp_path):
             "traceback": [],
             "settings": settings or {},
             "provenance": {"threads": 2},
-            "samples": found,
+            "results": found,
         }
-        path = tmp_path / "records" / kind / f"{precision}.sdpa.eager.r{repeat}.json"
+        path = tmp_path / "records" / kind / f"{precision}.sdpa.generate.r{repeat}.json"
         records.write(content | told, path)
         arrays_file = path.with_suffix(".npz")
         arrays_file.touch()
@@ -79,9 +79,9 @@ def only(frame, **values):
 def runs():
     """Three runs with TPOT 10, 20 and 60 ms and TTFT 5, 7 and 100 ms."""
     return [
-        {"ttft_ms": 5.0, "between_ms": [9.0, 10.0, 11.0], "e2e_ms": 40.0},
-        {"ttft_ms": 100.0, "between_ms": [20.0, 20.0, 20.0], "e2e_ms": 160.0},
-        {"ttft_ms": 7.0, "between_ms": [10.0, 10.0, 160.0], "e2e_ms": 100.0},
+        {"ttft_ms": 5.0, "itl_ms": [9.0, 10.0, 11.0], "e2e_ms": 40.0},
+        {"ttft_ms": 100.0, "itl_ms": [20.0, 20.0, 20.0], "e2e_ms": 160.0},
+        {"ttft_ms": 7.0, "itl_ms": [10.0, 10.0, 160.0], "e2e_ms": 100.0},
     ]
 
 
@@ -112,7 +112,7 @@ def latency_samples(*entries):
 
 
 def test_latency_takes_medians_over_the_runs_of_a_process(record, tmp_path):
-    path = record("latency", latency_samples(*map(timed, WORKLOADS)), settings={"workloads": WORKLOADS}, repeat=3)
+    path = record("speed", latency_samples(*map(timed, WORKLOADS)), settings={"workloads": WORKLOADS}, repeat=3)
     row = only(table(latency, [path], tmp_path), batch=2)
     assert row["status"] == "ok" and row["reason"] == "" and row["repeat"] == 3
     assert (row["ttft_ms"], row["tpot_ms"], row["e2e_ms"]) == (7.0, 20.0, 100.0)
@@ -130,12 +130,12 @@ def test_latency_takes_medians_over_the_runs_of_a_process(record, tmp_path):
 def test_timed_calls_that_lie_far_apart_are_flagged(record, tmp_path, times, flag):
     entry = timed(WORKLOADS[0], flags=[], runs=[run | {"e2e_ms": time} for run, time in zip(runs(), times)])
     entry["conditions"]["before"]["load_average"] = 0.1
-    path = record("latency", latency_samples(entry), settings={"workloads": WORKLOADS[:1]})
+    path = record("speed", latency_samples(entry), settings={"workloads": WORKLOADS[:1]})
     assert (only(table(latency, [path], tmp_path), batch=WORKLOADS[0]["batch"])["flags"] or "") == flag
 
 
 def test_mbu_is_step_bytes_over_tpot_over_bandwidth(record, tmp_path):
-    path = record("latency", latency_samples(*map(timed, WORKLOADS)), settings={"workloads": WORKLOADS})
+    path = record("speed", latency_samples(*map(timed, WORKLOADS)), settings={"workloads": WORKLOADS})
     frame = table(latency, [path], tmp_path)
     for batch in (2, 8):
         row = only(frame, batch=batch)
@@ -145,14 +145,14 @@ def test_mbu_is_step_bytes_over_tpot_over_bandwidth(record, tmp_path):
 
 
 def test_percentiles_stand_only_where_the_sample_supports_them(record, tmp_path):
-    many = [{"ttft_ms": 1.0, "between_ms": [float(gap) for gap in range(1, 101)], "e2e_ms": 1.0}]
+    many = [{"ttft_ms": 1.0, "itl_ms": [float(gap) for gap in range(1, 101)], "e2e_ms": 1.0}]
     settings = {"workloads": WORKLOADS}
-    path = record("latency", latency_samples(timed(WORKLOADS[0], runs=many), timed(WORKLOADS[1])), settings=settings)
+    path = record("speed", latency_samples(timed(WORKLOADS[0], runs=many), timed(WORKLOADS[1])), settings=settings)
     frame = table(latency, [path], tmp_path)
     row = only(frame, batch=2)
-    assert row["tpot_p50_ms"] == pytest.approx(50.5) and row["tpot_p90_ms"] == pytest.approx(90.1)
+    assert row["itl_p50_ms"] == pytest.approx(50.5) and row["itl_p90_ms"] == pytest.approx(90.1)
     row = only(frame, batch=8)  # nine gaps
-    assert math.isnan(row["tpot_p50_ms"]) and math.isnan(row["tpot_p90_ms"])
+    assert math.isnan(row["itl_p50_ms"]) and math.isnan(row["itl_p90_ms"])
 
 
 MEASURED = ["ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s", "mbu", "cold_ms", "step_bytes", "runs"]
@@ -160,7 +160,7 @@ MEASURED = ["ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s", "mbu", "cold_ms", "s
 
 def test_a_workload_that_failed_has_its_own_status_and_no_numbers(record, tmp_path):
     found = latency_samples(timed(WORKLOADS[0]), {"workload": WORKLOADS[1]} | OOM)
-    frame = table(latency, [record("latency", found, settings={"workloads": WORKLOADS})], tmp_path)
+    frame = table(latency, [record("speed", found, settings={"workloads": WORKLOADS})], tmp_path)
     failed = only(frame, batch=8)
     assert (failed["status"], failed["reason"]) == ("oom", "CUDA out of memory")
     assert failed[MEASURED].isna().all()
@@ -170,7 +170,7 @@ def test_a_workload_that_failed_has_its_own_status_and_no_numbers(record, tmp_pa
 
 @pytest.mark.parametrize("status", ["oom", "unsupported", "timeout", "error"])
 def test_a_failed_record_has_a_row_for_every_workload(record, tmp_path, status):
-    path = record("latency", {}, settings={"workloads": WORKLOADS}, status=status, reason="why it failed")
+    path = record("speed", {}, settings={"workloads": WORKLOADS}, status=status, reason="why it failed")
     frame = table(latency, [path], tmp_path)
     assert len(frame) == 2 and set(frame["status"]) == {status} and set(frame["reason"]) == {"why it failed"}
     assert frame[[*MEASURED, "load_s", "bandwidth_gb_s"]].isna().all(axis=None)
@@ -180,7 +180,7 @@ def test_a_failed_record_has_a_row_for_every_workload(record, tmp_path, status):
 def test_what_a_killed_process_had_finished_counts(record, tmp_path):
     found = latency_samples(timed(WORKLOADS[0]))
     killed = {"status": "timeout", "reason": "stopped after its limit of 600 s"}
-    frame = table(latency, [record("latency", found, settings={"workloads": WORKLOADS}, **killed)], tmp_path)
+    frame = table(latency, [record("speed", found, settings={"workloads": WORKLOADS}, **killed)], tmp_path)
     assert only(frame, batch=2)["status"] == "ok" and only(frame, batch=2)["tpot_ms"] == 20.0
     assert only(frame, batch=8)["status"] == "timeout" and math.isnan(only(frame, batch=8)["tpot_ms"])
 
@@ -188,7 +188,7 @@ def test_what_a_killed_process_had_finished_counts(record, tmp_path):
 def test_every_record_has_its_rows(record, tmp_path):
     settings = {"workloads": WORKLOADS[:1]}
     paths = [
-        record("latency", latency_samples(timed(WORKLOADS[0])), precision=name, settings=settings, repeat=repeat)
+        record("speed", latency_samples(timed(WORKLOADS[0])), precision=name, settings=settings, repeat=repeat)
         for name in ("fp32", "bf16")
         for repeat in range(3)
     ]
@@ -387,8 +387,8 @@ def test_samples_stand_beside_the_references(record, tmp_path):
     settings = {"prompts": ["Once", 'Twice, "so"\nto say']}
     reference = [said("Once", [1, 2, 3, 4], "upon"), said(settings["prompts"][1], [5, 6], "NA")]
     other = [said("Once", [1, 2, 9, 4], "a time"), said(settings["prompts"][1], [5, 6], "NA")]
-    paths = [record("samples", {"prompts": reference}, "fp32", settings)]
-    paths.append(record("samples", {"prompts": other}, "bf16", settings))
+    paths = [record("generations", {"prompts": reference}, "fp32", settings)]
+    paths.append(record("generations", {"prompts": other}, "bf16", settings))
     frame = table(samples, paths, tmp_path, "fp32")
     row = only(frame, precision="bf16", prompt="Once")
     assert (row["text"], row["reference_text"], row["first_divergence_token"]) == ("a time", "upon", 2)
@@ -400,7 +400,7 @@ def test_samples_stand_beside_the_references(record, tmp_path):
 def test_a_prompt_without_a_text_has_the_records_status(record, tmp_path):
     settings = {"prompts": ["Once", "Twice"]}
     paths = [
-        record("samples", {"prompts": [said("Once", [1], "a")]}, "fp32", settings, status="timeout", reason="long")
+        record("generations", {"prompts": [said("Once", [1], "a")]}, "fp32", settings, status="timeout", reason="long")
     ]
     frame = table(samples, paths, tmp_path, "fp32")
     assert only(frame, prompt="Once")["status"] == "ok"
@@ -415,13 +415,13 @@ def test_texts_of_all_prompts_together(record, tmp_path):
     settings, exact = {"prompts": ["a", "b", "c"]}, list(range(10))
     parted = {"a": exact, "b": [*exact[:2], 77, 77, 77, 77, 77, 77, 77, 77], "c": [*exact[:9], 77]}
     paths = [
-        record("samples", {"prompts": [said(prompt, exact, "x") for prompt in "abc"]}, "fp32", settings),
-        record("samples", {"prompts": [said(*one, "y") for one in parted.items()]}, "nf4", settings),
-        record("samples", {"prompts": [said("a", exact, "x")]}, "bf16", settings, status="timeout", reason="long"),
-        record("samples", {}, "fp4", settings, **OOM),
+        record("generations", {"prompts": [said(prompt, exact, "x") for prompt in "abc"]}, "fp32", settings),
+        record("generations", {"prompts": [said(*one, "y") for one in parted.items()]}, "nf4", settings),
+        record("generations", {"prompts": [said("a", exact, "x")]}, "bf16", settings, status="timeout", reason="long"),
+        record("generations", {}, "fp4", settings, **OOM),
     ]
-    samples.write(paths, "fp32", tmp_path / "samples.csv")
-    frame = table(text, tmp_path / "samples.csv", tmp_path, "fp32")
+    generations.write(paths, "fp32", tmp_path / "generations.csv")
+    frame = table(text, tmp_path / "generations.csv", tmp_path, "fp32")
     row = only(frame, precision="nf4")
     assert (row["prompts"], row["new_tokens"], row["never_diverged"]) == (3, 10, 1)
     assert row["exact_match"] == pytest.approx(1 / 3, rel=1e-5) and row["first_divergence_median_token"] == 9
@@ -438,11 +438,11 @@ def test_texts_of_all_prompts_together(record, tmp_path):
 def test_texts_without_a_reference_still_tell_how_much_they_repeat(record, tmp_path):
     settings = {"prompts": ["a"]}
     paths = [
-        record("samples", {}, "fp32", settings, **OOM),
-        record("samples", {"prompts": [said("a", [7] * 11, "y")]}, "nf4", settings),
+        record("generations", {}, "fp32", settings, **OOM),
+        record("generations", {"prompts": [said("a", [7] * 11, "y")]}, "nf4", settings),
     ]
-    samples.write(paths, "fp32", tmp_path / "samples.csv")
-    row = only(table(text, tmp_path / "samples.csv", tmp_path, "fp32"), precision="nf4")
+    generations.write(paths, "fp32", tmp_path / "generations.csv")
+    row = only(table(text, tmp_path / "generations.csv", tmp_path, "fp32"), precision="nf4")
     assert row["distinct_2_mean"] == pytest.approx(0.1) and row["prompts"] == 1
     assert row[["exact_match", "never_diverged", "identical_tokens_mean", "agreement_8"]].isna().all()
 
@@ -455,20 +455,20 @@ def test_a_summary_from_records_says_what_failed(record, tmp_path):
     workloads, protocols = WORKLOADS[:1], PROTOCOLS[:1]
     entry, arrays = scored(np.random.default_rng(0).gamma(2.0, 1.0, 200))
     kinds = {
-        "latency": (latency_samples(timed(WORKLOADS[0])), {"workloads": workloads}, None),
+        "speed": (latency_samples(timed(WORKLOADS[0])), {"workloads": workloads}, None),
         "memory": (memory_samples(held(WORKLOADS[0])), {"workloads": workloads}, None),
         "quality": ({"protocols": [entry]}, SETTINGS | {"protocols": protocols}, arrays),
     }
-    for kind, module, arguments in [("latency", latency, ()), ("memory", memory, ()), ("quality", quality, ("fp32",))]:
+    for kind, module, arguments in [("speed", latency, ()), ("memory", memory, ()), ("quality", quality, ("fp32",))]:
         found, settings, kept = kinds[kind]
         paths = [record(kind, found, "fp32", settings, arrays=kept), record(kind, {}, "nf4", settings, **OOM)]
         module.write(paths, *arguments, tmp_path / f"{kind}.csv")
-    focus = {"m": WORKLOADS[0] | {"corpus": "text", "protocol": "w64-s32", "reference": "fp32"}}
+    headline = {"m": WORKLOADS[0] | {"corpus": "text", "protocol": "w64-s32", "reference": "fp32"}}
     limits = dict.fromkeys(("memory_gib", "tpot_ms", "ppl_loss_percent", "top1_agreement"))
-    summary.write(tmp_path, focus, limits, {"tpot": 3, "memory": 3, "ppl": 0.5})
+    summary.write(tmp_path, headline, limits, {"tpot": 3, "memory": 3, "ppl": 0.5})
     frame = pd.read_csv(tmp_path / "summary.csv")
     row = only(frame, precision="fp32")
-    assert (row["tpot_ms"], row["ttft_ms"], row["latency_ms"]) == pytest.approx((20.0, 7.0, 100.0))
+    assert (row["tpot_ms"], row["ttft_ms"], row["e2e_ms"]) == pytest.approx((20.0, 7.0, 100.0))
     assert row["memory_gib"] == 6.0 and row["weights_gib"] == 4.5
     assert row["speedup"] == row["memory_ratio"] == row["ppl_ratio"] == pytest.approx(1.0)
     failed = only(frame, precision="nf4")

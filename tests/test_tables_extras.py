@@ -151,7 +151,7 @@ def test_sweep_pairs_with_the_beginning_of_the_reference(tmp_path):
     np.savez(reference.with_suffix(".npz"), **{f"{key}/nll": nll, f"{key}/document": document})
     entry = {"corpus": "tiny-text", "protocol": "w64-s32", "words": 90, "utf8_bytes": 400, "status": "ok", "reason": ""}
     workload = {"batch": 1, "prompt_tokens": 9, "new_tokens": 3}
-    samples = {"protocols": [entry], "runs": [{"between_ms": [4.0, 6.0]}, {"between_ms": [7.0, 7.0]}]}
+    samples = {"protocols": [entry], "runs": [{"itl_ms": [4.0, 6.0]}, {"itl_ms": [7.0, 7.0]}]}
     records = []
     for number, (threshold, loss) in enumerate([("inf", 0.1), ("0", 0.2)]):
         settings = {"threshold": threshold, "workload": workload}

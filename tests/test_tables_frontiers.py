@@ -13,7 +13,7 @@ WHERE = {
     "study": "s",
     "model": "m",
     "weights": "real",
-    "runtime": "eager",
+    "runtime": "generate",
     "device": "cpu",
     "status": "ok",
     "reason": "",
@@ -30,8 +30,8 @@ def test_crossovers_of_precisions_and_of_attention_kernels(tmp_path):
         for attention, ttft in (("eager", 10.0 * prompt / 256), ("sdpa", 20.0)):
             one = WHERE | {"precision": "bf16", "attention": attention, "batch": 2, "prompt_tokens": prompt}
             rows.append(one | {"new_tokens": 8, "tokens_per_s": 1.0, "ttft_ms": ttft})
-    pd.DataFrame(rows).to_csv(tmp_path / "latency.csv", index=False)
-    crossover.write(tmp_path / "latency.csv", [], {"m": "bf16"}, "eager", "eager", tmp_path / "crossover.csv")
+    pd.DataFrame(rows).to_csv(tmp_path / "processes.csv", index=False)
+    crossover.write(tmp_path / "processes.csv", [], {"m": "bf16"}, "eager", "generate", tmp_path / "crossover.csv")
     found = pd.read_csv(tmp_path / "crossover.csv").set_index("along")
     assert list(found.columns[:8]) == [
         "study",
@@ -51,7 +51,7 @@ def test_crossovers_of_precisions_and_of_attention_kernels(tmp_path):
         "cpu",
     ]
     assert found.loc["batch", "x"] == pytest.approx(2)
-    assert found.loc["prompt_tokens", ["attention", "reference", "kind"]].tolist() == ["sdpa", "eager", "overtakes"]
+    assert found.loc["prompt_tokens", ["attention", "reference", "kind"]].tolist() == ["sdpa", "generate", "overtakes"]
     assert found.loc["prompt_tokens", "x"] == pytest.approx(512)
 
 
@@ -62,8 +62,8 @@ def test_one_workload_has_no_crossover(tmp_path):
         | {"tokens_per_s": 5.0, "ttft_ms": 9.0}
         for precision in ("bf16", "nf4")
     ]
-    pd.DataFrame(rows).to_csv(tmp_path / "latency.csv", index=False)
-    crossover.write(tmp_path / "latency.csv", [], {"m": "bf16"}, "eager", "eager", tmp_path / "crossover.csv")
+    pd.DataFrame(rows).to_csv(tmp_path / "processes.csv", index=False)
+    crossover.write(tmp_path / "processes.csv", [], {"m": "bf16"}, "eager", "generate", tmp_path / "crossover.csv")
     assert pd.read_csv(tmp_path / "crossover.csv").empty
 
 
@@ -94,8 +94,8 @@ def test_attention_kernels_alone_cross_over_along_the_context(tmp_path):
         repeated = {key: one if isinstance(one, str) else [one * 0.99, one / 0.99] for key, one in found.items()}
         paths.append(kernel_alone(tmp_path, kernel, repeated))
     paths.append(kernel_alone(tmp_path, "sdpa-math", {}, status="timeout", reason="long"))
-    pd.DataFrame([WHERE], columns=LATENCY).to_csv(tmp_path / "latency.csv", index=False)
-    crossover.write(tmp_path / "latency.csv", paths, {"m": "bf16"}, "sdpa", "eager", tmp_path / "crossover.csv")
+    pd.DataFrame([WHERE], columns=LATENCY).to_csv(tmp_path / "processes.csv", index=False)
+    crossover.write(tmp_path / "processes.csv", paths, {"m": "bf16"}, "sdpa", "generate", tmp_path / "crossover.csv")
     found = pd.read_csv(tmp_path / "crossover.csv").set_index(["attention", "quantity"])
     assert len(found) == 3 and set(found["along"]) == {"context"} and set(found["reference"]) == {"eager"}
     row = found.loc[("sdpa", "prefill_ms")]
@@ -146,7 +146,7 @@ def capacity_record(runs: dict[int, str], status="ok", **samples) -> dict:
     identity = WHERE | {"precision": "bf16", "attention": "sdpa", "kind": "capacity", "repeat": 0}
     found = {"context_tokens": 1024, "usable_gib": 39.5, "largest_batch": 29, "below": 28, "above": 31}
     found |= {"runs": [{"batch": batch, "status": told, "reason": ""} for batch, told in runs.items()]} | samples
-    told = {"schema": 1, "status": status, "reason": "" if status == "ok" else "why", "samples": found}
+    told = {"schema": 1, "status": status, "reason": "" if status == "ok" else "why", "results": found}
     return told | {"identity": identity, "settings": {"contexts": [1024, 2048]}}
 
 
@@ -180,7 +180,7 @@ def test_a_verification_that_failed_says_so_where_it_would_stand(tmp_path):
     (row,) = capacity.rows_of(memory, [1024], 40.0, [stopped])
     assert (row["verified_fits"], row["verified_oom"]) == (28, None)
     assert (row["status"], row["prediction"], row["prediction_reason"]) == ("ok", "timeout", "why")
-    never = capacity_record({}, status="unsupported") | {"samples": {}}
+    never = capacity_record({}, status="unsupported") | {"results": {}}
     short, long = capacity.rows_of(memory, [1024, 2048], 40.0, [never])
     assert "prediction" not in short and long["prediction"] == "unsupported" and long["largest_batch"] == 15
 

@@ -11,7 +11,7 @@ SMALL_GPU = {"study": "h200", "model": "smol", "weights": "real", "device": "NVI
 SMALL_CPU = {"study": "default", "model": "smol", "weights": "real", "device": "cpu"}
 
 
-def cell(place, precision="bf16", runtime="eager", attention="sdpa-flash", status="ok", **values):
+def cell(place, precision="bf16", runtime="generate", attention="sdpa-flash", status="ok", **values):
     kind = {"precision": precision, "runtime": runtime, "attention": attention}
     return place | kind | {"status": status, "reason": "" if status == "ok" else "why"} | values
 
@@ -110,7 +110,7 @@ def tables():
             cell(SMALL_CPU, "fp32", layer="all", linear="all", delta_nll=0.02, kl_nats=0.05),
         ],
     }
-    listed = {"latency": speed, "memory": stored, "quality": scored, "text": texts, **extras}
+    listed = {"speed": speed, "memory": stored, "quality": scored, "text": texts, **extras}
     return {name: pd.DataFrame(rows) for name, rows in listed.items()}
 
 
@@ -133,7 +133,7 @@ def test_missing_tables_columns_and_rows_give_the_stock_sentence(name, tables):
     assert sentence(name, {}) == MISSING
     assert sentence(name, {key: table.iloc[:0] for key, table in tables.items()}) == MISSING
     assert (
-        sentence(name, {key: table.drop(columns="status") for key, table in tables.items() if key != "latency"})
+        sentence(name, {key: table.drop(columns="status") for key, table in tables.items() if key != "speed"})
         == MISSING
     )
 
@@ -177,7 +177,7 @@ def test_a_study_in_which_everything_failed_still_renders(name, tables):
             ["512 to 4096 tokens: `sdpa-flash` from 0.02 to 0.51 ms, `sdpa-math` from 0.2 to 13.2 ms ("],
         ),
         # Two studies: what every row of the one has, and what the other's one row has.
-        ("bandwidth_spread", ["4,280 to 4,280 GB/s ([latency.csv](results/h200", "(results/default"]),
+        ("bandwidth_spread", ["4,280 to 4,280 GB/s ([processes.csv](results/h200", "(results/default"]),
         ("attention_time", ["for 4096 tokens", "`sdpa-flash` 0.51 ms (100 TFLOP/s), `sdpa-math` 13.2 ms"]),
         # 16, 20 and 25 ms: twice 25 %, and 56.25 %
         ("same_against_same", ["25.0% in the median and", "56.2% at most (study `h200`, `llama-7b`", "over 3 pairs"]),
@@ -230,15 +230,15 @@ def test_without_prefill_peaks_of_models_those_of_the_kernels_are_told(tables):
 def test_other_models_say_how_much_of_the_factor_they_reach(tables):
     more = [latency(SMALL_GPU, 3.0, runtime="graph", mbu=0.9)]
     more.append(latency(SMALL_GPU, 2.0, runtime="graph", precision="int8-fused", mbu=0.6))
-    text = sentence("int8_fused_fast", {"latency": pd.concat([tables["latency"], pd.DataFrame(more)])})
+    text = sentence("int8_fused_fast", {"speed": pd.concat([tables["processes"], pd.DataFrame(more)])})
     assert text.startswith("Measured (study `h200`, `llama-7b`") and "2 times as long" in text
     assert text.endswith("other models: `smol` 1.5 times (batch 1, 512 + 128 tokens, MBU 90% against 60%).")
 
 
 def test_what_any_change_of_a_16_bit_model_does_stands_beside_its_sensitivity(tables):
     parts = tables["sensitivity"].assign(precision="bf16")
-    graded = pd.DataFrame([quality(SMALL_CPU, "fp32", kl_nats=0.0012), quality(SMALL_CPU, "fp16", kl_nats=0.5)])
-    text = sentence("sensitivity", {"sensitivity": parts, "quality": graded})
+    at_protocol = pd.DataFrame([quality(SMALL_CPU, "fp32", kl_nats=0.0012), quality(SMALL_CPU, "fp16", kl_nats=0.5)])
+    text = sentence("sensitivity", {"sensitivity": parts, "quality": at_protocol})
     assert "any change of a model in bf16 moves it by about 0.0012, as far as fp32 lies away" in text
     assert "any change" not in sentence("sensitivity", {"sensitivity": parts})
     assert "any change" not in sentence("sensitivity", tables)  # of fp32
@@ -247,26 +247,26 @@ def test_what_any_change_of_a_16_bit_model_does_stands_beside_its_sensitivity(ta
 def test_a_link_names_the_line_of_its_row(tables):
     numbered = {name: table.assign(line=range(2, len(table) + 2)) for name, table in tables.items()}
     assert "memory.csv](results/h200/memory.csv?plain=1#L2)" in sentence("weights_memory", numbered)
-    assert "latency.csv?plain=1#L7)" in sentence("decode_bandwidth", numbered)  # the first of its processes
+    assert "processes.csv?plain=1#L7)" in sentence("decode_bandwidth", numbered)  # the first of its processes
 
 
 def test_gpu_comes_before_cpu_though_the_cpu_is_slower(tables):
-    eager = tables["latency"][tables["latency"]["runtime"] == "eager"]
-    assert "NVIDIA H200" in sentence("prefill_against_decode", {"latency": eager})
+    eager = tables["processes"][tables["processes"]["runtime"] == "eager"]
+    assert "NVIDIA H200" in sentence("prefill_against_decode", {"speed": eager})
     only_cpu = eager[eager["device"] == "cpu"]
-    assert "on `cpu`" in sentence("prefill_against_decode", {"latency": only_cpu})
+    assert "on `cpu`" in sentence("prefill_against_decode", {"speed": only_cpu})
 
 
 def test_each_study_has_its_own_same_against_same(tables):
     again = latency(SMALL_CPU, 501.0, repeat=1)
-    text = sentence("same_against_same", {"latency": pd.concat([tables["latency"], pd.DataFrame([again])])})
+    text = sentence("same_against_same", {"speed": pd.concat([tables["processes"], pd.DataFrame([again])])})
     assert "over 3 pairs" in text and "over 1 pair of processes" in text and "by 0.2% at most (study `default`" in text
     pairs = [
         latency(SMALL_GPU, tpot, repeat, prompt=prompt)
         for prompt in range(1, 201)
         for repeat, tpot in enumerate((100.0, 100.0 + prompt / 20))
     ]
-    text = sentence("same_against_same", {"latency": pd.DataFrame(pairs)})
+    text = sentence("same_against_same", {"speed": pd.DataFrame(pairs)})
     assert "5.0% in the median, by at most 9.5% in 95 of 100 pairs and by 10.0% at most" in text  # 5.025, 9.5025
 
 

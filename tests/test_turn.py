@@ -126,7 +126,7 @@ def test_a_gpu_is_left_after_its_memory_is_given_back(monkeypatch):
     monkeypatch.setattr(turn, "visible_gpus", lambda: ["a"])
     monkeypatch.setattr(turn, "locked", locked)
     monkeypatch.setattr(turn, "destroy_contexts", lambda: happened.append("destroyed"))
-    with turn.turn("latency", "cuda"):
+    with turn.turn("speed", "cuda"):
         happened.append("measured")
     assert happened == ["locked", "measured", "destroyed", "unlocked"]
 
@@ -136,4 +136,4 @@ def test_a_gpu_is_left_after_the_result_is_safe(monkeypatch, tmp_path):
     faults.install(monkeypatch, tmp_path / "stand-in", "return {'a': 1}")
     stand_in_turn(tmp_path / "stand-in", "yield", "os.kill(os.getpid(), 9)")
     outcome = run_child(faults.job(), tmp_path / "job.log", tmp_path)
-    assert (outcome.status, outcome.result["samples"]) == ("ok", {"a": 1})
+    assert (outcome.status, outcome.result["results"]) == ("ok", {"a": 1})

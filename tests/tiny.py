@@ -66,7 +66,7 @@ def save_model(folder: Path, seed: int = 0, **changes):
 
 
 def fetch(source: dict[str, Any], folder: Path, name: str = "tiny") -> Path:
-    """Fetch a source as the rule does, so that ``folder`` has its SOURCE.json; returns ``folder``."""
+    """Fetch a source as the rule does, so that ``folder`` has its manifest.json; returns ``folder``."""
     from llmstudy.fetch.models import fetch_weights
 
     fetch_weights({"name": name, "source": source, "context": None, "license": None}, folder, folder / "downloads")
@@ -90,7 +90,7 @@ def save_corpus(folder: Path, documents: list[str] | None = None) -> Path:
 
 
 SETTINGS = {
-    "latency": {
+    "speed": {
         "workloads": [{"batch": 2, "prompt_tokens": 9, "new_tokens": 4}],
         "warmup": {"minimum": 2, "maximum": 3, "tolerance": 0.5},
         "minimum_runs": 2,
@@ -106,7 +106,7 @@ SETTINGS = {
         "max_tokens": None,
         "kl_tokens": 64,
     },
-    "samples": {"prompts": ["Once upon a time"], "new_tokens": 6},
+    "generations": {"prompts": ["Once upon a time"], "new_tokens": 6},
 }
 
 
@@ -120,7 +120,7 @@ def job(kind: str, model: Path, corpus: Path | None = None, **changes) -> dict[s
         "model": "tiny",
         "precision": "fp32",
         "attention": "sdpa",
-        "runtime": "eager",
+        "runtime": "generate",
         "repeat": 0,
     }
     told = {
@@ -174,8 +174,8 @@ def study(folder: Path, **changes) -> dict[str, Any]:
         "precisions": ["fp32", "bf16"],
         "reference": "fp32",
         "attention": ["sdpa"],
-        "runtimes": ["eager"],
-        "latency": {
+        "runtimes": ["generate"],
+        "speed": {
             "workloads": [{"batch": 1, "prompt_tokens": 16, "new_tokens": 6}],
             "repeats": 1,
             "warmup": {"minimum": 2, "maximum": 2},
@@ -183,6 +183,6 @@ def study(folder: Path, **changes) -> dict[str, Any]:
             "minimum_seconds": 0,
         },
         "quality": {"protocols": [{"window": 64, "stride": 32}], "kl_tokens": 200, "tokens_per_document": 60},
-        "samples": {"prompts": ["Once upon a time"], "new_tokens": 8},
+        "generations": {"prompts": ["Once upon a time"], "new_tokens": 8},
         "jobs": {"minutes": 3},
     } | changes

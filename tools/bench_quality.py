@@ -48,7 +48,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="folder of a fetched model, with SOURCE.json")
+    parser.add_argument("model", type=Path, help="folder of a fetched model, with manifest.json")
     parser.add_argument("corpus", type=Path, help="folder of a fetched corpus, with text.jsonl")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--attention", default="sdpa")

@@ -86,8 +86,8 @@ def study(jobs: int) -> dict:
         "precisions": PRECISIONS,
         "reference": "bf16",
         "attention": ["eager", "sdpa"][-kernels:],
-        "latency": {"repeats": repeats},
-        "samples": {"prompts": []},
+        "speed": {"repeats": repeats},
+        "generations": {"prompts": []},
     }
 
 

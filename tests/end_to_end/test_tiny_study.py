@@ -55,7 +55,7 @@ class Checkout:
         return self.folder / "results" / "tiny"
 
     def record(self, kind: str, precision: str, attention: str = "sdpa") -> dict:
-        path = self.results / "records" / kind / "tiny-llama" / f"{precision}.{attention}.eager.r0.json"
+        path = self.results / "records" / kind / "tiny-llama" / f"{precision}.{attention}.generate.r0.json"
         return json.loads(path.read_text())
 
     def table(self, name: str):
@@ -95,20 +95,20 @@ def number(cell: str) -> float:
 
 
 def test_everything_that_a_study_promises_is_there(study):
-    for name in ("latency", "memory", "quality", "samples", "text", "summary", "recommendation"):
+    for name in ("speed", "memory", "quality", "generations", "text", "summary", "recommendation"):
         assert len(study.table(name)) > 0, name
     figures = {path.name for path in (study.results / "figures").iterdir()}
     assert {"latency.svg", "memory.svg", "perplexity.svg", "agreement.svg", "trade_off.svg", "trade_off.png"} <= figures
     assert (study.folder / "REPORT.md").stat().st_size > 1000
-    logs = (study.results / "logs" / "measure_quality" / "tiny-llama" / "bf16.sdpa.eager.r0.log").read_text()
+    logs = (study.results / "logs" / "measure_quality" / "tiny-llama" / "bf16.sdpa.generate.r0.log").read_text()
     assert "windows scored" in logs  # progress
 
 
 def test_latency_in_the_table_is_that_of_the_record(study):
-    entry = study.record("latency", "bf16")["samples"]["workloads"][0]
-    assert entry["status"] == "ok" and all(len(run["between_ms"]) == 5 for run in entry["runs"])
-    row = row_of(study.table("latency"))
-    tpot = statistics.median(sum(run["between_ms"]) / 5 for run in entry["runs"])
+    entry = study.record("speed", "bf16")["results"]["workloads"][0]
+    assert entry["status"] == "ok" and all(len(run["itl_ms"]) == 5 for run in entry["runs"])
+    row = row_of(study.table("processes"))
+    tpot = statistics.median(sum(run["itl_ms"]) / 5 for run in entry["runs"])
     assert row["tpot_ms"] == pytest.approx(tpot, rel=1e-5)
     assert row["ttft_ms"] == pytest.approx(statistics.median(run["ttft_ms"] for run in entry["runs"]), rel=1e-5)
     assert row_of(study.table("summary"))["tpot_ms"] == pytest.approx(tpot, rel=1e-5)
@@ -117,9 +117,9 @@ def test_latency_in_the_table_is_that_of_the_record(study):
 def test_perplexity_in_the_table_is_that_of_the_per_token_losses(study):
     nll = {}
     for precision in ("fp32", "bf16"):
-        path = study.results / "records" / "quality" / "tiny-llama" / f"{precision}.sdpa.eager.r0.npz"
+        path = study.results / "records" / "quality" / "tiny-llama" / f"{precision}.sdpa.generate.r0.npz"
         nll[precision] = np.load(path)["tiny-text/w64-s32/nll"].astype(float)
-        recorded = study.record("quality", precision)["samples"]["protocols"][0]["mean_nll"]
+        recorded = study.record("quality", precision)["results"]["protocols"][0]["mean_nll"]
         assert recorded == pytest.approx(nll[precision].mean(), rel=1e-5)
         assert len(nll[precision]) == 6 * 60 - 1  # six documents of 60 tokens, the first token of all aside
     row = row_of(study.table("quality"))
@@ -133,11 +133,11 @@ def test_perplexity_in_the_table_is_that_of_the_per_token_losses(study):
 def test_the_report_says_what_the_records_say(study):
     report = (study.folder / "REPORT.md").read_text()
     for precision in ("fp32", "bf16"):
-        entry = study.record("latency", precision)["samples"]["workloads"][0]
-        quality = study.record("quality", precision)["samples"]["protocols"][0]
-        weights = study.record("memory", precision)["samples"]["weights"]
+        entry = study.record("speed", precision)["results"]["workloads"][0]
+        quality = study.record("quality", precision)["results"]["protocols"][0]
+        weights = study.record("memory", precision)["results"]["weights"]
         speed = cells(report, precision, "TPOT, ms")
-        tpot = statistics.median(sum(run["between_ms"]) / 5 for run in entry["runs"])
+        tpot = statistics.median(sum(run["itl_ms"]) / 5 for run in entry["runs"])
         assert number(speed["TPOT, ms"]) == pytest.approx(tpot, rel=0.01)
         ttft = statistics.median(run["ttft_ms"] for run in entry["runs"])
         assert number(speed["TTFT, ms"]) == pytest.approx(ttft, rel=0.01)
@@ -145,7 +145,7 @@ def test_the_report_says_what_the_records_say(study):
         assert number(loss["perplexity"]) == pytest.approx(math.exp(quality["mean_nll"]), rel=0.001)
         held = sum(sum(counts.values()) for counts in weights.values()) / 2**30
         assert number(cells(report, precision, "workspace, GiB")["weights, GiB"]) == pytest.approx(held, rel=0.01)
-    said = study.record("samples", "fp32")["samples"]["prompts"][0]
+    said = study.record("generations", "fp32")["results"]["prompts"][0]
     assert said["prompt"] in report and len(said["tokens"]) == 8
 
 
@@ -155,12 +155,12 @@ def test_the_report_answers_first(study):
 
 
 def test_what_cannot_run_here_is_a_result_with_its_reason(study):
-    for kind in ("latency", "memory"):
+    for kind in ("speed", "memory"):
         record = study.record(kind, "bf16", "sdpa-cudnn")
         assert record["status"] == "unsupported" and "sdpa-cudnn" in record["reason"]
         row = row_of(study.table(kind), attention="sdpa-cudnn")
         assert row["status"] == "unsupported" and "no such kernel" in row["reason"]
-    assert math.isnan(row_of(study.table("latency"), attention="sdpa-cudnn")["tpot_ms"])
+    assert math.isnan(row_of(study.table("processes"), attention="sdpa-cudnn")["tpot_ms"])
     report = (study.folder / "REPORT.md").read_text()
     assert "`unsupported`" in report and "no such kernel" in report
 

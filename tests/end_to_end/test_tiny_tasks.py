@@ -42,5 +42,5 @@ def test_a_folder_of_tasks_becomes_a_table(tmp_path):
     gained = (bf16["wrong_to_correct"] - bf16["correct_to_wrong"]) / bf16["documents"]
     assert bf16["accuracy_change"].tolist() == pytest.approx(gained.tolist(), rel=1e-5)
     assert (bf16["answers_changed"] >= bf16["wrong_to_correct"] + bf16["correct_to_wrong"]).all()
-    record = json.loads((folder / "results/tiny/records/tasks/tiny-llama/bf16.sdpa.eager.r0.json").read_text())
-    assert record["samples"]["lm_eval"] == "0.4.13" and record["settings"]["num_fewshot"] == 0
+    record = json.loads((folder / "results/tiny/records/tasks/tiny-llama/bf16.sdpa.generate.r0.json").read_text())
+    assert record["results"]["lm_eval"] == "0.4.13" and record["settings"]["num_fewshot"] == 0

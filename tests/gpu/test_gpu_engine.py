@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_llama_config
 from llmstudy.errors import Unsupported
 from llmstudy.kernels.linear import Int8Linear, W8A8Linear
-from llmstudy.runtimes.generate import EagerRuntime
+from llmstudy.runtimes.generate import GenerateRuntime
 from llmstudy.runtimes.graph import GraphRuntime
 from torch import nn
 from transformers import LlamaForCausalLM
@@ -40,7 +40,7 @@ def generate(model, batch):
     torch.manual_seed(1)
     # not drawn on the device: its generator stays unusable after a capture that failed
     ids = torch.randint(3, 997, (batch, PROMPT)).cuda()
-    eager = EagerRuntime(model, batch, PROMPT, NEW).generate(ids)
+    eager = GenerateRuntime(model, batch, PROMPT, NEW).generate(ids)
     runtime = GraphRuntime(model, batch, PROMPT, NEW)
     runtime.prepare()
     return ids, eager, runtime.generate(ids), runtime

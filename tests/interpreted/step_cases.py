@@ -12,7 +12,7 @@ from llmstudy.runtimes.engine.forward import last_logits
 from llmstudy.runtimes.engine.prompt import run_prompt
 from llmstudy.runtimes.engine.step import DecodeStep, attention_warps, operand_of
 from llmstudy.runtimes.engine.weights import extract
-from llmstudy.runtimes.generate import EagerRuntime
+from llmstudy.runtimes.generate import GenerateRuntime
 from torch import nn
 from transformers import LlamaForCausalLM
 
@@ -39,7 +39,7 @@ def test_tokens_equal_those_of_generate(monkeypatch, batch, int8, changes, split
                 bias = None if module.bias is None else module.bias.data
                 model.set_submodule(path, Int8Linear.from_weight(module.weight.data, bias))
     ids = torch.randint(3, 199, (batch, PROMPT))
-    expected = EagerRuntime(model, batch, PROMPT, NEW).generate(ids).tokens
+    expected = GenerateRuntime(model, batch, PROMPT, NEW).generate(ids).tokens
     weights = extract(model)
     with torch.inference_mode():
         step = DecodeStep(weights, batch, PROMPT, NEW)

@@ -156,4 +156,4 @@ def edit_profile(folder: Path, rule: str, **values) -> None:
 
 def record_path(kind: str, precision: str, model: str = "tiny-llama") -> str:
     """Where a record of the tiny study lies."""
-    return f"results/tiny/records/{kind}/{model}/{precision}.sdpa.eager.r0.json"
+    return f"results/tiny/records/{kind}/{model}/{precision}.sdpa.generate.r0.json"

@@ -84,7 +84,7 @@ def whole(cluster, sample, tmp_path_factory):
 def test_the_whole_study_through_the_profile(cluster, whole):
     folder = whole["submitted"]
     assert whole["head"].returncode == 0, (whole["tmp"] / "submitted.log").read_text()[-3000:]
-    for kind in ("latency", "memory", "quality", "samples"):
+    for kind in ("speed", "memory", "quality", "generations"):
         for precision in PRECISIONS:
             record = read_record(folder, kind, precision)
             assert (record["status"], record["attempt"]) == ("ok", 1), (kind, precision, record["reason"])
@@ -119,11 +119,11 @@ def rows(file: Path) -> list[dict]:
 
 def test_slurm_and_one_machine_agree(whole):
     tables = sorted(path.name for path in (whole["local"] / "results/tiny").glob("*.csv"))
-    assert {"latency.csv", "memory.csv", "quality.csv", "samples.csv", "summary.csv"} <= set(tables)
+    assert {"processes.csv", "memory.csv", "quality.csv", "generations.csv", "summary.csv"} <= set(tables)
     for name in tables:
         here, there = (rows(whole[where] / "results/tiny" / name) for where in ("local", "submitted"))
         assert [list(row) for row in here] == [list(row) for row in there], name
-        if name in ("quality.csv", "samples.csv"):
+        if name in ("quality.csv", "generations.csv"):
             assert here == there, name  # to the last digit
 
 
@@ -167,7 +167,7 @@ def limited(cluster, sample, tmp_path_factory):
         + [record_path("memory", "bf16", "llama-70b")],
         "oom": [record_path("memory", "fp32", "bulky")],
         "retry": [record_path("memory", "fp32", "bulky")],
-        "timeout": [record_path("samples", "fp32")],
+        "timeout": [record_path("generations", "fp32")],
     }
     heads = {
         name: cluster.start(*SNAKEMAKE, *STUDY, *targets[name], folder=folder, output=tmp / f"{name}.log")
@@ -205,7 +205,7 @@ def test_out_of_memory_is_tried_again_with_more_where_configured(cluster, limite
 
 
 def test_time_over_becomes_a_record_before_slurm_ends_the_job(cluster, limited):
-    record = read_record(limited["timeout"], "samples", "fp32")
+    record = read_record(limited["timeout"], "generations", "fp32")
     assert record["status"] == "timeout"
     [job] = cluster.jobs(limited["timeout"])
     assert job.state == "COMPLETED"

@@ -5,14 +5,14 @@ REQUIRED INPUTS:
     results/<study>/records/<kind>/<model>/*.json
 
 OUTPUTS, below results/<study>/:
-    latency.csv, memory.csv, quality.csv, samples.csv    one observation a row, units in the column names
+    processes.csv, memory.csv, quality.csv, generations.csv    one observation a row, units in the column names
     summary.csv                                          one row per model × precision × attention × runtime
     text.csv                                             one row per configuration: agreement of its samples' text
     recommendation.csv                                   one sentence per model
 
 STEPS:
     1. aggregate_latency, aggregate_memory, aggregate_quality, aggregate_samples
-    2. aggregate_text     samples.csv, its prompts taken together
+    2. aggregate_text     generations.csv, its prompts taken together
     3. judge_precisions   better, worse, mixed or not distinguishable from the reference, and which one to take
 """
 
@@ -29,13 +29,13 @@ localrules:
 rule aggregate_latency:
     input:
         library=dependencies.files("tables.processes"),
-        records=records("latency"),
+        records=records("speed"),
     output:
         report(
-            f"{RESULTS}/latency.csv",
+            f"{RESULTS}/processes.csv",
             caption="../report/captions/table_latency.rst",
             category="Tables",
-            labels={"name": "latency.csv"},
+            labels={"name": "processes.csv"},
         ),
     log:
         f"{RESULTS}/logs/aggregate_latency.log",
@@ -89,13 +89,13 @@ rule aggregate_quality:
 rule aggregate_samples:
     input:
         library=dependencies.files("tables.generations"),
-        records=records("samples"),
+        records=records("generations"),
     output:
         report(
-            f"{RESULTS}/samples.csv",
+            f"{RESULTS}/generations.csv",
             caption="../report/captions/table_samples.rst",
             category="Tables",
-            labels={"name": "samples.csv"},
+            labels={"name": "generations.csv"},
         ),
     log:
         f"{RESULTS}/logs/aggregate_samples.log",
@@ -110,7 +110,7 @@ rule aggregate_samples:
 rule aggregate_text:
     input:
         library=dependencies.files("tables.text"),
-        samples=f"{RESULTS}/samples.csv",
+        samples=f"{RESULTS}/generations.csv",
     output:
         report(
             f"{RESULTS}/text.csv",
@@ -131,7 +131,7 @@ rule aggregate_text:
 rule judge_precisions:
     input:
         library=dependencies.files("tables.summary"),
-        latency=f"{RESULTS}/latency.csv",
+        latency=f"{RESULTS}/processes.csv",
         memory=f"{RESULTS}/memory.csv",
         quality=f"{RESULTS}/quality.csv",
     output:
@@ -152,7 +152,7 @@ rule judge_precisions:
     conda:
         "../../envs/report.yaml"
     params:
-        focus=plan.focus(config),
+        headline=plan.headline(config),
         limits=config["limits"],
         smallest=config["verdict"]["smallest_effect_percent"],
     script:

@@ -76,7 +76,7 @@ def records_of_extra(kind):
 
 def reference(wildcards):
     """The measurement that keeps a model's reference log-probabilities."""
-    return plan.Measurement("reference", wildcards.model, config["reference"], plan.quality_attention(config), "eager")
+    return plan.Measurement("reference", wildcards.model, config["reference"], plan.quality_attention(config), "generate")
 
 
 def measuring_threads(wildcards):
@@ -153,12 +153,12 @@ def reference_library(wildcards):
 
 def measuring_memory(wildcards, attempt):
     """Host memory of a measuring job, MB; kinds need about the same."""
-    return plan.memory_mb(config, measurement("latency", wildcards), attempt)
+    return plan.memory_mb(config, measurement("speed", wildcards), attempt)
 
 
 def measuring_gpus(wildcards):
     """GPUs of a measuring job."""
-    return plan.gpus(config, measurement("latency", wildcards))
+    return plan.gpus(config, measurement("speed", wildcards))
 
 
 def reference_memory(wildcards, attempt):
@@ -173,7 +173,7 @@ def reference_gpus(wildcards):
 
 def latency_order(wildcards):
     """Random but repeatable start order."""
-    return plan.start_order(config, measurement("latency", wildcards))
+    return plan.start_order(config, measurement("speed", wildcards))
 
 
 def extra_records(wildcards):
@@ -215,7 +215,7 @@ def tabulated_extras():
 
 def sweep(wildcards):
     """The measurement of a sweep, at whatever threshold."""
-    return plan.Measurement("sweep", wildcards.model, extras.SWEPT, wildcards.attention, "eager")
+    return plan.Measurement("sweep", wildcards.model, extras.SWEPT, wildcards.attention, "generate")
 
 
 def sweep_job(wildcards):
@@ -238,9 +238,9 @@ def sweep_library(wildcards):
     return plan.library_files(sweep(wildcards))
 
 
-def receipts():
+def manifests():
     """What fetching says of the models; without measuring of those that are here."""
-    return at_hand(f"resources/models/{model['name']}/SOURCE.json" for model in config["models"])
+    return at_hand(f"resources/models/{model['name']}/manifest.json" for model in config["models"])
 
 
 def sweep_references():

@@ -4,7 +4,7 @@ Compare two studies of the same configurations, for instance before and after a 
     snakemake --cores 1 compare --config baseline=<study> candidate=<study>
 
 REQUIRED INPUTS:
-    results/<baseline>/latency.csv, memory.csv, quality.csv and the same of the candidate
+    results/<baseline>/processes.csv, memory.csv, quality.csv and the same of the candidate
 
 OUTPUTS:
     results/comparisons/<baseline>_<candidate>.csv            every quantity that both have, and what changed for certain
@@ -30,7 +30,7 @@ rule compare_studies:
         tables=expand(
             "results/{study}/{table}.csv",
             study=[name for name in (config["baseline"], config["candidate"]) if name],
-            table=["latency", "memory", "quality"],
+            table=["speed", "memory", "quality"],
         ),
     output:
         table=f"{COMPARISON}.csv",

@@ -3,7 +3,7 @@ Tabulate what explains the study's main numbers. Each part runs only if the conf
 
 REQUIRED INPUTS:
     results/<study>/records/<extra>/<model>/*.json
-    results/<study>/latency.csv, memory.csv and the reference's quality record    for what is made of them
+    results/<study>/processes.csv, memory.csv and the reference's quality record    for what is made of them
 
 OUTPUTS, below results/<study>/:
     outliers.csv     LLM.int8()'s outlier ledger
@@ -76,7 +76,7 @@ rule aggregate_sweep:
 rule find_crossovers:
     input:
         library=dependencies.files("tables.crossover"),
-        latency=f"{RESULTS}/latency.csv",
+        latency=f"{RESULTS}/processes.csv",
         kernels_alone=records_of_extra("attention"),
     output:
         report(
@@ -90,7 +90,7 @@ rule find_crossovers:
     conda:
         "../../envs/report.yaml"
     params:
-        references={model: spoken["reference"] for model, spoken in plan.focus(config).items()},
+        references={model: spoken["reference"] for model, spoken in plan.headline(config).items()},
         attention=config["attention"][0],
         kernel=(config["extras"]["attention"]["kernels"] or config["attention"])[0],
     script:
@@ -138,6 +138,6 @@ rule aggregate_tasks:
     conda:
         "../../envs/report.yaml"
     params:
-        references={model: spoken["reference"] for model, spoken in plan.focus(config).items()},
+        references={model: spoken["reference"] for model, spoken in plan.headline(config).items()},
     script:
         "../scripts/aggregate_tasks.py"

@@ -2,7 +2,7 @@
 Measure one configuration per job. Every job writes a record whatever happens to the measurement.
 
 REQUIRED INPUTS:
-    resources/models/<model>/SOURCE.json
+    resources/models/<model>/manifest.json
     resources/corpora/<corpus>/text.jsonl
 
 OUTPUTS, below results/<study>/records/:
@@ -24,8 +24,8 @@ A measuring job takes every core that Snakemake may use: two at once would measu
 
 rule measure_latency:
     input:
-        library=library_of("latency"),
-        source="resources/models/{model}/SOURCE.json",
+        library=library_of("speed"),
+        source="resources/models/{model}/manifest.json",
         text=prompt_corpus,
     output:
         record=f"{RESULTS}/records/latency/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
@@ -43,7 +43,7 @@ rule measure_latency:
         limit_s=LIMIT_S,
         oom_attempts=OOM_ATTEMPTS,
     params:
-        job=job_of("latency"),
+        job=job_of("speed"),
     script:
         "../scripts/measure_latency.py"
 
@@ -51,7 +51,7 @@ rule measure_latency:
 rule measure_memory:
     input:
         library=library_of("memory"),
-        source="resources/models/{model}/SOURCE.json",
+        source="resources/models/{model}/manifest.json",
         text=prompt_corpus,
     output:
         record=f"{RESULTS}/records/memory/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
@@ -76,7 +76,7 @@ rule measure_memory:
 rule keep_reference:
     input:
         library=reference_library,
-        source="resources/models/{model}/SOURCE.json",
+        source="resources/models/{model}/manifest.json",
         text=quality_texts,
     output:
         record=f"{RESULTS}/records/reference/{{model}}.json",
@@ -112,7 +112,7 @@ rule keep_reference:
 rule measure_quality:
     input:
         library=library_of("quality"),
-        source="resources/models/{model}/SOURCE.json",
+        source="resources/models/{model}/manifest.json",
         text=quality_texts,
         prompts=prompt_corpus,  # precisions that choose their columns do so on these
         reference=reference_files,
@@ -139,8 +139,8 @@ rule measure_quality:
 
 rule generate_samples:
     input:
-        library=library_of("samples"),
-        source="resources/models/{model}/SOURCE.json",
+        library=library_of("generations"),
+        source="resources/models/{model}/manifest.json",
         text=prompt_corpus,
     output:
         record=f"{RESULTS}/records/samples/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
@@ -157,6 +157,6 @@ rule generate_samples:
         limit_s=LIMIT_S,
         oom_attempts=OOM_ATTEMPTS,
     params:
-        job=job_of("samples"),
+        job=job_of("generations"),
     script:
         "../scripts/generate_samples.py"

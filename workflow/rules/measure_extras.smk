@@ -2,7 +2,7 @@
 Measure what explains the study's main numbers. Each part runs only if the config's ``extras`` enable it.
 
 REQUIRED INPUTS:
-    resources/models/<model>/SOURCE.json
+    resources/models/<model>/manifest.json
     resources/corpora/<corpus>/text.jsonl
 
 OUTPUTS, below results/<study>/records/:
@@ -19,7 +19,7 @@ STEPS:
 rule measure_extra:
     input:
         library=extra_library,
-        source="resources/models/{model}/SOURCE.json",
+        source="resources/models/{model}/manifest.json",
         text=extra_text,
     output:
         record=f"{RESULTS}/records/{{extra}}/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
@@ -44,7 +44,7 @@ rule measure_extra:
 rule measure_sweep:
     input:
         library=sweep_library,
-        source="resources/models/{model}/SOURCE.json",
+        source="resources/models/{model}/manifest.json",
         text=sweep_text,
         prompts=prompt_corpus,
         reference=sweep_reference_files,
@@ -72,7 +72,7 @@ rule measure_sweep:
 rule verify_capacity:
     input:
         library=library_of("capacity"),
-        source="resources/models/{model}/SOURCE.json",
+        source="resources/models/{model}/manifest.json",
         text=prompt_corpus,
         memory=f"{RESULTS}/records/memory/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
     output:

@@ -32,7 +32,7 @@ PLANNED += [path for kind in extras.KINDS for path in extras.record_paths(config
 RECORDS = at_hand(PLANNED)
 if not RECORDS:
     raise WorkflowError(f"measure: nothing, but {RESULTS}/records has no record of this study; allowed: all")
-TABLES = ["latency", "memory", "quality", "samples", "text", "summary", "recommendation", *tabulated_extras()]
+TABLES = ["speed", "memory", "quality", "generations", "text", "summary", "recommendation", *tabulated_extras()]
 FIGURES = {name: entry for name, entry in figures.FIGURES.items() if set(entry.tables) <= set(TABLES)}
 # What other studies left: read as it is, made by no rule here.
 OTHER_STUDIES = [
@@ -47,7 +47,7 @@ rule aggregate_provenance:
     input:
         library=dependencies.files("tables.provenance"),
         records=RECORDS,
-        receipts=receipts(),
+        manifests=manifests(),
     output:
         # What it says of a model whose weights are not here stays.
         update(f"{RESULTS}/provenance.json"),
@@ -57,7 +57,7 @@ rule aggregate_provenance:
         "../../envs/report.yaml"
     params:
         config=config,
-        focus=plan.focus(config),
+        headline=plan.headline(config),
         missing=sorted(set(PLANNED) - set(RECORDS)),
     script:
         "../scripts/aggregate_provenance.py"

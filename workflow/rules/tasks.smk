@@ -2,7 +2,7 @@
 Accuracy in tasks of lm-eval, and which answers change against the reference. Runs only if ``extras.tasks`` is enabled.
 
 REQUIRED INPUTS:
-    resources/models/<model>/SOURCE.json
+    resources/models/<model>/manifest.json
     resources/corpora/<corpus>/text.jsonl          for precisions that choose their columns on text
     the files below extras.tasks.include_path      if the study has tasks of its own
 
@@ -43,7 +43,7 @@ rule fetch_tasks:
 rule measure_tasks:
     input:
         library=library_of("tasks"),
-        source="resources/models/{model}/SOURCE.json",
+        source="resources/models/{model}/manifest.json",
         prompts=prompt_corpus,
         files=task_files(),
         tasks=f"resources/tasks/{STUDY}.json",

@@ -4,7 +4,7 @@ Fetch weights and text, verified, into resources/.
 REQUIRED INPUTS: none; sources are named in the config.
 
 OUTPUTS:
-    resources/models/<model>/SOURCE.json       written last: proof that config, tokenizer and safetensors are there
+    resources/models/<model>/manifest.json       written last: proof that config, tokenizer and safetensors are there
     resources/corpora/<corpus>/text.jsonl      one document a row
 
 STEPS:
@@ -24,7 +24,7 @@ rule fetch_weights:
     input:
         library=dependencies.files("fetch.models"),
     output:
-        "resources/models/{model}/SOURCE.json",
+        "resources/models/{model}/manifest.json",
     log:
         f"{RESULTS}/logs/fetch_weights/{{model}}.log",
     # Downloads fail for reasons that pass; what was fetched is kept.

@@ -1,4 +1,4 @@
-"""Aggregate latency records into latency.csv."""
+"""Aggregate latency records into processes.csv."""
 
 from pathlib import Path
 

@@ -9,8 +9,8 @@ with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
     provenance.write(
         paths=snakemake.input.records,  # noqa: F821
         missing=snakemake.params.missing,  # noqa: F821
-        receipts=snakemake.input.receipts,  # noqa: F821
+        manifests=snakemake.input.manifests,  # noqa: F821
         config=snakemake.params.config,  # noqa: F821
-        focus=snakemake.params.focus,  # noqa: F821
+        headline=snakemake.params.headline,  # noqa: F821
         output=Path(snakemake.output[0]),  # noqa: F821
     )

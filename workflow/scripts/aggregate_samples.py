@@ -1,4 +1,4 @@
-"""Aggregate samples records into samples.csv."""
+"""Aggregate samples records into generations.csv."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Summarise samples.csv over its prompts into text.csv."""
+"""Summarise generations.csv over its prompts into text.csv."""
 
 from pathlib import Path
 

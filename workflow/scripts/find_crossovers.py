@@ -1,4 +1,4 @@
-"""Find where one configuration overtakes another: crossover.csv from latency.csv and attention records."""
+"""Find where one configuration overtakes another: crossover.csv from processes.csv and attention records."""
 
 from pathlib import Path
 

@@ -175,7 +175,7 @@ def _check_names(config: dict) -> None:
 
 def _check_baseline(key: str, names: list[str], kernels: list[str]) -> None:
     """The graph runtime, measured under sdpa, is compared with the reference under eager and the same attention."""
-    if "graph" in names and "eager" not in names:
+    if "graph" in names and "generate" not in names:
         raise StudyError(f"{key}: 'graph' is compared with the reference under 'eager'; allowed: [eager, graph]")
     if "graph" in names and "sdpa" not in kernels:
         raise StudyError(f"attention: 'sdpa' is missing; runtime 'graph' ({key}) is measured and compared under it")
@@ -197,7 +197,7 @@ def _check_device(key: str, names: list[str], device: str) -> None:
 
 def _check_numbers(config: dict) -> None:
     """Numbers must fit each other: context, windows, warm-up, and where a precision runs."""
-    warmup = config["latency"]["warmup"]
+    warmup = config["speed"]["warmup"]
     if warmup["minimum"] > warmup["maximum"]:
         raise StudyError(
             f"latency.warmup.minimum: {warmup['minimum']} is more than latency.warmup.maximum {warmup['maximum']}"
@@ -222,7 +222,7 @@ def asked_tokens(config: dict, model: dict) -> Iterator[tuple[str, dict[str, int
     """(key, the numbers of tokens that make up one sequence) for everything that a model must have the context for."""
     calls = [(f"models.{model['name']}.workloads", model["workloads"])]
     if not model["workloads"]:
-        calls = [(f"{kind}.workloads", config[kind]["workloads"] or []) for kind in ("latency", "memory")]
+        calls = [(f"{kind}.workloads", config[kind]["workloads"] or []) for kind in ("speed", "memory")]
     extras = {name: settings for name, settings in config["extras"].items() if settings["enabled"]}
     real = model["source"]["type"] != "synthetic"
     if real and "sweep" in extras:
@@ -235,8 +235,8 @@ def asked_tokens(config: dict, model: dict) -> Iterator[tuple[str, dict[str, int
     if real:
         if "invariance" in extras:
             yield "extras.invariance", {"prompt_tokens": extras["invariance"]["prompt_tokens"]}
-        if config["samples"]["prompts"]:
-            yield "samples", {"new_tokens": config["samples"]["new_tokens"]}
+        if config["generations"]["prompts"]:
+            yield "generations", {"new_tokens": config["generations"]["new_tokens"]}
         for protocol in config["quality"]["protocols"]:
             yield "quality.protocols", {"window": protocol["window"]}
 
@@ -268,9 +268,9 @@ def _check_shape(model: dict) -> None:
 
 def check_paths(config: dict, wanted: set[str]) -> None:
     """Raise StudyError for a local source that is not there and that one of the ``wanted`` outputs is fetched from."""
-    for kind, key, receipt in (("models", "folder", "SOURCE.json"), ("corpora", "file", "text.jsonl")):
+    for kind, key, manifest in (("models", "folder", "manifest.json"), ("corpora", "file", "text.jsonl")):
         for entry in config[kind]:
-            path = entry["source"].get(key) if f"resources/{kind}/{entry['name']}/{receipt}" in wanted else None
+            path = entry["source"].get(key) if f"resources/{kind}/{entry['name']}/{manifest}" in wanted else None
             if path is not None and not Path(path).expanduser().exists():
                 raise StudyError(
                     f"{kind}.{entry['name']}.source.{key}: {path!r} does not exist; allowed: a path on this machine"

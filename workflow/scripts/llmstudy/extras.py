@@ -59,16 +59,16 @@ def _configurations(config: dict, model: dict, kind: str) -> list[tuple[str, str
     precisions = model["precisions"] or config["precisions"]
     kernel = plan.quality_attention(config)
     if kind == "profile":  # another attention kernel changes a decode step by little
-        return [one for one in plan.configurations(config, model) if one[1] == kernel or one[2] != "eager"]
+        return [one for one in plan.configurations(config, model) if one[1] == kernel or one[2] != "generate"]
     if kind == "attention":  # kernels alone, in 16 bit: no weights are loaded
-        return [("bf16", name, "eager") for name in config["extras"]["attention"]["kernels"] or config["attention"]]
+        return [("bf16", name, "generate") for name in config["extras"]["attention"]["kernels"] or config["attention"]]
     if kind == "capacity":
         return plan.configurations(config, model)
     if kind in ("invariance", "tasks"):
-        return [(precision, kernel, "eager") for precision in precisions]
+        return [(precision, kernel, "generate") for precision in precisions]
     if kind == "sweep":
-        return [(SWEPT, kernel, "eager")]
-    return [(plan.focus(config)[model["name"]]["reference"], kernel, "eager")]
+        return [(SWEPT, kernel, "generate")]
+    return [(plan.headline(config)[model["name"]]["reference"], kernel, "generate")]
 
 
 def thresholds(config: dict) -> list[str]:

@@ -19,7 +19,7 @@ from llmstudy.models import precisions
 
 GIB = 2**30
 # What every study measures; ``extras`` has the others.
-KINDS = ("latency", "memory", "quality", "samples")
+KINDS = ("speed", "memory", "quality", "generations")
 
 
 @dataclass(frozen=True, order=True)
@@ -54,7 +54,7 @@ def is_real(model: dict) -> bool:
 def configurations(config: dict, model: dict) -> list[tuple[str, str, str]]:
     """(precision, attention, runtime) of a model. The graph runtime has one attention of its own, labelled sdpa."""
     kernels = {
-        runtime: config["attention"] if runtime == "eager" else ["sdpa"]
+        runtime: config["attention"] if runtime == "generate" else ["sdpa"]
         for runtime in model["runtimes"] or config["runtimes"]
     }
     return [
@@ -68,19 +68,19 @@ def configurations(config: dict, model: dict) -> list[tuple[str, str, str]]:
 def measurements(config: dict, kind: str) -> list[Measurement]:
     """All records of a kind that the study needs."""
     find = {
-        "latency": _latency,
+        "speed": _latency,
         "memory": _memory,
         "quality": _quality,
-        "samples": _samples,
+        "generations": _samples,
     }[kind]
     return [measurement for model in config["models"] for measurement in find(config, model)]
 
 
 def _latency(config: dict, model: dict) -> list[Measurement]:
     return [
-        Measurement("latency", model["name"], *configuration, repeat)
+        Measurement("speed", model["name"], *configuration, repeat)
         for configuration in configurations(config, model)
-        for repeat in range(model["repeats"] or config["latency"]["repeats"])
+        for repeat in range(model["repeats"] or config["speed"]["repeats"])
     ]
 
 
@@ -92,14 +92,14 @@ def _quality(config: dict, model: dict) -> list[Measurement]:
     if not is_real(model):
         return []
     names = dict.fromkeys((model["precisions"] or config["precisions"]) + config["quality"]["rulers"])
-    return [Measurement("quality", model["name"], name, quality_attention(config), "eager") for name in names]
+    return [Measurement("quality", model["name"], name, quality_attention(config), "generate") for name in names]
 
 
 def _samples(config: dict, model: dict) -> list[Measurement]:
-    if not is_real(model) or not config["samples"]["prompts"]:
+    if not is_real(model) or not config["generations"]["prompts"]:
         return []
     names = model["precisions"] or config["precisions"]
-    return [Measurement("samples", model["name"], name, quality_attention(config), "eager") for name in names]
+    return [Measurement("generations", model["name"], name, quality_attention(config), "generate") for name in names]
 
 
 def quality_attention(config: dict) -> str:
@@ -149,9 +149,9 @@ def reference_folder(config: dict, model: str) -> str:
 
 
 def _settings(config: dict, model: dict, kind: str) -> dict:
-    latency = config["latency"]
+    latency = config["speed"]
     workloads = model["workloads"] or latency["workloads"]
-    if kind == "latency":
+    if kind == "speed":
         keys = ("warmup", "minimum_runs", "minimum_seconds")
         return {"workloads": workloads} | {key: latency[key] for key in keys}
     if kind == "memory":
@@ -163,7 +163,7 @@ def _settings(config: dict, model: dict, kind: str) -> dict:
         if kind == "reference":  # the first protocol alone is compared token by token
             settings["protocols"] = settings["protocols"][:1]
         return settings
-    return dict(config["samples"])
+    return dict(config["generations"])
 
 
 def library_files(measurement: Measurement) -> list[str]:
@@ -180,7 +180,7 @@ def library_files(measurement: Measurement) -> list[str]:
 def start_order(config: dict, measurement: Measurement) -> int:
     """A priority that depends on the seed and the record alone: jobs start in a random but repeatable order, so that
     a machine that warms up or slows down does not favour one precision."""
-    text = json.dumps([config["latency"]["order_seed"], asdict(measurement)])
+    text = json.dumps([config["speed"]["order_seed"], asdict(measurement)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:3], "big")
 
 
@@ -238,17 +238,17 @@ def runtime_minutes(config: dict, attempt: int = 1) -> int:
     return math.ceil((config["jobs"]["minutes"] + 5) * attempt)
 
 
-def focus(config: dict) -> dict[str, dict]:
+def headline(config: dict) -> dict[str, dict]:
     """Per model what its one row in summary.csv speaks of: the first workload, corpus and protocol; the reference.
 
     A model that leaves the study's reference out is compared with the first of its own precisions.
     """
-    return {model["name"]: _focus_of(config, model) for model in config["models"]}
+    return {model["name"]: _headline_of(config, model) for model in config["models"]}
 
 
-def _focus_of(config: dict, model: dict) -> dict:
+def _headline_of(config: dict, model: dict) -> dict:
     own = model["precisions"] or config["precisions"]
-    return (model["workloads"] or config["latency"]["workloads"])[0] | {
+    return (model["workloads"] or config["speed"]["workloads"])[0] | {
         "reference": config["reference"] if config["reference"] in own else own[0],
         "corpus": quality_corpora(config)[0],
         "protocol": protocol_name(config["quality"]["protocols"][0], config["quality"]["bos"]),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmstudy.errors import StudyError
-from llmstudy.fetch import manifest as receipt
+from llmstudy.fetch import manifest as manifest
 from llmstudy.fetch import pypi, wikipedia
 from llmstudy.files import atomic_write, disk_full_named
 from llmstudy.progress import progress
@@ -22,9 +22,9 @@ Document = dict[str, str]
 
 
 def fetch_corpus(corpus: dict[str, Any], folder: Path, downloads: Path) -> None:
-    """Write ``folder/text.jsonl``, rows of ``{"id", "title", "text"}``, one document a row, and then SOURCE.json.
+    """Write ``folder/text.jsonl``, rows of ``{"id", "title", "text"}``, one document a row, and then manifest.json.
 
-    SOURCE.json holds ``name``, ``type``, ``source`` (as configured), ``documents`` and ``characters``
+    manifest.json holds ``name``, ``type``, ``source`` (as configured), ``documents`` and ``characters``
     (their numbers) and ``files``.
 
     Args:
@@ -45,7 +45,7 @@ def fetch_corpus(corpus: dict[str, Any], folder: Path, downloads: Path) -> None:
     """
     source, folder, downloads = corpus["source"], Path(folder), Path(downloads)
     with disk_full_named(folder):
-        receipt.begin(folder)
+        manifest.begin(folder)
         _fetch(corpus, source, folder, downloads)
 
 
@@ -72,7 +72,7 @@ def _fetch(corpus: dict[str, Any], source: dict[str, Any], folder: Path, downloa
         "documents": number,
         "characters": characters,
     }
-    receipt.finish(folder, content, folder, [TEXT])
+    manifest.finish(folder, content, folder, [TEXT])
 
 
 def _not_empty(documents: Iterable[Document]) -> Iterator[Document]:

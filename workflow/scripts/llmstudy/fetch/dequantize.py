@@ -8,7 +8,7 @@ from llmstudy.errors import StudyError
 from llmstudy.files import disk_full_named, publish
 
 
-def dequantise(file: Path, folder: Path, context: int | None) -> str:
+def dequantize(file: Path, folder: Path, context: int | None) -> str:
     """Write the weights (fp32 safetensors), config and tokenizer of a GGUF file into ``folder``.
 
     The weights are stored in fp32, twice the size of bf16, because only that is exact: a Q4_1 weight is
@@ -22,7 +22,7 @@ def dequantise(file: Path, folder: Path, context: int | None) -> str:
             the GGUF's.
 
     Returns:
-        A sentence on the types the weights were published in, for the receipt.
+        A sentence on the types the weights were published in, for the manifest.
 
     Raises:
         StudyError: the file is not GGUF, is cut short, or holds an architecture transformers cannot read; the disk

@@ -1,4 +1,4 @@
-"""SOURCE.json: what a folder holds, its origin and its checksums; written last, it proves that all is there."""
+"""manifest.json: what a folder holds, its origin and its checksums; written last, it proves that all is there."""
 
 import json
 from collections.abc import Iterable
@@ -9,11 +9,11 @@ from llmstudy.errors import StudyError
 from llmstudy.files import sha256_of, write_json
 from llmstudy.progress import progress
 
-RECEIPT = "SOURCE.json"
+RECEIPT = "manifest.json"
 
 
 def begin(folder: Path) -> None:
-    """Make the folder and take away an older receipt: from here to ``finish`` the folder counts as incomplete."""
+    """Make the folder and take away an older manifest: from here to ``finish`` the folder counts as incomplete."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECEIPT).unlink(missing_ok=True)
 
@@ -29,7 +29,7 @@ def finish(folder: Path, content: dict[str, Any], files_folder: Path, names: Ite
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The receipt in ``folder``.
+    """The manifest in ``folder``.
 
     Raises:
         StudyError: there is none (the fetch did not finish) or it is not JSON.
@@ -46,7 +46,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def check(files: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Compare the files in ``folder`` with the receipt by name and size (checksums were compared when fetching).
+    """Compare the files in ``folder`` with the manifest by name and size (checksums were compared when fetching).
 
     Raises:
         StudyError: a file is missing or has another size.
@@ -54,6 +54,6 @@ def check(files: dict[str, dict[str, Any]], folder: Path) -> None:
     for name, expected in files.items():
         path = folder / name
         if not path.exists():
-            raise StudyError(f"{path}: missing, though SOURCE.json lists it; fetch again where there is network")
+            raise StudyError(f"{path}: missing, though manifest.json lists it; fetch again where there is network")
         if (size := path.stat().st_size) != expected["bytes"]:
-            raise StudyError(f"{path}: has {size} bytes, SOURCE.json says {expected['bytes']}; fetch it again")
+            raise StudyError(f"{path}: has {size} bytes, manifest.json says {expected['bytes']}; fetch it again")

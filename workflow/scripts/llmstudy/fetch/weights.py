@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmstudy.errors import StudyError
 from llmstudy.fetch import layout
-from llmstudy.fetch import manifest as receipt
+from llmstudy.fetch import manifest as manifest
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -97,7 +97,7 @@ def open_weights(folder: Path) -> Weights:
         StudyError: the fetch did not finish, or a file is missing or has another size than then.
     """
     folder = Path(folder)
-    source = receipt.read(folder)
+    source = manifest.read(folder)
     weights_folder = folder / source["weights_folder"]
-    receipt.check(source["files"], weights_folder)
+    manifest.check(source["files"], weights_folder)
     return Weights(source["name"], weights_folder, source["real"], source["seed"], source["context"])

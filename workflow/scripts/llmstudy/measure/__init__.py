@@ -1,4 +1,4 @@
-"""Measurements: one module per kind of record, each with ``measure(session) -> samples``."""
+"""Measurements: one module per kind of record, each with ``measure(session) -> results``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 # kind of record → module of this package
 MODULES = {
-    "latency": "speed",
+    "speed": "speed",
     "memory": "memory",
     "quality": "quality",
     "reference": "reference",
-    "samples": "generations",
+    "results": "generations",
     "outliers": "diagnostics.outliers",
     "sweep": "sweep",
     "sensitivity": "diagnostics.sensitivity",

@@ -13,7 +13,7 @@ def measure(session: Session) -> dict:
     tokenizer = session.weights.tokenizer
     model, _ = session.load_model()
     generation = greedy(model, session.settings["new_tokens"])
-    samples: dict = {"prompts": []}
+    results: dict = {"prompts": []}
     for number, prompt in enumerate(session.settings["prompts"], 1):
         inputs = tokenizer(prompt, return_tensors="pt").to(session.device)
         with torch.inference_mode(), session.attention_forced():
@@ -21,7 +21,7 @@ def measure(session: Session) -> dict:
                 inputs["input_ids"], attention_mask=inputs["attention_mask"], generation_config=generation
             )
         tokens = output[0, inputs["input_ids"].shape[1] :].tolist()
-        samples["prompts"].append({"prompt": prompt, "text": tokenizer.decode(tokens), "tokens": tokens})
-        session.save(samples)
+        results["prompts"].append({"prompt": prompt, "text": tokenizer.decode(tokens), "tokens": tokens})
+        session.save(results)
         log(f"prompt {number}/{len(session.settings['prompts'])}")
-    return samples
+    return results

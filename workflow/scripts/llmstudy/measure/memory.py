@@ -21,18 +21,18 @@ def measure(session: Session) -> dict:
     """``{"weights", "load", "workloads": [...]}``, bytes everywhere; saved after every workload."""
     probe = PeakProbe(session.device)
     model, _ = session.load_model()
-    samples: dict = {
+    results: dict = {
         "load": probe.reading(),
         "weights": footprint.weight_bytes(model),
         "kv_bytes_per_token": footprint.kv_bytes_per_token(model.config, model.dtype),
         "workloads": [],
     }
-    session.save(samples)
+    session.save(results)
     for workload in session.settings["workloads"]:
         # An out-of-memory workload locates the limit; the others still count.
         measured = partial(measure_workload, session, model, workload, probe)
-        session.piece(samples, "workloads", {"workload": workload}, measured)
-    return samples
+        session.piece(results, "workloads", {"workload": workload}, measured)
+    return results
 
 
 def measure_workload(session: Session, model, workload: dict, probe: PeakProbe) -> dict:
@@ -44,7 +44,9 @@ def measure_workload(session: Session, model, workload: dict, probe: PeakProbe) 
     tokens = workload["prompt_tokens"] + workload["new_tokens"]
     found["kv_cache_bytes"] = footprint.kv_bytes_per_token(model.config, model.dtype) * workload["batch"] * tokens
     session.free()
-    if session.job["identity"]["runtime"] == "eager":  # another runtime has a cache of its own, by the formula's size
+    if (
+        session.job["identity"]["runtime"] == "generate"
+    ):  # another runtime has a cache of its own, by the formula's size
         found["kv_cache_measured_prefill_bytes"] = measured_kv_bytes(session, model, input_ids)
     return found
 

@@ -22,7 +22,7 @@ def measure(session: Session) -> dict:
     """``{"protocols": [{"corpus", "protocol", "status", "tokens", "words", "utf8_bytes", "nll", …}]}``."""
     model, _ = session.load_model()
     arrays: dict[str, np.ndarray] = {}
-    samples: dict = {"protocols": []}
+    results: dict = {"protocols": []}
     for corpus in session.settings["corpora"]:
         stream = token_stream(session, corpus)
         for number, protocol in enumerate(session.settings["protocols"]):
@@ -32,8 +32,8 @@ def measure(session: Session) -> dict:
             measured = partial(measure_protocol, session, model, stream, protocol, reference)
             # A window that does not fit must not cost the other protocols.
             run = partial(keep, session.artifacts, arrays, f"{corpus}/{name}", stream, measured)
-            session.piece(samples, "protocols", about, run)
-    return samples
+            session.piece(results, "protocols", about, run)
+    return results
 
 
 def keep(

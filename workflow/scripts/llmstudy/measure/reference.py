@@ -19,15 +19,15 @@ from llmstudy.measure.stream import protocol_name, token_stream
 def measure(session: Session) -> dict:
     """``{"corpora": [{"corpus", "protocol", "tokens", "bytes", "rounding_kl_mean_nats", "rounding_kl_max_nats"}]}``."""
     model, _ = session.load_model()
-    samples: dict = {"corpora": []}
+    results: dict = {"corpora": []}
     protocol = session.settings["protocols"][0]
     for corpus in session.settings["corpora"]:
         stream = token_stream(session, corpus)
         tokens = min(session.settings["kl_tokens"], len(stream.ids) - 1)
         entry = {"corpus": corpus, "protocol": protocol_name(protocol, session.settings["bos"]), "tokens": tokens}
-        samples["corpora"].append(entry | keep(session, model, stream, protocol, corpus, tokens))
-        session.save(samples)
-    return samples
+        results["corpora"].append(entry | keep(session, model, stream, protocol, corpus, tokens))
+        session.save(results)
+    return results
 
 
 def keep(session: Session, model, stream, protocol: dict, corpus: str, tokens: int) -> dict:

@@ -49,7 +49,7 @@ class Session:
     job     identity, settings, model, corpora and prompt corpus (``plan.job``), limits (``steps.measure``)
     device  ``cpu`` or ``cuda``, resolved
     artifacts  folder for files that a measurement leaves beside its record
-    save    call with the samples so far after each finished piece
+    save    call with the results so far after each finished piece
     """
 
     job: dict
@@ -146,16 +146,16 @@ class Session:
 
             torch.cuda.empty_cache()
 
-    def piece(self, samples: dict, name: str, about: dict, run: Callable[[], dict]) -> None:
-        """Measure one of the pieces ``samples[name]``; ``about`` says which.
+    def piece(self, results: dict, name: str, about: dict, run: Callable[[], dict]) -> None:
+        """Measure one of the pieces ``results[name]``; ``about`` says which.
 
         One that fails keeps its status and reason, and costs none of the others.
         """
-        log(f"{name} {len(samples[name]) + 1}: {about}")
+        log(f"{name} {len(results[name]) + 1}: {about}")
         entry = about | attempted(run)
         log(f"  {entry['status']} {entry['reason']}")
-        samples[name].append(entry)
-        self.save(samples)  # first: after an error that CUDA does not recover from, freeing raises too
+        results[name].append(entry)
+        self.save(results)  # first: after an error that CUDA does not recover from, freeing raises too
         self.free()
 
     def corpus_documents(self, name: str) -> list[str]:

@@ -23,25 +23,25 @@ PROVING_TOKENS = 2  # one prefill and one decode step under the profiler
 
 def measure(session: Session) -> dict:
     """``{"load_s", "bandwidth_gb_s", "attention_kernels", "workloads": [...]}``; saved after every workload."""
-    samples: dict = {"workloads": []}
+    results: dict = {"workloads": []}
     meter = EnergyMeter(session.device)  # measures idle power, which loading would raise
-    samples["energy_source"] = meter.source
+    results["energy_source"] = meter.source
     bandwidth = copy_bandwidth_gb_s(session.device, session.synchronize)
     session.free()
     model, load_s = session.load_model()
     weights = footprint.weight_bytes(model)
-    samples |= {
+    results |= {
         "load_s": load_s,
         "bandwidth_gb_s": bandwidth,
         "step_weight_bytes": footprint.step_weight_bytes(model, weights),
         "kv_bytes_per_token": footprint.kv_bytes_per_token(model.config, model.dtype),
     }
     log(f"loaded in {load_s:.1f} s; copy bandwidth {bandwidth:.0f} GB/s")
-    session.save(samples)
+    session.save(results)
     for workload in session.settings["workloads"]:
         measured = partial(measure_workload, session, model, workload, meter)
-        session.piece(samples, "workloads", {"workload": workload}, measured)
-    return samples
+        session.piece(results, "workloads", {"workload": workload}, measured)
+    return results
 
 
 def measure_workload(session: Session, model, workload: dict, meter: EnergyMeter) -> dict:
@@ -92,7 +92,7 @@ def run_once(runtime, input_ids, workload: dict) -> dict:
     stamps = timeline.token_s
     return {
         "ttft_ms": round(1e3 * stamps[0], 4),
-        "between_ms": [round(1e3 * (b - a), 4) for a, b in zip(stamps, stamps[1:])],
+        "itl_ms": [round(1e3 * (b - a), 4) for a, b in zip(stamps, stamps[1:])],
         "e2e_ms": round(1e3 * e2e_s, 4),
     }
 

@@ -31,16 +31,16 @@ def measure(session: Session) -> dict:
     entry |= {f"mean_{key}": float(np.mean(values)) for key, values in found.items()}
     arrays = {f"{corpus}/{name}/{key}": values for key, values in found.items()}
     replace_arrays(session.artifacts / "arrays.npz", arrays | {f"{corpus}/{name}/document": stream.document[1:]})
-    samples = {"protocols": [entry]}
-    session.save(samples)
+    results = {"protocols": [entry]}
+    session.save(results)
     log(f"threshold {settings['threshold']}: mean NLL {entry['mean_nll']:.4f} over {entry['tokens']} tokens")
-    return samples | {"runs": decode_runs(session, model, settings["workload"], settings["runs"])}
+    return results | {"runs": decode_runs(session, model, settings["workload"], settings["runs"])}
 
 
 def decode_runs(session: Session, model, workload: dict, runs: int) -> list[dict]:
     """Timed runs of one workload after one that warms up."""
     input_ids = prompt_batch(session, workload["batch"], workload["prompt_tokens"])
-    runtime = runtimes.get("eager")(model, **workload)
+    runtime = runtimes.get("generate")(model, **workload)
     with session.attention_forced():
         run_once(runtime, input_ids, workload)
         return [run_once(runtime, input_ids, workload) for _ in range(runs)]

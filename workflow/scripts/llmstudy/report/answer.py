@@ -46,11 +46,11 @@ LIBRARY = "llm-int8"  # what people mean by running a model in 8 bit
 def library_int8(study: Study, model: str) -> str | None:
     """What LLM.int8() does as the library has it, against the reference launched the same way; None if not measured."""
     rows = study.of_model("summary", model)
-    rows = rows[(rows["precision"] == LIBRARY) & (rows["runtime"] == "eager") & rows["speedup"].notna()]
+    rows = rows[(rows["precision"] == LIBRARY) & (rows["runtime"] == "generate") & rows["speedup"].notna()]
     if rows.empty:
         return None
     row = rows.loc[rows["tpot_ms"].idxmin()]
-    reference = study.focus(model)["reference"]
+    reference = study.headline(model)["reference"]
     told = (
         f"TPOT {number(row['tpot_ms'])} ms, {number(row['speedup'])} x the decode speed of {reference} launched alike"
     )
@@ -63,7 +63,7 @@ def library_int8(study: Study, model: str) -> str | None:
 
 def precision_order(study: Study) -> list[str]:
     """The originals first, then 8-bit beginning with LLM.int8(), then the others as configured."""
-    references = [study.focus(model)["reference"] for model in study.models]
+    references = [study.headline(model)["reference"] for model in study.models]
     seen = list(dict.fromkeys(study.table("summary")["precision"]))
     eight_bit = sorted((name for name in seen if "int8" in name), key=lambda name: not name.startswith("llm-int8"))
     return list(dict.fromkeys([*references[:1], *eight_bit, *seen]))
@@ -82,7 +82,7 @@ def table(study: Study, only: tuple[str, ...] = ()) -> str:
 
 def heading(precision: str, study: Study) -> str:
     """A column's title: the original and the 8-bit precisions are called so."""
-    originals = {study.focus(model)["reference"] for model in study.models}
+    originals = {study.headline(model)["reference"] for model in study.models}
     kind = "<br>original" if precision in originals else "<br>8-bit" if "int8" in precision else ""
     return f"`{precision}`{kind}"
 
@@ -121,7 +121,7 @@ def cell(chosen: pd.DataFrame, precision: str, show: Callable, why: bool) -> str
 
 def times(study: Study) -> pd.DataFrame:
     """Intervals of every configuration's times at its model's workload, by configuration."""
-    measured = selection.over_repeats(study, selection.at_focus(study, "latency"))
+    measured = selection.over_repeats(study, selection.at_headline(study, "processes"))
     return measured.set_index(selection.CONFIGURATION) if len(measured) else measured
 
 
@@ -138,15 +138,15 @@ def perplexity(row: pd.Series) -> str:
 
 def perplexity_ratio(study: Study, row: pd.Series) -> str:
     """Perplexity over the original's, paired."""
-    if row["precision"] == study.focus(row["model"])["reference"]:
+    if row["precision"] == study.headline(row["model"])["reference"]:
         return "1"
     return markdown.with_interval(row["ppl_ratio"], row["ppl_ratio_low"], row["ppl_ratio_high"], markdown.ratio)
 
 
 def workload(study: Study, model: str) -> str:
     """The workload of a model's rows in words."""
-    focus = study.focus(model)
-    return f"batch {focus['batch']}, prompt {focus['prompt_tokens']}, {focus['new_tokens']} new tokens"
+    headline = study.headline(model)
+    return f"batch {headline['batch']}, prompt {headline['prompt_tokens']}, {headline['new_tokens']} new tokens"
 
 
 def workloads(study: Study) -> str:

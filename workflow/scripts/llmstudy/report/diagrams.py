@@ -6,16 +6,16 @@ from llmstudy.report.study import Study
 
 # kind of record → (measuring rule, table)
 MEASURED = {
-    "latency": "measure_latency",
+    "processes": "measure_latency",
     "memory": "measure_memory",
     "quality": "measure_quality",
-    "samples": "generate_samples",
+    "generations": "generate_samples",
 }
 # table → the tables or kinds that it is made of
 DERIVED = {
-    "summary": ("latency", "memory", "quality"),
-    "text": ("samples",),
-    "crossover": ("latency",),
+    "summary": ("processes", "memory", "quality"),
+    "text": ("generations",),
+    "crossover": ("processes",),
     "capacity": ("memory",),
 }
 EXTRAS = ("outliers", "sweep", "sensitivity", "invariance", "profile", "attention")

@@ -23,7 +23,7 @@ COLUMNS = {
 
 def table(study: Study, model: str) -> str | None:
     """A model at its workload, the fastest configuration of each precision; None if memory was not measured."""
-    memory = selection.at_focus(study, "memory")
+    memory = selection.at_headline(study, "memory")
     if memory.empty:
         return None
     chosen = selection.fastest(study.of_model("summary", model), ["precision"])[CONFIGURATION]
@@ -36,7 +36,7 @@ def workloads(study: Study, model: str) -> str | None:
     if memory.empty:
         return None
     chosen = selection.fastest(study.of_model("summary", model), ["precision"])[CONFIGURATION]
-    others = chosen.merge(memory[~selection.of_workload(memory, study.focus(model))], on=CONFIGURATION)
+    others = chosen.merge(memory[~selection.of_workload(memory, study.headline(model))], on=CONFIGURATION)
     return _table(sort(others, *selection.WORKLOAD), ["precision", "attention", "runtime", *selection.WORKLOAD])
 
 

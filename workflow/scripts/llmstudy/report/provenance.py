@@ -45,7 +45,7 @@ def timed(studies: list[Study]) -> str:
     """How many calls and seconds each study times at least per process and workload."""
     told = []
     for study in studies:
-        latency = study.provenance["config"]["latency"]
+        latency = study.provenance["config"]["processes"]
         told.append(f"study `{study.name}`: {latency['minimum_runs']} calls and {latency['minimum_seconds']:g} s")
     return "; ".join(told)
 

@@ -16,13 +16,13 @@ SAMPLE_CHARACTERS = 400
 
 def table(study: Study, model: str) -> str | None:
     """Every precision of a model at the first corpus and protocol; None if quality was not measured."""
-    graded = selection.graded(study)
-    own = graded[graded["model"] == model] if len(graded) else graded
+    at_protocol = selection.at_protocol(study)
+    own = at_protocol[at_protocol["model"] == model] if len(at_protocol) else at_protocol
     if own.empty:
         return None
     rows = []
     for _, row in sort(own).iterrows():
-        again = row["precision"] == study.focus(model)["reference"]
+        again = row["precision"] == study.headline(model)["reference"]
         name = f"`{row['precision']}`" + (" again (noise floor)" if again else "")
         if row["status"] != "ok":
             rows.append([name, markdown.failure(row), *[f"`{row['status']}`"] * 5])
@@ -52,9 +52,13 @@ def table(study: Study, model: str) -> str | None:
 
 def distances(study: Study, model: str) -> str | None:
     """KL divergence, Δ NLL and Δp of every precision in full; None if nothing was compared."""
-    graded = selection.graded(study)
-    own = graded[(graded["model"] == model) & (graded["status"] == "ok")] if len(graded) else graded
-    own = own[own["precision"] != study.focus(model)["reference"]] if len(own) else own
+    at_protocol = selection.at_protocol(study)
+    own = (
+        at_protocol[(at_protocol["model"] == model) & (at_protocol["status"] == "ok")]
+        if len(at_protocol)
+        else at_protocol
+    )
+    own = own[own["precision"] != study.headline(model)["reference"]] if len(own) else own
     if own.empty or not own["delta_nll"].notna().any():
         return None
     percentiles = ["kl_median_nats", "kl_p90_nats", "kl_p99_nats", "kl_p999_nats", "kl_max_nats"]
@@ -78,7 +82,7 @@ def distances(study: Study, model: str) -> str | None:
 
 def same_texts(study: Study, model: str) -> str:
     """Which precisions write the same texts as another one, though they are not the same; nothing where none do."""
-    samples = study.of_model("samples", model)
+    samples = study.of_model("generations", model)
     if samples.empty:
         return ""
     texts = {name: tuple(rows["text"]) for name, rows in samples[samples["status"] == "ok"].groupby("precision")}
@@ -152,7 +156,7 @@ def agreement(study: Study, model: str) -> str | None:
             continue
         repeats = [f"{row['distinct_2_mean']:.3f}", f"{row['repetition_4_mean']:.3f}"]
         if pd.isna(row["exact_match"]):
-            again = row["precision"] == study.focus(model)["reference"]
+            again = row["precision"] == study.headline(model)["reference"]
             missing = "–" if again else "no reference"
             rows.append([name + " (reference)" * again, *[missing] * (len(positions) + 3), *repeats])
             continue
@@ -181,9 +185,9 @@ def agreement(study: Study, model: str) -> str | None:
 
 def samples(study: Study) -> Iterator[tuple[str, str, str]]:
     """(model, prompt, table of continuations) for every prompt."""
-    frame = study.table("samples")
+    frame = study.table("generations")
     for (model, prompt), rows in frame.groupby(["model", "prompt"], sort=False) if len(frame) else []:
-        reference = study.focus(model)["reference"]
+        reference = study.headline(model)["reference"]
         lines = [continuation(row, reference) for _, row in sort(rows).iterrows()]
         yield model, prompt, markdown.table(["precision", "continuation", "parts at token"], lines, "llr")
 

@@ -85,12 +85,12 @@ def caption(name: str) -> str:
 def joined(studies: list[Study]) -> dict[str, pd.DataFrame]:
     """Each table over all studies, as the sentences of the background chapters take them.
 
-    ``line``: where a row stands in its file, for links; not of samples.csv, whose texts run over several lines.
+    ``line``: where a row stands in its file, for links; not of generations.csv, whose texts run over several lines.
     """
     names = dict.fromkeys(name for study in studies for name in study.tables)
     parts = {name: [study.tables[name] for study in studies if name in study.tables] for name in names}
     return {
-        name: pd.concat(tables if name == "samples" else map(numbered, tables), ignore_index=True)
+        name: pd.concat(tables if name == "generations" else map(numbered, tables), ignore_index=True)
         for name, tables in parts.items()
     }
 

@@ -14,13 +14,13 @@ INTERVALS = ("ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s")  # with an interval
 CARRIED = ["weights", "device", "bandwidth_gb_s", "step_bytes", "joules_per_token"]
 
 
-def at_focus(study: Study, table: str) -> pd.DataFrame:
-    """Rows of latency.csv or memory.csv at each model's workload of summary.csv."""
+def at_headline(study: Study, table: str) -> pd.DataFrame:
+    """Rows of processes.csv or memory.csv at each model's workload of summary.csv."""
     frame = study.table(table)
     if frame.empty:
         return frame
     return pd.concat(
-        [rows[of_workload(rows, study.focus(model))] for model, rows in frame.groupby("model", sort=False)]
+        [rows[of_workload(rows, study.headline(model))] for model, rows in frame.groupby("model", sort=False)]
     )
 
 
@@ -36,13 +36,13 @@ def of_workload(rows: pd.DataFrame, workload: dict) -> pd.Series:
 def over_repeats(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     """One row per configuration and workload with status ok: geometric means and 95 % intervals over processes.
 
-    ``rows``: of the study's latency.csv. Adds ``<quantity>_low`` and ``<quantity>_high`` to each of INTERVALS, with the
+    ``rows``: of the study's processes.csv. Adds ``<quantity>_low`` and ``<quantity>_high`` to each of INTERVALS, with the
     noise of the whole study as in summary.csv, and ``mbu``; CARRIED columns are medians or the first text.
     """
     ok = rows[rows["status"] == "ok"] if len(rows) else rows
     if ok.empty:
         return pd.DataFrame()
-    noise = {quantity: shared_noise(study.table("latency"), quantity) for quantity in INTERVALS}
+    noise = {quantity: shared_noise(study.table("processes"), quantity) for quantity in INTERVALS}
     groups = ok.groupby([*CONFIGURATION, *WORKLOAD], sort=False)
     return pd.DataFrame([_over_processes(key, repeats, noise) for key, repeats in groups])
 
@@ -70,13 +70,13 @@ def fastest(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return rows.loc[chosen]
 
 
-def graded(study: Study) -> pd.DataFrame:
+def at_protocol(study: Study) -> pd.DataFrame:
     """Rows of quality.csv at each model's corpus and protocol of summary.csv."""
     quality = study.table("quality")
     if quality.empty:
         return quality
-    focus = {model: (study.focus(model)["corpus"], study.focus(model)["protocol"]) for model in study.models}
-    same = [focus[row.model] == (row.corpus, row.protocol) for row in quality.itertuples()]
+    headline = {model: (study.headline(model)["corpus"], study.headline(model)["protocol"]) for model in study.models}
+    same = [headline[row.model] == (row.corpus, row.protocol) for row in quality.itertuples()]
     return quality[same]
 
 

@@ -46,7 +46,7 @@ def energy(measured: pd.DataFrame, row: pd.Series) -> str:
 
 def without_energy(study: Study) -> str:
     """That no energy is told of a study, and why; nothing where some is."""
-    latency = study.table("latency")
+    latency = study.table("processes")
     if "joules_per_token" in latency and latency["joules_per_token"].notna().any():
         return ""
     return "No energy is told: no counter was readable on this machine, or the work drew no more than idling."
@@ -72,8 +72,8 @@ def workloads(study: Study, model: str) -> str | None:
 
     What failed at a workload stands behind what ran.
     """
-    latency = study.of_model("latency", model)
-    others = latency[~selection.of_workload(latency, study.focus(model)) & latency["batch"].notna()]
+    latency = study.of_model("processes", model)
+    others = latency[~selection.of_workload(latency, study.headline(model)) & latency["batch"].notna()]
     measured = selection.over_repeats(study, others)
     if measured.empty:
         return None
@@ -104,7 +104,7 @@ def same_against_same(study: Study) -> str | None:
 
 def flags(study: Study) -> list[str]:
     """What the conditions of a measurement made worth saying, with the number of rows; numbers by an example."""
-    latency = study.table("latency")
+    latency = study.table("processes")
     single = latency["flags"].str.split("; ").explode()
     single = single[single != ""]
     kinds = single.str.replace(r"\d+(\.\d+)?", "…", regex=True)

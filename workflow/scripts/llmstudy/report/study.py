@@ -37,11 +37,11 @@ class Study:
     @property
     def models(self) -> list[str]:
         """Models in the order of the config."""
-        return list(self.provenance["focus"])
+        return list(self.provenance["headline"])
 
-    def focus(self, model: str) -> dict:
+    def headline(self, model: str) -> dict:
         """Reference precision, workload, corpus and protocol of the model's rows in summary.csv."""
-        return self.provenance["focus"][model]
+        return self.provenance["headline"][model]
 
     def is_synthetic(self, model: str) -> bool:
         """Whether the model's weights are random."""

@@ -35,12 +35,12 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
             result["device"] = resolve_device(job["device"])
             limit_host_memory(job["limits"].get("host_memory_mb"), result["device"])
 
-            def save(samples: dict) -> None:
+            def save(results: dict) -> None:
                 # A copy: a piece in the making never shows; one that cannot be written (NaN, a full disk) costs no
                 # other.
-                finished = json.loads(json.dumps(samples, allow_nan=False))
-                replace_json(target, result | {"samples": finished})
-                result["samples"] = finished
+                finished = json.loads(json.dumps(results, allow_nan=False))
+                replace_json(target, result | {"results": finished})
+                result["results"] = finished
 
             session = Session(job=job, device=result["device"], artifacts=Path(artifacts), save=save)
             result["provenance"] = session.provenance
@@ -52,7 +52,7 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
             session.provenance["waited_s"] = round(time.monotonic() - waiting_since, 3)
             limit_time(left)
             save(measure(session))
-            result |= status_of(result["samples"])
+            result |= status_of(result["results"])
         except BaseException as error:  # noqa: BLE001 - whatever happens becomes a record
             status, reason = classify(error)
             print("\n".join(traceback_tail(error, 60)), file=sys.stderr)
@@ -60,13 +60,13 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
         replace_json(target, result)
 
 
-# What a measurement's samples call its pieces. Not the runs of a capacity, where running out of memory is the finding.
+# What a measurement's results call its pieces. Not the runs of a capacity, where running out of memory is the finding.
 PIECES = ("workloads", "protocols", "tasks", "points", "batches")
 
 
-def status_of(samples: dict) -> dict:
+def status_of(results: dict) -> dict:
     """``ok`` as soon as one piece is; when none is, the status and reason of the first."""
-    entries = [one for kind in PIECES for one in samples.get(kind, [])]
+    entries = [one for kind in PIECES for one in results.get(kind, [])]
     if not entries or any(entry["status"] == "ok" for entry in entries):
         return {"status": "ok", "reason": ""}
     return {key: entries[0][key] for key in ("status", "reason")}

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 # Kinds of records that another process on the same GPU would falsify.
-ALONE = frozenset({"latency", "memory", "profile", "attention", "sweep", "capacity"})
+ALONE = frozenset({"speed", "memory", "profile", "attention", "sweep", "capacity"})
 
 
 @contextmanager

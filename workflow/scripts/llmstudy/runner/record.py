@@ -20,7 +20,7 @@ from llmstudy.files import atomic_write
 from llmstudy.runner.parent import Outcome, run_child
 from llmstudy.runner.provenance import of_repository
 
-SCHEMA = 1
+SCHEMA = 2
 STATUSES = ("ok", "oom", "unsupported", "timeout", "error")
 
 
@@ -60,7 +60,7 @@ def compose(job: dict, outcome: Outcome, code: dict, attempt: int = 1) -> dict[s
         "attempt": attempt,
         "settings": job["settings"],
         "provenance": result.get("provenance", {}) | code | {"wall_s": outcome.wall_s},
-        "samples": result.get("samples", {}),
+        "results": result.get("results", {}),
     }
 
 

@@ -6,7 +6,7 @@ from llmstudy.errors import StudyError
 
 # name → (module of this package, class); names only, so that a config can be validated without importing torch.
 MODULES = {
-    "eager": ("generate", "EagerRuntime"),
+    "generate": ("generate", "GenerateRuntime"),
     "graph": ("graph", "GraphRuntime"),
 }
 

@@ -36,7 +36,7 @@ def greedy(model, new_tokens: int) -> GenerationConfig:
     return config
 
 
-class EagerRuntime:
+class GenerateRuntime:
     """Greedy ``model.generate`` with a dynamic KV cache."""
 
     def __init__(self, model, batch: int, prompt_tokens: int, new_tokens: int):

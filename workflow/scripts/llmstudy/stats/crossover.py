@@ -132,7 +132,7 @@ def _crossings(log_x: np.ndarray, lead: np.ndarray, upward: bool) -> np.ndarray:
 def cross_overs(
     latency: pd.DataFrame, *, along: str, differing: str, reference: Mapping[str, str], quantity: str = "tokens_per_s"
 ) -> pd.DataFrame:
-    """Every cross-over in `latency.csv` of one study, or in a table like it with a row per repeat.
+    """Every cross-over in `processes.csv` of one study, or in a table like it with a row per repeat.
 
     `along`: the grid, `batch`, `prompt_tokens` or another positive column. `differing`: the column that tells the two
     sides apart, `precision` or `attention`; `reference` gives the reference's value of it for each model. `quantity`:

@@ -44,9 +44,9 @@ def write(paths: list[str], output: Path) -> None:
 
 def rows_of(record: dict) -> list[dict]:
     """A row for every context and phase that the record was asked for, measured or not."""
-    samples = record["samples"]
-    points = {(point["context"], point["phase"]): point for point in samples.get("points", [])}
-    shape = {key: samples.get(key) for key in ("heads", "kv_heads", "head_dim")}
+    results = record["results"]
+    points = {(point["context"], point["phase"]): point for point in results.get("points", [])}
+    shape = {key: results.get(key) for key in ("heads", "kv_heads", "head_dim")}
     rows = []
     for context in record["settings"]["contexts"]:
         for phase in ("prefill", "decode"):
@@ -54,7 +54,7 @@ def rows_of(record: dict) -> list[dict]:
             row = identity(record, point) | shape | {"context": context, "phase": phase}
             row["prompt_tokens"] = context if phase == "prefill" else None
             if point and point["status"] == "ok":
-                row |= timing(point, samples)
+                row |= timing(point, results)
             rows.append(row)
     return rows
 

@@ -56,7 +56,7 @@ def rows_of(memory: pd.DataFrame, contexts: list[int], device_gib: float, verifi
     rows = []
     for key, own in memory.groupby(CONFIGURATION, sort=False):
         record = verifications.get(key)
-        usable_gib = record["samples"].get("usable_gib") if record else None
+        usable_gib = record["results"].get("usable_gib") if record else None
         shared = own.iloc[0][IDENTITY].to_dict() | {"device_gib": device_gib, "usable_gib": usable_gib}
         try:
             predicted = capacity_table(fit_memory(own), contexts, usable_gib or device_gib)
@@ -80,18 +80,18 @@ def unpredicted(own: pd.DataFrame, error: StudyError) -> dict:
 
 def verified_context(record: dict) -> int:
     """The context that a capacity record is about; the longest it was asked for where it did not come to choose."""
-    return record["samples"].get("context_tokens", max(record["settings"]["contexts"]))
+    return record["results"].get("context_tokens", max(record["settings"]["contexts"]))
 
 
 def verification(record: dict) -> dict:
     """What the runs of a capacity record say of its prediction, which holds if the batch below it fits and the batch
     above it does not."""
-    samples = record["samples"]
-    status = {run["batch"]: run["status"] for run in samples.get("runs", [])}
+    results = record["results"]
+    status = {run["batch"]: run["status"] for run in results.get("runs", [])}
     too_large = min((batch for batch in status if status[batch] == "oom"), default=None)
     fits = max((batch for batch in status if status[batch] == "ok"), default=0 if too_large == 1 else None)
     found = {"verified_fits": fits, "verified_oom": too_large}
     if record["status"] != "ok":
         return found | {"prediction": record["status"], "prediction_reason": record["reason"]}
-    held = status.get(samples["below"], "ok") == "ok" and status.get(samples["above"]) == "oom"
+    held = status.get(results["below"], "ok") == "ok" and status.get(results["above"]) == "oom"
     return found | {"prediction": "held" if held else "missed"}

@@ -29,7 +29,7 @@ def identity(record: dict, entry: dict | None = None) -> dict:
 
 def planned_workloads(record: dict) -> list[tuple[dict, dict | None]]:
     """(workload, its entry or None) for every workload that the record was asked for."""
-    measured = {tuple(entry["workload"].values()): entry for entry in record["samples"].get("workloads", [])}
+    measured = {tuple(entry["workload"].values()): entry for entry in record["results"].get("workloads", [])}
     return [(workload, measured.get(tuple(workload.values()))) for workload in record["settings"]["workloads"]]
 
 

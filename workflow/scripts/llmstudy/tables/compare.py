@@ -36,7 +36,7 @@ from llmstudy.tables.phrases import number, percent
 from llmstudy.tables.verdict import SIGNIFICANCE
 
 KEYS = {
-    "latency.csv": CONFIGURATION + WORKLOAD,
+    "processes.csv": CONFIGURATION + WORKLOAD,
     "memory.csv": CONFIGURATION + WORKLOAD,
     "quality.csv": CONFIGURATION + PROTOCOL,
 }
@@ -82,7 +82,7 @@ def compare_studies(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Compare the tables of two studies.
 
-    `baseline`, `candidate`: folders with `latency.csv`, `memory.csv` and `quality.csv`, and with the per-token arrays
+    `baseline`, `candidate`: folders with `processes.csv`, `memory.csv` and `quality.csv`, and with the per-token arrays
     in `records/quality/<model>/<precision>.<attention>.<runtime>.r<repeat>.npz` (keys
     `<corpus>/<protocol>/<quantity>` for `nll`, `kl`, `top1` and `document`) if quality is to be paired. `limits`:
     largest allowed change for the worse in percent, keys `tpot_percent`, `memory_percent`, `ppl_percent`; None or
@@ -95,7 +95,7 @@ def compare_studies(
     rows = []
     for file, keys in KEYS.items():
         tables = [_read(folder, file, keys) for folder in (baseline, candidate)]
-        noise = _noise(tables) if file == "latency.csv" else {}
+        noise = _noise(tables) if file == "processes.csv" else {}
         for key, before, after in _matched(*tables, keys):
             if after["status"].eq("ok").any():
                 compared = COMPARED[file](before, after, Studies(baseline, candidate, noise))
@@ -281,4 +281,4 @@ def _failure(row: pd.Series) -> str:
     )
 
 
-COMPARED = {"latency.csv": _latency, "memory.csv": _memory, "quality.csv": _quality}
+COMPARED = {"processes.csv": _latency, "memory.csv": _memory, "quality.csv": _quality}

@@ -1,7 +1,7 @@
 """crossover.csv: where one precision, or one attention kernel, overtakes another.
 
 One row per pair and grid: precisions along batch sizes in tokens/s against the reference, attention kernels along
-prompt lengths in TTFT against the study's first kernel, both from latency.csv; and kernels alone along context lengths
+prompt lengths in TTFT against the study's first kernel, both from processes.csv; and kernels alone along context lengths
 in the time of a prefill and of a decode step, from the records behind attention.csv. ``x`` with its 95 % interval is in
 the unit of the grid, and ``text`` says it in words. Intervals are over processes; those of kernels alone are over the
 repeats of one process, so they do not know how processes differ.
@@ -27,7 +27,7 @@ def write(
 ) -> None:
     """Find every cross-over of a study.
 
-    latency        its latency.csv
+    latency        its processes.csv
     kernels_alone  its attention records; empty if the study has none
     references     model → the precision that the others are compared with
     attention      the kernel that the others are compared with in whole models
@@ -67,7 +67,7 @@ def times_of(record: dict) -> list[dict]:
     empty = dict.fromkeys([*WORKLOAD, *(f"{phase}_ms" for phase in PHASES)])
     return [
         identity(record, point) | empty | {"batch": 1, "context": point["context"], f"{point['phase']}_ms": time_ms}
-        for point in record["samples"].get("points", [])
+        for point in record["results"].get("points", [])
         for time_ms in point.get("time_ms", [])
     ]
 

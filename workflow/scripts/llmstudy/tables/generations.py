@@ -1,4 +1,4 @@
-"""samples.csv: one row per precision and prompt, beside the reference's text.
+"""generations.csv: one row per precision and prompt, beside the reference's text.
 
 ``first_divergence_token`` counts generated tokens from 0; empty where the texts never differ.
 """
@@ -27,7 +27,7 @@ def write(paths: list[str], reference: str, output: Path) -> None:
     """Aggregate sample records; ``reference`` is the precision whose text stands beside each."""
     records = read_records(paths)
     references = {
-        record["identity"]["model"]: {entry["prompt"]: entry for entry in record["samples"].get("prompts", [])}
+        record["identity"]["model"]: {entry["prompt"]: entry for entry in record["results"].get("prompts", [])}
         for record in records
         if record["identity"]["precision"] == reference
     }
@@ -37,7 +37,7 @@ def write(paths: list[str], reference: str, output: Path) -> None:
 
 def rows_of(record: dict, references: dict[str, dict]) -> list[dict]:
     """A row for every prompt that the record was asked for, generated or not."""
-    entries = {entry["prompt"]: entry for entry in record["samples"].get("prompts", [])}
+    entries = {entry["prompt"]: entry for entry in record["results"].get("prompts", [])}
     rows = []
     for prompt in record["settings"]["prompts"]:
         entry, reference = entries.get(prompt), references.get(prompt)

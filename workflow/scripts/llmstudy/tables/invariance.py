@@ -22,9 +22,9 @@ def write(paths: list[str], output: Path) -> None:
 
 def rows_of(record: dict) -> list[dict]:
     """A row for every batch; one row with the status if nothing was measured."""
-    samples = record["samples"]
+    results = record["results"]
     rows = [
-        identity(record, entry) | {key: entry.get(key) for key in MEASURED} | {"positions": samples["positions"]}
-        for entry in samples.get("batches", [])
+        identity(record, entry) | {key: entry.get(key) for key in MEASURED} | {"positions": results["positions"]}
+        for entry in results.get("batches", [])
     ]
     return rows or [identity(record)]

@@ -37,15 +37,15 @@ def write(paths: list[str], output: Path) -> None:
 
 def rows_of(record: dict) -> list[dict]:
     """A row for every workload that the record was asked for, measured or not."""
-    samples = record["samples"]
-    shared = weights_columns(samples["weights"]) if "weights" in samples else {}
-    if "load" in samples:
-        shared["peak_load_gib"] = peak(samples["load"])
+    results = record["results"]
+    shared = weights_columns(results["weights"]) if "weights" in results else {}
+    if "load" in results:
+        shared["peak_load_gib"] = peak(results["load"])
     rows = []
     for workload, entry in planned_workloads(record):
         row = identity(record, entry) | workload | shared
         if entry and entry["status"] == "ok":
-            row |= peaks(entry, samples["load"], shared["weights_gib"])
+            row |= peaks(entry, results["load"], shared["weights_gib"])
         rows.append(row)
     return rows
 

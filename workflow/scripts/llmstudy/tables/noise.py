@@ -34,7 +34,7 @@ class SharedNoise:
 
 
 def shared_noise(latency: pd.DataFrame, quantity: str) -> SharedNoise:
-    """The noise of `quantity` from the repeats in `latency.csv` of one study, or of several below each other.
+    """The noise of `quantity` from the repeats in `processes.csv` of one study, or of several below each other.
 
     Workloads of one process share what distinguishes it from the next, so the noise of a whole study has only the
     degrees of freedom of its processes, however many workloads they measured.

@@ -33,10 +33,10 @@ def write(paths: list[str], output: Path) -> None:
 
 def rows_of(record: dict) -> list[dict]:
     """A row for every linear and threshold; one row with the status if nothing was measured."""
-    samples = record["samples"]
-    shared = identity(record) | {"tokens": samples.get("tokens")}
+    results = record["results"]
+    shared = identity(record) | {"tokens": results.get("tokens")}
     rows = []
-    for entry in samples.get("linears", []):
+    for entry in results.get("linears", []):
         own = {key: entry[key] for key in ("layer", "linear", "columns", "max_abs")}
         rows += [shared | own | at_threshold for at_threshold in entry["thresholds"]]
     return rows or [shared]

@@ -1,7 +1,7 @@
-"""latency.csv: one row per configuration, workload and repeat.
+"""processes.csv: one row per configuration, workload and repeat.
 
 ``ttft_ms``, ``tpot_ms`` and ``e2e_ms`` are medians over the runs of one process; TPOT of a run is
-(t_last − t_first) / (n − 1). ``tpot_p50_ms`` and ``tpot_p90_ms`` are percentiles of all inter-token times of the
+(t_last − t_first) / (n − 1). ``itl_p50_ms`` and ``itl_p90_ms`` are percentiles of all inter-token times of the
 process. ``tokens_per_s`` counts generated tokens of all rows of the batch over the whole call. ``mbu`` is the bytes
 that a decode step must read (weights without the embedding table, KV cache at the mean context) ÷ TPOT ÷ the copy
 bandwidth measured in the same process.
@@ -25,8 +25,8 @@ COLUMNS = [
     "repeat",
     "ttft_ms",
     "tpot_ms",
-    "tpot_p50_ms",
-    "tpot_p90_ms",
+    "itl_p50_ms",
+    "itl_p90_ms",
     "e2e_ms",
     "tokens_per_s",
     "cold_ms",
@@ -53,14 +53,14 @@ def write(paths: list[str], output: Path) -> None:
 
 def rows_of(record: dict) -> list[dict]:
     """A row for every workload that the record was asked for, measured or not."""
-    samples = record["samples"]
+    results = record["results"]
     rows = []
     for workload, entry in planned_workloads(record):
         row = identity(record, entry) | workload | {"repeat": record["identity"]["repeat"]}
-        row |= {key: samples.get(key) for key in ("load_s", "bandwidth_gb_s")}
+        row |= {key: results.get(key) for key in ("load_s", "bandwidth_gb_s")}
         row["threads"] = record["provenance"].get("threads")
         if entry and entry["status"] == "ok":
-            row |= timing(entry, samples, workload)
+            row |= timing(entry, results, workload)
             flags = entry["flags"] + busy(entry["conditions"]["before"], row["threads"]) + uneven(entry["runs"])
             row["flags"] = "; ".join(flags)
         rows.append(row)
@@ -74,24 +74,24 @@ def uneven(runs: list[dict]) -> list[str]:
     return [f"timed calls {100 * spread:.0f} % apart"] if spread > UNEVEN else []
 
 
-def timing(entry: dict, samples: dict, workload: dict) -> dict:
+def timing(entry: dict, results: dict, workload: dict) -> dict:
     """The columns of one measured workload."""
     runs = entry["runs"]
-    between = np.array([gap for run in runs for gap in run["between_ms"]])
-    tpot_ms = median(fmean(run["between_ms"]) for run in runs)
+    between = np.array([gap for run in runs for gap in run["itl_ms"]])
+    tpot_ms = median(fmean(run["itl_ms"]) for run in runs)
     e2e_ms = median(run["e2e_ms"] for run in runs)
     context = workload["prompt_tokens"] + workload["new_tokens"] / 2
-    step_bytes = samples["step_weight_bytes"] + samples["kv_bytes_per_token"] * workload["batch"] * context
+    step_bytes = results["step_weight_bytes"] + results["kv_bytes_per_token"] * workload["batch"] * context
     return {
         "ttft_ms": median(run["ttft_ms"] for run in runs),
         "tpot_ms": tpot_ms,
-        "tpot_p50_ms": percentile_if_supported(between, 50),
-        "tpot_p90_ms": percentile_if_supported(between, 90),
+        "itl_p50_ms": percentile_if_supported(between, 50),
+        "itl_p90_ms": percentile_if_supported(between, 90),
         "e2e_ms": e2e_ms,
         "tokens_per_s": 1e3 * workload["batch"] * workload["new_tokens"] / e2e_ms,
         "cold_ms": entry["cold_ms"],
         "compile_s": entry["compile_s"],
-        "mbu": step_bytes / (tpot_ms / 1e3) / (samples["bandwidth_gb_s"] * 1e9),
+        "mbu": step_bytes / (tpot_ms / 1e3) / (results["bandwidth_gb_s"] * 1e9),
         "joules_per_token": entry["joules_per_token"] or None,  # 0 in records that took "no more than idling" for none
         "runs": len(runs),
         "step_bytes": int(step_bytes),

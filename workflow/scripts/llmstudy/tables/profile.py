@@ -47,22 +47,22 @@ def write(paths: list[str], output: Path) -> None:
 
 def row_of(record: dict) -> dict:
     """The row of one configuration."""
-    samples = record["samples"]
-    row = identity(record) | samples.get("workload", {})
-    row |= {key: samples.get(key) for key in ("step_bytes", "bandwidth_gb_s", "matmul_tflops")}
-    return row | (step_columns(samples, record["identity"]["device"]) if "step" in samples else {})
+    results = record["results"]
+    row = identity(record) | results.get("workload", {})
+    row |= {key: results.get(key) for key in ("step_bytes", "bandwidth_gb_s", "matmul_tflops")}
+    return row | (step_columns(results, record["identity"]["device"]) if "step" in results else {})
 
 
-def step_columns(samples: dict, device: str) -> dict:
+def step_columns(results: dict, device: str) -> dict:
     """The columns of a profiled step."""
-    step, seconds = samples["step"], samples["tpot_ms"] / 1e3
+    step, seconds = results["step"], results["tpot_ms"] / 1e3
     on_gpu = device == "cuda"
-    mbu = samples["step_bytes"] / seconds / (samples["bandwidth_gb_s"] * 1e9)
-    flops_share = samples["step_flops"] / seconds / (samples["matmul_tflops"] * 1e12)
+    mbu = results["step_bytes"] / seconds / (results["bandwidth_gb_s"] * 1e9)
+    flops_share = results["step_flops"] / seconds / (results["matmul_tflops"] * 1e12)
     # At most all of it: the step was timed apart from the profile, and may have been a little quicker.
-    busy_share = min(1.0, step["busy_ms"] / (samples["tpot_ms"] if on_gpu else step["profiled_ms"]))
+    busy_share = min(1.0, step["busy_ms"] / (results["tpot_ms"] if on_gpu else step["profiled_ms"]))
     return {
-        "tpot_ms": samples["tpot_ms"],
+        "tpot_ms": results["tpot_ms"],
         "launches_per_token": step["launches"] if on_gpu else None,
         "kernels_per_token": step["kernels"] if on_gpu else None,
         "syncs_per_token": step["waits"],

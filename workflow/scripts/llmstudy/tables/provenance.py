@@ -1,7 +1,7 @@
 """provenance.json: where a study's numbers come from, so that the report needs tables only.
 
 study, config, config_sha256   what was asked for, with the defaults filled in
-focus                          per measured model: reference precision, workload, corpus and protocol of its row in
+headline                          per measured model: reference precision, workload, corpus and protocol of its row in
                                summary.csv
 models                         per measured model: real or synthetic, parameters, source, architecture
 environments                   one entry for each combination of commit, versions and hardware that measured, with the
@@ -36,11 +36,13 @@ ARCHITECTURE = (
 )
 
 
-def write(paths: list[str], missing: list[str], receipts: list[str], config: dict, focus: dict, output: Path) -> None:
+def write(
+    paths: list[str], missing: list[str], manifests: list[str], config: dict, headline: dict, output: Path
+) -> None:
     """Aggregate the provenance of records.
 
     missing   paths of records that the study asks for and that were not measured yet
-    receipts  the models' SOURCE.json, where they are at hand; of others ``output`` keeps what it said before
+    manifests  the models' manifest.json, where they are at hand; of others ``output`` keeps what it said before
     config    the completed config
     """
     found = read_records(paths)
@@ -48,12 +50,12 @@ def write(paths: list[str], missing: list[str], receipts: list[str], config: dic
     models = {model["name"]: unseen(model, measured.get(model["name"])) for model in config["models"]}
     if output.exists():
         models |= json.loads(output.read_text(encoding="utf-8"))["models"]
-    models |= dict(map(model_of, map(Path, receipts)))
+    models |= dict(map(model_of, map(Path, manifests)))
     content = {
         "study": config["study"],
         "config": config,
         "config_sha256": config_hash(config),
-        "focus": {name: spoken for name, spoken in focus.items() if name in measured},
+        "headline": {name: spoken for name, spoken in headline.items() if name in measured},
         "models": {name: model for name, model in models.items() if name in measured},
         "environments": environments(found),
         "records": len(found),
@@ -74,10 +76,10 @@ def config_hash(config: dict) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-def model_of(receipt: Path) -> tuple[str, dict]:
-    """A model's name, and what its receipt and its config.json say of it."""
-    source = json.loads(receipt.read_text(encoding="utf-8"))
-    shape = json.loads((receipt.parent / source["weights_folder"] / "config.json").read_text(encoding="utf-8"))
+def model_of(manifest: Path) -> tuple[str, dict]:
+    """A model's name, and what its manifest and its config.json say of it."""
+    source = json.loads(manifest.read_text(encoding="utf-8"))
+    shape = json.loads((manifest.parent / source["weights_folder"] / "config.json").read_text(encoding="utf-8"))
     keys = ("real", "parameters", "source", "fetched_note")
     return source["name"], {key: source.get(key) for key in keys} | {
         "architecture": {key: shape[key] for key in ARCHITECTURE if shape.get(key) is not None}
@@ -85,7 +87,7 @@ def model_of(receipt: Path) -> tuple[str, dict]:
 
 
 def unseen(model: dict, weights: str | None) -> dict:
-    """What the config alone says of a model whose receipt is not at hand."""
+    """What the config alone says of a model whose manifest is not at hand."""
     return {"real": weights == "real", "parameters": None, "source": model["source"], "fetched_note": None} | {
         "architecture": {}
     }

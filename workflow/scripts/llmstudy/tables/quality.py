@@ -100,7 +100,7 @@ def rows_of(record: dict, reference: dict | None) -> list[dict]:
 
 def entries_of(record: dict) -> dict[tuple[str, str], dict]:
     """What a record has of each corpus and protocol."""
-    return {(entry["corpus"], entry["protocol"]): entry for entry in record["samples"].get("protocols", [])}
+    return {(entry["corpus"], entry["protocol"]): entry for entry in record["results"].get("protocols", [])}
 
 
 def same_text(entry: dict, other: dict, arrays: dict[str, np.ndarray], against: dict[str, np.ndarray]) -> bool:

@@ -236,8 +236,8 @@ def _gain(row: pd.Series, group: pd.DataFrame, reference: str) -> str:
         gain = f"{number(rival['tpot_ms'] / row['tpot_ms'])} x the decode speed of {name(rival)}"
         ratio = row["memory_gib"] / rival["memory_gib"]
         told.append(gain if math.isnan(ratio) else f"{gain} at {number(ratio)} x its memory")
-        if not told[1:] and pd.notna(row["latency_ms"]) and pd.notna(rival["latency_ms"]):
-            told[0] += f" (end to end {number(row['latency_ms'])} ms against {number(rival['latency_ms'])} ms)"
+        if not told[1:] and pd.notna(row["e2e_ms"]) and pd.notna(rival["e2e_ms"]):
+            told[0] += f" (end to end {number(row['e2e_ms'])} ms against {number(rival['e2e_ms'])} ms)"
     return f"; {', '.join(told)}" if told else ""
 
 

@@ -36,8 +36,8 @@ def write(paths: list[str], output: Path) -> None:
 
 def rows_of(record: dict) -> list[dict]:
     """A row for every part; one row with the status if nothing was measured."""
-    samples = record["samples"]
-    shared = identity(record) | {key: samples.get(key) for key in ("tokens", "blocks")}
+    results = record["results"]
+    shared = identity(record) | {key: results.get(key) for key in ("tokens", "blocks")}
     rows = [
         shared
         | {
@@ -50,6 +50,6 @@ def rows_of(record: dict) -> list[dict]:
             "kl_nats": part["kl"],
             "kl_se_nats": part["kl_se"],
         }
-        for part in samples.get("parts", [])
+        for part in results.get("parts", [])
     ]
     return rows or [shared]

@@ -30,7 +30,7 @@ QUALITY = [
 
 
 @dataclass(frozen=True)
-class Focus:
+class Headline:
     """What the one row per configuration speaks of: a workload, a corpus and a quality protocol."""
 
     batch: int
@@ -45,14 +45,14 @@ def summarise(
     memory: pd.DataFrame,
     quality: pd.DataFrame,
     reference: Mapping[str, str],
-    focus: Focus,
+    headline: Headline,
     noise: SharedNoise,
 ) -> pd.DataFrame:
     """Join the tables of one study to one row per model x precision x attention x runtime.
 
     `reference`: the reference precision of each model. A configuration is every one in `latency`; its `status` is
     `ok` if at least one repeat is, else that of its first row. Times are geometric means over repeats, `tpot_low_ms`
-    and `tpot_high_ms` their t-interval with `noise`, that of TPOT in the study; `latency_ms` is end to end.
+    and `tpot_high_ms` their t-interval with `noise`, that of TPOT in the study; `e2e_ms` is end to end.
     `memory_gib` is the highest peak (`capacity.peak_gib`), where `memory` lacks the workload at the one with the same
     prompts and the nearest number of new tokens. `speedup` = reference TPOT / TPOT and `memory_ratio` = memory /
     reference memory, against the reference precision with the same attention under runtime `eager`; that configuration
@@ -64,15 +64,15 @@ def summarise(
     attention or runtime of the same model and precision is used too, and `quality_from` names where it was measured
     ("sdpa-math, eager"), empty otherwise.
     """
-    measured = _at(latency, focus)
-    peaks = _at(memory, replace(focus, **nearest_workload(memory, asdict(focus)))).assign(memory_gib=peak_gib)
-    graded = quality[(quality["corpus"] == focus.corpus) & (quality["protocol"] == focus.protocol)]
+    measured = _at(latency, headline)
+    peaks = _at(memory, replace(headline, **nearest_workload(memory, asdict(headline)))).assign(memory_gib=peak_gib)
+    at_protocol = quality[(quality["corpus"] == headline.corpus) & (quality["protocol"] == headline.protocol)]
     rows = []
     for key, repeats in latency.groupby(CONFIGURATION, sort=False):
         configuration = dict(zip(CONFIGURATION, key))
-        base = configuration | {"precision": reference[configuration["model"]], "runtime": "eager"}
+        base = configuration | {"precision": reference[configuration["model"]], "runtime": "generate"}
         own = {"speed": _of(measured, configuration), "memory": _of(peaks, configuration)}
-        own["quality"] = _of(graded, {name: configuration[name] for name in ("model", "precision")})
+        own["quality"] = _of(at_protocol, {name: configuration[name] for name in ("model", "precision")})
         row = {column: repeats[column].iloc[0] for column in IDENTITY} | _outcome(own)
         row |= _speed(_ok(own["speed"]), None if configuration == base else _ok(_of(measured, base)), noise)
         row |= _memory(_ok(own["memory"]), _ok(_of(peaks, base)))
@@ -83,11 +83,11 @@ def summarise(
     return pd.DataFrame(rows)
 
 
-def _at(table: pd.DataFrame, focus: Focus) -> pd.DataFrame:
+def _at(table: pd.DataFrame, headline: Headline) -> pd.DataFrame:
     """Rows of the workload, and failed rows that never came to a workload."""
     same = pd.Series(True, index=table.index)
     for column in WORKLOAD:
-        same &= table[column] == getattr(focus, column)
+        same &= table[column] == getattr(headline, column)
     return table[same | (table["batch"].isna() & (table["status"] != "ok"))]
 
 
@@ -137,7 +137,7 @@ def _speed(ok: pd.DataFrame, reference: pd.DataFrame | None, noise: SharedNoise)
     flags = {flag for cell in ok["flags"].dropna() for flag in str(cell).split("; ") if flag}
     return {
         "repeats": len(ok),
-        "latency_ms": process_interval(ok["e2e_ms"]).value,
+        "e2e_ms": process_interval(ok["e2e_ms"]).value,
         "ttft_ms": process_interval(ok["ttft_ms"]).value,
         "tpot_ms": tpot.value,
         "tpot_low_ms": tpot.low,

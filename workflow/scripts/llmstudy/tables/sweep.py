@@ -41,16 +41,16 @@ def write(paths: list[str], quality: list[str], reference: str, output: Path) ->
 
 def row_of(record: dict, reference: dict | None) -> dict:
     """The row of one threshold."""
-    samples = record["samples"]
+    results = record["results"]
     row = identity(record) | {"threshold": float(record["settings"]["threshold"])}
-    for entry in samples.get("protocols", []):
+    for entry in results.get("protocols", []):
         own = Arrays(record).of(entry)
         other = Arrays(reference).of(entry)
         beginning = {key: values[: len(own["nll"])] for key, values in other.items()}
         row |= {"corpus": entry["corpus"], "protocol": entry["protocol"]}
         row |= perplexities(entry, own) | distances(own, beginning)
-    if samples.get("runs"):
-        tpot = [fmean(run["between_ms"]) for run in samples["runs"]]
+    if results.get("runs"):
+        tpot = [fmean(run["itl_ms"]) for run in results["runs"]]
         row |= record["settings"]["workload"]
         row |= {"tpot_ms": median(tpot), "tpot_low_ms": min(tpot), "tpot_high_ms": max(tpot), "runs": len(tpot)}
     return row

@@ -68,7 +68,7 @@ def read_arrays(record: dict) -> dict[str, np.ndarray]:
 def rows_of(record: dict, reference: dict[str, np.ndarray] | None) -> list[dict]:
     """A row for every task that was asked for; ``reference`` is None for the reference itself, and empty if it has
     nothing to compare with."""
-    entries = {entry["task"]: entry for entry in record["samples"].get("tasks", [])}
+    entries = {entry["task"]: entry for entry in record["results"].get("tasks", [])}
     own = read_arrays(record)
     rows = []
     for task in record["settings"]["tasks"]:

@@ -1,11 +1,11 @@
-"""text.csv: one row per configuration that wrote samples, its prompts taken together.
+"""text.csv: one row per configuration that wrote generations, its prompts taken together.
 
 ``exact_match`` is the share of prompts whose text never parts from the reference's, ``never_diverged`` their number.
 ``agreement_<k>`` is the share still identical after k generated tokens, ``identical_tokens_mean`` the mean number of
 identical ones before the first that differs. ``first_divergence_median_token`` counts a text that never parts as one
 that parts later than any other, and is empty where these are half or more. All of them are empty for the reference
 itself and where it left no text; ``agreement_<k>`` also where texts are shorter than k. ``distinct_2_mean`` and
-``repetition_4_mean`` are means over prompts of samples.csv's columns.
+``repetition_4_mean`` are means over prompts of generations.csv's columns.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ COLUMNS = [
 ]
 
 
-def write(samples: Path, reference: str, output: Path) -> None:
-    """Summarise samples.csv; ``reference`` is the precision that the others are compared with."""
-    write_table(rows_of(read_table(samples), reference), COLUMNS, output)
+def write(generations: Path, reference: str, output: Path) -> None:
+    """Summarise generations.csv; ``reference`` is the precision that the others are compared with."""
+    write_table(rows_of(read_table(generations), reference), COLUMNS, output)
 
 
-def rows_of(samples: pd.DataFrame, reference: str) -> list[dict]:
+def rows_of(generations: pd.DataFrame, reference: str) -> list[dict]:
     """A row per configuration over the prompts that it finished; its status and reason if it finished none."""
     rows = []
-    for key, own in samples.groupby(SHARED[:7], sort=False):
+    for key, own in generations.groupby(SHARED[:7], sort=False):
         done = own[own["status"] == "ok"]
         row = dict(zip(SHARED[:7], key)) | own.iloc[0][["status", "reason"]].to_dict()
         if len(done):
@@ -59,20 +59,20 @@ def rows_of(samples: pd.DataFrame, reference: str) -> list[dict]:
     return rows
 
 
-def compared(samples: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Rows of samples.csv with a text of another precision to hold against the reference's."""
-    there = (samples["status"] == "ok") & (samples["reference_text"] != "")
-    return samples[there & (samples["precision"] != reference)]
+def compared(generations: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Rows of generations.csv with a text of another precision to hold against the reference's."""
+    there = (generations["status"] == "ok") & (generations["reference_text"] != "")
+    return generations[there & (generations["precision"] != reference)]
 
 
-def divergences(samples: pd.DataFrame) -> list[int | None]:
+def divergences(generations: pd.DataFrame) -> list[int | None]:
     """First token that differs, per prompt; None where the texts are identical."""
-    return [None if pd.isna(token) else int(token) for token in samples["first_divergence_token"]]
+    return [None if pd.isna(token) else int(token) for token in generations["first_divergence_token"]]
 
 
-def agreement(samples: pd.DataFrame) -> dict:
+def agreement(generations: pd.DataFrame) -> dict:
     """The columns that compare one configuration's texts with the reference's."""
-    parted, tokens = divergences(samples), int(samples["new_tokens"].min())
+    parted, tokens = divergences(generations), int(generations["new_tokens"].min())
     curve = agreement_curve(parted, tokens)
     return {
         "exact_match": exact_match(parted),

@@ -30,7 +30,7 @@ from llmstudy.tables.phrases import interval, number, percent
 SIGNIFICANCE = 0.05
 REQUIRED = ["study", "weights", *CONFIGURATION, "status"]
 NUMBERS = [
-    "latency_ms",
+    "e2e_ms",
     "tpot_ms",
     "tpot_low_ms",
     "tpot_high_ms",
@@ -80,7 +80,7 @@ def judge(summary: pd.DataFrame, reference: Mapping[str, str], smallest: Mapping
     """
     judged = complete(summary)
     is_reference = judged["precision"] == judged["model"].map(dict(reference))
-    is_base = is_reference & (judged["runtime"] == "eager")
+    is_base = is_reference & (judged["runtime"] == "generate")
     judged.loc[(judged["status"] != "ok") | is_base, "speedup_p"] = math.nan
     judged.loc[(judged["status"] != "ok") | is_reference, "ppl_ratio_p"] = math.nan
     judged[["speedup_p_holm", "ppl_ratio_p_holm"]] = math.nan

@@ -28,12 +28,12 @@ def measure(session: Session) -> dict:
     "extra_bytes", "max_abs_error", "kernels"}]}``; saved after every point."""
     operation = Operation(session)
     operation.require_package()
-    samples: dict = operation.shape | {"points": []}
+    results: dict = operation.shape | {"points": []}
     for context in session.settings["contexts"]:
         for phase in ("prefill", "decode"):
             point = {"context": context, "phase": phase}
-            session.piece(samples, "points", point, partial(operation.measure, context, phase == "decode"))
-    return samples
+            session.piece(results, "points", point, partial(operation.measure, context, phase == "decode"))
+    return results
 
 
 class Operation:

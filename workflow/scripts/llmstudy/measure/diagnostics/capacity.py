@@ -36,19 +36,19 @@ def measure(session: Session) -> dict:
     peaks in bytes where it fits]}``; saved after every run. Out of memory is a finding; any other failure ends the
     record with its status."""
     context = longest_context(session)
-    samples: dict = {"context_tokens": context, "runs": []}
-    session.save(samples)
+    results: dict = {"context_tokens": context, "runs": []}
+    session.save(results)
     require_one_gpu(session.device)
     memory = memory_model(Path(session.settings["memory_record"]))
     limit_device(session.settings["device_gib"])
     probe = PeakProbe(session.device)
     model, _ = session.load_model()
     session.free()
-    samples["usable_gib"] = usable_gib(session.settings["device_gib"])
-    samples["largest_batch"] = memory.largest_batch(context, samples["usable_gib"])
-    samples["below"], samples["above"] = around(samples["largest_batch"])
-    session.save(samples)
-    log(f"predicted for {samples['usable_gib']:.2f} GiB and {context} tokens: batch {samples['largest_batch']}")
+    results["usable_gib"] = usable_gib(session.settings["device_gib"])
+    results["largest_batch"] = memory.largest_batch(context, results["usable_gib"])
+    results["below"], results["above"] = around(results["largest_batch"])
+    session.save(results)
+    log(f"predicted for {results['usable_gib']:.2f} GiB and {context} tokens: batch {results['largest_batch']}")
     # Memory does not depend on the text, and no corpus has as many documents as a large batch has rows.
     row = prompt_batch(session, 1, context - NEW_TOKENS)
 
@@ -62,13 +62,13 @@ def measure(session: Session) -> dict:
                 raise
             entry |= dict(zip(("status", "reason"), classify(error)))
         log(f"batch {batch}: {entry['status']} {entry['reason']}")
-        samples["runs"].append(entry)
-        session.save(samples)
+        results["runs"].append(entry)
+        session.save(results)
         session.free()
         return entry["status"] == "ok"
 
-    locate(fits, samples["largest_batch"])
-    return samples
+    locate(fits, results["largest_batch"])
+    return results
 
 
 def longest_context(session: Session) -> int:

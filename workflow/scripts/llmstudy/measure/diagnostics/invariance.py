@@ -25,12 +25,12 @@ def measure(session: Session) -> dict:
     largest = max(settings["batches"])
     prompts = prompt_batch(session, 1 + settings["neighbour_sets"] * (largest - 1), settings["prompt_tokens"])
     alone = logits_of_first(session, model, prompts[:1])
-    samples: dict = {"positions": len(alone), "batches": []}
+    results: dict = {"positions": len(alone), "batches": []}
     for batch in settings["batches"]:
         for neighbours, rows in compositions(batch, settings["neighbour_sets"]).items():
             about = {"batch": batch, "neighbours": neighbours}
-            session.piece(samples, "batches", about, partial(measure_batch, session, model, alone, prompts[rows]))
-    return samples
+            session.piece(results, "batches", about, partial(measure_batch, session, model, alone, prompts[rows]))
+    return results
 
 
 def measure_batch(session: Session, model, alone, prompts) -> dict:

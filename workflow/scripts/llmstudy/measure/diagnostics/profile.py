@@ -34,21 +34,21 @@ def measure(session: Session) -> dict:
     session.free()
     peak = matmul_tflops(session.device, getattr(torch, session.precision.compute_dtype), session.synchronize)
     model, _ = session.load_model()
-    samples = {
+    results = {
         "workload": workload | {"new_tokens": SHORT + settings["steps"]},
         "bandwidth_gb_s": bandwidth,
         "matmul_tflops": peak,
         **demand(model, workload["batch"], workload["prompt_tokens"] + settings["steps"] / 2),
     }
-    session.save(samples)
+    session.save(results)
     input_ids = prompt_batch(session, **workload)
     short, _ = profiled(session, model, input_ids, workload | {"new_tokens": SHORT})
     long, tpot_ms = profiled(session, model, input_ids, workload | {"new_tokens": SHORT + settings["steps"]})
-    samples |= {"tpot_ms": tpot_ms, "step": per_step(short, long, settings["steps"])}
-    if session.device == "cuda" and samples["step"]["kernels"] <= 0:  # without CUPTI the profiler sees the host alone
+    results |= {"tpot_ms": tpot_ms, "step": per_step(short, long, settings["steps"])}
+    if session.device == "cuda" and results["step"]["kernels"] <= 0:  # without CUPTI the profiler sees the host alone
         raise Unsupported("profiler: it saw no kernel of the device in a decode step; CUPTI is not available here")
-    log(f"{tpot_ms:.2f} ms per token; {samples['step']}")
-    return samples
+    log(f"{tpot_ms:.2f} ms per token; {results['step']}")
+    return results
 
 
 def demand(model, batch: int, context: float) -> dict:
@@ -71,4 +71,4 @@ def profiled(session: Session, model, input_ids, workload: dict) -> tuple[list[T
             traces = [record(lambda: runtime.generate(input_ids), session.device) for _ in range(RUNS)]
     finally:
         runtime.close()
-    return traces, median(fmean(run["between_ms"]) for run in runs)
+    return traces, median(fmean(run["itl_ms"]) for run in runs)

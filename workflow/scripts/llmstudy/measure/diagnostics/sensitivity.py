@@ -55,20 +55,20 @@ def measure(session: Session) -> dict:
     log(f"the unrounded model's log-probabilities take {size / 2**30:.2f} GiB of memory on {session.device}")
     exact = list(scored(session, model, stream))
     nll = np.concatenate([losses for losses, _ in exact])
-    samples = {"tokens": len(nll), "nll": float(nll.mean()), "parts": []}
+    results = {"tokens": len(nll), "nll": float(nll.mean()), "parts": []}
     for part in parts(linears, session.settings["single_linears"]):
         with rounded(linear for linear in linears if part.holds(linear)):
             changed, kl = against(exact, scored(session, model, stream))
         paired, divergence = compare_nll(nll, changed, document), bootstrap_mean(kl, document_blocks(document))
         delta = paired.delta_nll
-        samples["blocks"] = paired.blocks
+        results["blocks"] = paired.blocks
         numbers = {"delta_nll": delta.value, "se": delta.se, "low": delta.low, "high": delta.high}
         numbers |= {"kl": divergence.value, "kl_se": divergence.se}
         finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-        samples["parts"].append({"layer": part.layer, "linear": part.linear} | finite)
-        session.save(samples)
+        results["parts"].append({"layer": part.layer, "linear": part.linear} | finite)
+        session.save(results)
         log(f"layer {part.layer}, linear {part.linear}: {delta.value:+.5f}, KL {divergence.value:.5f} nats per token")
-    return samples
+    return results
 
 
 def scored(session: Session, model, stream: TokenStream) -> Iterator[tuple[np.ndarray, torch.Tensor]]:

@@ -42,11 +42,11 @@ def measure(session: Session) -> dict:
     """
     manager = open_manager(session.settings["include_path"])
     model = wrap(session, session.load_model()[0])
-    samples: dict = {"lm_eval": metadata.version("lm-eval"), "tasks": []}
+    results: dict = {"lm_eval": metadata.version("lm-eval"), "tasks": []}
     arrays: dict[str, np.ndarray] = {}
     for name in session.settings["tasks"]:
-        session.piece(samples, "tasks", {"task": name}, partial(measure_task, session, model, manager, name, arrays))
-    return samples
+        session.piece(results, "tasks", {"task": name}, partial(measure_task, session, model, manager, name, arrays))
+    return results
 
 
 def wrap(session: Session, model) -> HFLM:
@@ -97,7 +97,7 @@ def measure_task(session: Session, model: HFLM, manager, name: str, arrays: dict
         )
     rows, metrics = [], set()
     for leaf, task in loaded["tasks"].items():
-        metric, found = documents(task, results["samples"][leaf])
+        metric, found = documents(task, results["results"][leaf])
         rows += found
         metrics.add(metric)
     arrays |= {f"{name}/{key}": values for key, values in columns(rows).items()}

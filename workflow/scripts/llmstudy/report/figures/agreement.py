@@ -17,10 +17,12 @@ BESIDE_POINTS = 1.8  # between lines that coincide
 
 def rows(study: Study) -> pd.DataFrame:
     """A row per model, precision and prompt that was compared with the reference's text."""
-    samples = study.table("samples")
+    samples = study.table("generations")
     if samples.empty:
         return samples
-    parts = [compared(study.of_model("samples", model), study.focus(model)["reference"]) for model in study.models]
+    parts = [
+        compared(study.of_model("generations", model), study.headline(model)["reference"]) for model in study.models
+    ]
     return pd.concat(parts)
 
 

@@ -16,7 +16,7 @@ HEADLINE = "│ floor: bytes of weights and KV cache that a step must read ÷ me
 
 def rows(study: Study) -> pd.DataFrame:
     """Per model, precision and runtime the fastest attention at the model's workload, with ``floor_ms``."""
-    measured = selection.over_repeats(study, selection.at_focus(study, "latency"))
+    measured = selection.over_repeats(study, selection.at_headline(study, "processes"))
     if measured.empty:
         return measured
     measured["floor_ms"] = measured["step_bytes"] / measured["bandwidth_gb_s"] / 1e6

@@ -10,12 +10,12 @@ from llmstudy.report.figures import style
 from llmstudy.report.study import Study
 
 HEADLINE = "fastest attention of each precision   ○ and line: runtime eager   □ and dashes: runtime graph"
-LINES = {"eager": "-", "graph": "--"}
+LINES = {"generate": "-", "graph": "--"}
 
 
 def rows(study: Study) -> pd.DataFrame:
     """Per model the prompt length with most batch sizes; per precision, runtime and batch the fastest attention."""
-    measured = selection.over_repeats(study, study.table("latency"))
+    measured = selection.over_repeats(study, study.table("processes"))
     if measured.empty:
         return measured
     measured = selection.fastest(measured.assign(status="ok"), ["model", "precision", "runtime", *selection.WORKLOAD])

@@ -15,7 +15,7 @@ HEADLINE = "● TPOT   ▷ TTFT   bars: 95 % interval over processes, where the 
 
 def rows(study: Study) -> pd.DataFrame:
     """A row per configuration at its model's workload, with intervals; failed ones keep their status."""
-    measured = selection.over_repeats(study, selection.at_focus(study, "latency"))
+    measured = selection.over_repeats(study, selection.at_headline(study, "processes"))
     if measured.empty:
         return measured
     keys = ["model", "weights", "precision", "attention", "runtime", "status"]

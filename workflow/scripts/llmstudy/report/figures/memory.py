@@ -34,7 +34,7 @@ def rows(study: Study) -> pd.DataFrame:
     Configurations that failed stay, so that the figure can say so; a model of which nothing was measured does not.
     """
     chosen = selection.fastest(study.table("summary"), ["model", "precision"])
-    memory = selection.at_focus(study, "memory")
+    memory = selection.at_headline(study, "memory")
     if memory.empty:
         return memory
     limit_gib = min(map(device_memory_gib, study.provenance["environments"]), default=float("inf"))

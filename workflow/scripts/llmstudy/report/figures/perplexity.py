@@ -16,7 +16,7 @@ HEADLINE = (
 
 def rows(study: Study) -> pd.DataFrame:
     """One row per model and precision, at the model's first corpus and protocol."""
-    return selection.graded(study)
+    return selection.at_protocol(study)
 
 
 def draw(rows: pd.DataFrame) -> Figure:

@@ -21,7 +21,7 @@ MARKERS = {"decode": "o", "prefill": ">"}
 
 def rows(study: Study) -> pd.DataFrame:
     """Two rows (``phase``) per model, precision and runtime at its fastest attention: ``intensity``, ``tflops``."""
-    measured = selection.over_repeats(study, selection.at_focus(study, "latency"))
+    measured = selection.over_repeats(study, selection.at_headline(study, "processes"))
     if measured.empty:
         return measured
     measured = selection.fastest(measured.assign(status="ok"), ["model", "precision", "runtime"])

@@ -35,7 +35,7 @@ PRECISIONS = {
 }
 # For what is not a precision: components of memory, attention kernels.
 SERIES = ("#2f7fd0", "#d55e00", "#009e73", "#b45fc0", "#b8860b", "#e0508a", "#0e9aa7", "#7d8590")
-RUNTIMES = {"eager": "o", "graph": "s"}
+RUNTIMES = {"generate": "o", "graph": "s"}
 WIDTH = 9.6
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 SETTINGS = {

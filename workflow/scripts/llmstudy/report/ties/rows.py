@@ -15,7 +15,7 @@ from llmstudy.tables.columns import IDENTITY, WORKLOAD
 Tables = Mapping[str, pd.DataFrame]
 
 PLACE = ["study", "model", "weights", "device"]
-UNQUANTISED = [(precision, runtime) for runtime in ("graph", "eager") for precision in ("bf16", "fp16", "fp32")]
+UNQUANTISED = [(precision, runtime) for runtime in ("graph", "generate") for precision in ("bf16", "fp16", "fp32")]
 
 _ACCELERATOR = re.compile(r"cuda|nvidia|gpu|instinct", re.IGNORECASE)
 
@@ -110,7 +110,7 @@ def attention_pair(frame: pd.DataFrame, column: str) -> pd.Series | None:
 
     Only unquantised precisions in the ``eager`` runtime, where every kernel can be chosen.
     """
-    frame = of_kind(frame, [kind for kind in UNQUANTISED if kind[1] == "eager"])
+    frame = of_kind(frame, [kind for kind in UNQUANTISED if kind[1] == "generate"])
     keys = [*PLACE, *WORKLOAD, "precision", "runtime", "accelerator"]
     stored = frame[frame["attention"].isin(["eager", "sdpa-math"])]
     tiled = frame[~frame["attention"].isin(["eager", "sdpa-math"])].sort_values(column).drop_duplicates(keys)

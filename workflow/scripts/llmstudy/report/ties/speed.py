@@ -1,4 +1,4 @@
-"""Sentences from latency.csv and the optional profile and attention tables."""
+"""Sentences from processes.csv and the optional profile and attention tables."""
 
 import pandas as pd
 
@@ -24,7 +24,7 @@ from llmstudy.tables.phrases import number
 
 def prefill_against_decode(tables: Tables) -> str | None:
     """TTFT per prompt token against TPOT of the same unquantised run, and their ratio."""
-    frame = fastest_attention(over_repeats(tables, "latency", "ttft_ms", "tpot_ms"), "tpot_ms")
+    frame = fastest_attention(over_repeats(tables, "processes", "ttft_ms", "tpot_ms"), "tpot_ms")
     row = leading(of_kind(frame, UNQUANTISED), "batch", "-tpot_ms", "-prompt_tokens")
     if row is None:
         return None
@@ -38,7 +38,7 @@ def prefill_against_decode(tables: Tables) -> str | None:
 
 def decode_bandwidth(tables: Tables) -> str | None:
     """TPOT, MBU and copy bandwidth of the best-launched unquantised decode."""
-    frame = fastest_attention(over_repeats(tables, "latency", "tpot_ms", "mbu", "bandwidth_gb_s"), "tpot_ms")
+    frame = fastest_attention(over_repeats(tables, "processes", "tpot_ms", "mbu", "bandwidth_gb_s"), "tpot_ms")
     row = leading(of_kind(frame, UNQUANTISED), "batch", "-tpot_ms", "prompt_tokens")
     if row is None:
         return None
@@ -51,7 +51,7 @@ def decode_bandwidth(tables: Tables) -> str | None:
 
 def batching(tables: Tables) -> str | None:
     """How much longer a step gets from the smallest to the largest batch of one unquantised precision."""
-    frame = fastest_attention(over_repeats(tables, "latency", "tpot_ms"), "tpot_ms").sort_values("batch")
+    frame = fastest_attention(over_repeats(tables, "processes", "tpot_ms"), "tpot_ms").sort_values("batch")
     keys = [*PLACE, "prompt_tokens", "new_tokens", "precision", "runtime", "accelerator"]
     large = frame.drop_duplicates(keys, keep="last")[[*keys, "batch", "tpot_ms"]]
     both = frame.drop_duplicates(keys).merge(large, on=keys, suffixes=("", "_large"))
@@ -68,12 +68,12 @@ def batching(tables: Tables) -> str | None:
 
 def bitsandbytes_slow(tables: Tables) -> str | None:
     """TPOT and MBU of LLM.int8() against the unquantised precision, both launched eagerly."""
-    return _tpot_pair(tables, [("llm-int8", "eager"), ("llm-int8-t0", "eager")], _unquantised("eager"))
+    return _tpot_pair(tables, [("llm-int8", "generate"), ("llm-int8-t0", "generate")], _unquantised("generate"))
 
 
 def threshold_zero(tables: Tables) -> str | None:
     """TPOT of LLM.int8() with the outlier path against the same without it."""
-    return _tpot_pair(tables, [("llm-int8", "eager")], [("llm-int8-t0", "eager")])
+    return _tpot_pair(tables, [("llm-int8", "generate")], [("llm-int8-t0", "generate")])
 
 
 def int8_fused_fast(tables: Tables) -> str | None:
@@ -81,7 +81,7 @@ def int8_fused_fast(tables: Tables) -> str | None:
 
     Then the factor and MBU of every other model of that study.
     """
-    for runtime in ("graph", "eager"):
+    for runtime in ("graph", "generate"):
         slow, quick = _unquantised(runtime), [("int8-fused", runtime)]
         told = _tpot_pair(tables, slow, quick)
         if told:
@@ -103,11 +103,11 @@ def _other_models(tables: Tables, slow: list[tuple[str, str]], quick: list[tuple
 
 def int8_activations(tables: Tables) -> str | None:
     """TTFT of W8A8 against unquantised weights under the same runtime, at the largest prefill that both ran."""
-    frame = fastest_attention(over_repeats(tables, "latency", "ttft_ms"), "ttft_ms")
+    frame = fastest_attention(over_repeats(tables, "processes", "ttft_ms"), "ttft_ms")
     frame = frame.assign(rows=frame["batch"] * frame["prompt_tokens"])
     pairs = [
         paired(frame, [*PLACE, *WORKLOAD, "accelerator", "rows"], [(precision, runtime)], _unquantised(runtime))
-        for runtime in ("graph", "eager")
+        for runtime in ("graph", "generate")
         for precision in ("llm-int8-t0", "int8-w8a8")
     ]
     row = leading(pd.concat(pairs), "-rows", "-ttft_ms") if any(map(len, pairs)) else None
@@ -207,7 +207,7 @@ def same_against_same(tables: Tables) -> str | None:
 
     The typical pair, the 95th percentile where the sample supports it, and the worst pair with its configuration.
     """
-    frame = good_rows(tables, "latency", *WORKLOAD, "tpot_ms").astype({"tpot_ms": float})
+    frame = good_rows(tables, "processes", *WORKLOAD, "tpot_ms").astype({"tpot_ms": float})
     keys = [*PLACE, *WORKLOAD, "precision", "attention", "runtime"]
     sentences = []
     for _, rows in frame.groupby(["study", "device"], sort=False):
@@ -228,7 +228,7 @@ def same_against_same(tables: Tables) -> str | None:
 
 def bandwidth_spread(tables: Tables) -> str | None:
     """Per study the lowest and the highest copy bandwidth that its processes measured."""
-    frame = good_rows(tables, "latency", "bandwidth_gb_s")
+    frame = good_rows(tables, "processes", "bandwidth_gb_s")
     parts = []
     for study, rows in frame.groupby("study", sort=False):
         low, high = rows["bandwidth_gb_s"].min(), rows["bandwidth_gb_s"].max()
@@ -238,12 +238,12 @@ def bandwidth_spread(tables: Tables) -> str | None:
 
 def failed_cells(tables: Tables) -> str | None:
     """How many latency rows ended in each status other than ok."""
-    frame = tables.get("latency")
+    frame = tables.get("processes")
     if frame is None or frame.empty:
         return None
     counts = frame["status"].value_counts().drop("ok", errors="ignore")
     failed = ", ".join(f"{count} ended as `{status}`" for status, count in counts.items()) or "all are `ok`"
-    studies = ", ".join(link(pd.Series({"study": study}), "latency") for study in sorted(frame["study"].unique()))
+    studies = ", ".join(link(pd.Series({"study": study}), "processes") for study in sorted(frame["study"].unique()))
     return f"Of {len(frame)} latency rows, {failed} ({studies})."
 
 
@@ -252,7 +252,7 @@ def _unquantised(runtime: str) -> list[tuple[str, str]]:
 
 
 def _tpot_pairs(tables: Tables, slow: list[tuple[str, str]], quick: list[tuple[str, str]]) -> pd.DataFrame:
-    frame = fastest_attention(over_repeats(tables, "latency", "tpot_ms", optional=("mbu",)), "tpot_ms")
+    frame = fastest_attention(over_repeats(tables, "processes", "tpot_ms", optional=("mbu",)), "tpot_ms")
     return paired(frame, [*PLACE, *WORKLOAD, "accelerator"], slow, quick)
 
 
