@@ -8,8 +8,8 @@ Measures speed, memory and quality of a model in several precisions and renders 
     snakemake --cores 1 --config measure=nothing         tables and report from the records that are there
     snakemake -n                                         what would be done
 
-Steps: fetch weights and text → measure latency, memory, quality and samples, one process each → aggregate into CSV
-tables → plot → judge → render. See README.md, and config/README.md for every key.
+Steps: fetch weights and text → measure speed, memory, quality and generated text, one process each → make CSV tables →
+plot → render. See README.md, config/README.md for every key, and workflow/README.md for every rule.
 """
 
 from snakemake.utils import min_version
@@ -28,28 +28,24 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/weights.smk"
+include: "workflow/rules/fetch.smk"
 
 
-# Without these rules records are what they are: nothing makes them, however old they look.
+# Without these rules nothing measures: records stay as they are, however old they look.
 if MEASURES:
 
     include: "workflow/rules/measure.smk"
-    include: "workflow/rules/measure_extras.smk"
-    include: "workflow/rules/tasks.smk"
 
 
-include: "workflow/rules/aggregate.smk"
-include: "workflow/rules/extras.smk"
+include: "workflow/rules/tables.smk"
 include: "workflow/rules/report.smk"
-include: "workflow/rules/compare.smk"
 
 
 rule all:
     default_target: True
     input:
         "REPORT.md",
-        # Named although REPORT.md needs them: of a target that is there Snakemake does not ask whether what it was
-        # made of is there too, and a fresh clone has a REPORT.md and no results of its own.
+        # Named although REPORT.md needs them: Snakemake does not ask whether the inputs of an existing target exist, and
+        # a fresh clone has a REPORT.md and no results of its study.
         RECORDS,
         expand("{results}/{table}.csv", results=RESULTS, table=TABLES),

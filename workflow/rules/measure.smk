@@ -1,162 +1,86 @@
 """
-Measure one configuration per job. Every job writes a record whatever happens to the measurement.
+Measure: one process and one record for each kind, model, configuration and repeat. llmstudy/kinds.py lists the kinds.
 
 REQUIRED INPUTS:
     resources/models/<model>/manifest.json
     resources/corpora/<corpus>/text.jsonl
+    resources/reference/<study>/<model>/…       for quality: the reference's log-probabilities
+    results/<study>/records/memory/…            for capacity: what its prediction rests on
 
-OUTPUTS, below results/<study>/records/:
-    latency/<model>/<precision>.<attention>.<runtime>.r<repeat>.json
-    memory/<model>/<precision>.<attention>.<runtime>.r0.json
-    quality/<model>/<precision>.<attention>.eager.r0.json and the per-token arrays beside it
-    samples/<model>/<precision>.<attention>.eager.r0.json
+OUTPUTS:
+    results/<study>/records/<kind>/<model>/<precision>.<attention>.<runtime>.r<repeat>.json
+    the same with .npz                           per token (quality) or per document (tasks)
+    resources/reference/<study>/<model>/…        by measure_reference
 
 STEPS:
-    1. measure_latency   repeats are processes of their own, started in a seeded random order
-    2. measure_memory    apart from latency, because reading memory disturbs timing
-    3. keep_reference    the reference's log-probabilities, which the other precisions are compared with
-    4. measure_quality   perplexity and distance to the reference
-    5. generate_samples  greedy continuations
+    1. measure_time        speed, and diagnostics that measure time
+       measure             memory, generated text and the other diagnostics
+    2. measure_reference   keep the reference's log-probabilities
+    3. measure_quality     compare every precision with them
+    4. measure_tasks       accuracy in tasks of lm-eval
 
-A measuring job takes every core that Snakemake may use: two at once would measure each other.
+A failed measurement is a record with a status and a reason. scripts/measure.py runs the job in a child process
+(llmstudy/runner), which calls the kind's module in llmstudy/measure.
 """
 
 
-rule measure_latency:
+rule measure:
     input:
-        library=library_of("speed"),
-        source="resources/models/{model}/manifest.json",
-        text=prompt_corpus,
+        unpack(of_record(kinds.inputs)),
     output:
-        record=f"{RESULTS}/records/latency/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
+        record=f"{RESULTS}/{RECORD}.json",
+    wildcard_constraints:
+        kind=kinds_of("measure"),
     log:
-        f"{RESULTS}/logs/measure_latency/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.log",
-    priority: latency_order
+        f"{RESULTS}/logs/{RECORD}.log",
+    priority: of_record(kinds.start_order)
     conda:
         "../../envs/measure.yaml"
     threads: measuring_threads
     resources:
-        attempt=attempt_number,
-        mem_mb=measuring_memory,
-        runtime=measuring_minutes,
-        gpu=measuring_gpus,
-        limit_s=LIMIT_S,
-        oom_attempts=OOM_ATTEMPTS,
+        attempt=lambda wildcards, attempt: attempt,
+        mem_mb=memory_mb,
+        runtime=lambda wildcards, attempt: kinds.runtime_minutes(study, attempt),
+        gpu=of_record(kinds.gpus),
+        limit_s=kinds.limit_seconds(study),
+        oom_attempts=study.jobs["oom_attempts"],
     params:
-        job=job_of("speed"),
+        job=lambda wildcards: kinds.job(study, identity(wildcards)).to_dict(),
+        code=lambda wildcards: kinds.code_of(identity(wildcards)),
     script:
-        "../scripts/measure_latency.py"
+        "../scripts/measure.py"
 
 
-rule measure_memory:
-    input:
-        library=library_of("memory"),
-        source="resources/models/{model}/manifest.json",
-        text=prompt_corpus,
+# A rule of its own because a cluster gives it a node without neighbours (slurm/config.yaml).
+use rule measure as measure_time with:
     output:
-        record=f"{RESULTS}/records/memory/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
-    log:
-        f"{RESULTS}/logs/measure_memory/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.log",
-    conda:
-        "../../envs/measure.yaml"
-    threads: measuring_threads
-    resources:
-        attempt=attempt_number,
-        mem_mb=measuring_memory,
-        runtime=measuring_minutes,
-        gpu=measuring_gpus,
-        limit_s=LIMIT_S,
-        oom_attempts=OOM_ATTEMPTS,
-    params:
-        job=job_of("memory"),
-    script:
-        "../scripts/measure_memory.py"
+        record=f"{RESULTS}/{RECORD}.json",
+    wildcard_constraints:
+        kind=kinds_of("measure_time"),
 
 
-rule keep_reference:
-    input:
-        library=reference_library,
-        source="resources/models/{model}/manifest.json",
-        text=quality_texts,
+use rule measure as measure_reference with:
     output:
-        record=f"{RESULTS}/records/reference/{{model}}.json",
+        record=f"{RESULTS}/{RECORD}.json",
         # Not temp(): making them again for one more precision would repeat the quality of all the others.
-        logprobs=expand(
-            "resources/reference/{study}/{{model}}/{corpus}.logprobs.f16",
-            study=STUDY,
-            corpus=plan.quality_corpora(config),
-        ),
-        top5=expand(
-            "resources/reference/{study}/{{model}}/{corpus}.top5.npy",
-            study=STUDY,
-            corpus=plan.quality_corpora(config),
-        ),
-    log:
-        f"{RESULTS}/logs/keep_reference/{{model}}.log",
-    conda:
-        "../../envs/measure.yaml"
-    threads: measuring_threads
-    resources:
-        attempt=attempt_number,
-        mem_mb=reference_memory,
-        runtime=measuring_minutes,
-        gpu=reference_gpus,
-        limit_s=LIMIT_S,
-        oom_attempts=OOM_ATTEMPTS,
-    params:
-        job=reference_job,
-    script:
-        "../scripts/keep_reference.py"
+        logprobs=directory(f"resources/{{kind}}/{study.name}/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}"),
+    wildcard_constraints:
+        kind=kinds_of("measure_reference"),
 
 
-rule measure_quality:
-    input:
-        library=library_of("quality"),
-        source="resources/models/{model}/manifest.json",
-        text=quality_texts,
-        prompts=prompt_corpus,  # precisions that choose their columns do so on these
-        reference=reference_files,
+use rule measure as measure_quality with:
     output:
-        record=f"{RESULTS}/records/quality/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
-        arrays=f"{RESULTS}/records/quality/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.npz",
-    log:
-        f"{RESULTS}/logs/measure_quality/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.log",
-    conda:
-        "../../envs/measure.yaml"
-    threads: measuring_threads
-    resources:
-        attempt=attempt_number,
-        mem_mb=measuring_memory,
-        runtime=measuring_minutes,
-        gpu=measuring_gpus,
-        limit_s=LIMIT_S,
-        oom_attempts=OOM_ATTEMPTS,
-    params:
-        job=job_of("quality"),
-    script:
-        "../scripts/measure_quality.py"
+        record=f"{RESULTS}/{RECORD}.json",
+        arrays=f"{RESULTS}/{RECORD}.npz",
+    wildcard_constraints:
+        kind=kinds_of("measure_quality"),
 
 
-rule generate_samples:
-    input:
-        library=library_of("generations"),
-        source="resources/models/{model}/manifest.json",
-        text=prompt_corpus,
+use rule measure as measure_tasks with:
     output:
-        record=f"{RESULTS}/records/samples/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.json",
-    log:
-        f"{RESULTS}/logs/generate_samples/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}.log",
+        record=f"{RESULTS}/{RECORD}.json",
+        arrays=f"{RESULTS}/{RECORD}.npz",
+    wildcard_constraints:
+        kind=kinds_of("measure_tasks"),
     conda:
-        "../../envs/measure.yaml"
-    threads: measuring_threads
-    resources:
-        attempt=attempt_number,
-        mem_mb=measuring_memory,
-        runtime=measuring_minutes,
-        gpu=measuring_gpus,
-        limit_s=LIMIT_S,
-        oom_attempts=OOM_ATTEMPTS,
-    params:
-        job=job_of("generations"),
-    script:
-        "../scripts/generate_samples.py"
+        "../../envs/tasks.yaml"

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from llmstudy.report.figures import plotting
-from llmstudy.runner import script as steps
+from llmstudy.report import figures
+from llmstudy.runner import script
 
-with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
-    plotting.plot(
+with script.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
+    figures.draw(
         snakemake.params.figure,  # noqa: F821
         folder=Path(snakemake.input.provenance).parent,  # noqa: F821
         svg=Path(snakemake.output.svg),  # noqa: F821

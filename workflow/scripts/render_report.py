@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from llmstudy.report import render as report
-from llmstudy.runner import script as steps
+from llmstudy.report import render
+from llmstudy.runner import script
 
-with steps.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
-    report.write(
+with script.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
+    render.write(
         results=Path("results"),
         lead=snakemake.params.lead,  # noqa: F821
         configured=snakemake.params.study,  # noqa: F821

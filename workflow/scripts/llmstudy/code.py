@@ -1,46 +1,60 @@
-"""Which files of this library a step depends on, so that a change in one reruns those steps and no others.
+"""The digest of the code that a step runs through, so that a change of it reruns that step and no other.
 
-Snakemake sees a script, not what the script imports. The imports are followed in the source text, without importing:
-the workflow is parsed on machines that have no torch.
+Snakemake sees a script, not what the script imports. Imports are followed in the source text, without importing: the
+workflow is parsed on machines that have no torch. The digest is of syntax trees without docstrings: a comment, a
+docstring or a line break changes no number and makes no record stale.
 """
 
 from __future__ import annotations
 
 import ast
-import os
+import hashlib
 from functools import cache
 from pathlib import Path
 
 PACKAGE = "llmstudy"
 ROOT = Path(__file__).resolve().parent
+# A registry says which names there are; a step's module is named beside it. What is added there reruns nothing.
+REGISTRIES = ("MODULES",)
 
 
-def files(*modules: str) -> list[str]:
-    """Paths, relative to the working folder, of the given modules (``measure.latency``) and of all that they import.
+@cache
+def digest(*modules: str) -> str:
+    """Return 16 hexadecimal digits that stand for the code of ``modules`` (``measure.speed``) and of all that they
+    import from this library."""
+    total = hashlib.sha256()
+    for path in files(*modules):
+        total.update(f"{path.relative_to(ROOT)}:{_of_file(path)}\n".encode())
+    return total.hexdigest()[:16]
 
-    ``__init__`` files are followed but not listed: those of the registries change whenever something is added.
-    """
+
+def files(*modules: str) -> list[Path]:
+    """Return the files of ``modules`` and of all that they import from this library, packages included, sorted."""
     seen: set[Path] = set()
     waiting = [_path(f"{PACKAGE}.{module}") for module in modules]
     while waiting:
         path = waiting.pop()
-        if path in seen:
-            continue
-        seen.add(path)
-        waiting += _imported(path)
-    return sorted(os.path.relpath(path) for path in seen if path.name != "__init__.py")
+        if path not in seen:
+            seen.add(path)
+            waiting += _imported(path)
+    return sorted(seen)
 
 
 def _path(module: str) -> Path:
-    """The file of a dotted module name."""
+    """Return the file of a dotted module name."""
     path = ROOT.joinpath(*module.split(".")[1:])
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 @cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def _imported(path: Path) -> tuple[Path, ...]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -51,3 +65,21 @@ def _imported(path: Path) -> tuple[Path, ...]:
         ours = (_path(name) for name in names if name == PACKAGE or name.startswith(f"{PACKAGE}."))
         found.update(candidate for candidate in ours if candidate.exists())
     return tuple(found)
+
+
+@cache
+def _of_file(path: Path) -> str:
+    tree = _tree(path)
+    tree.body = [node for node in tree.body if not _is_registry(node)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[:1]
+            if first and isinstance(first[0], ast.Expr) and isinstance(first[0].value, ast.Constant):
+                node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _is_registry(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and any(
+        isinstance(target, ast.Name) and target.id in REGISTRIES for target in node.targets
+    )

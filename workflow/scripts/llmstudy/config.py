@@ -1,37 +1,217 @@
-"""The config: defaults filled in from the schema, and every mistake told in one line before any job starts."""
+"""The config: the schema's defaults filled in, every override resolved, every mistake in one line before any job starts.
+
+Standard library, yaml and jsonschema only: Snakemake parses the workflow with nothing else installed.
+"""
 
 from __future__ import annotations
 
 import copy
 import json
 from collections import Counter
-from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmstudy import runtimes
+from llmstudy import llama, runtimes
 from llmstudy.errors import StudyError
-from llmstudy.fetch.synthetic import SHAPES
+from llmstudy.fetch.shapes import SHAPES
+from llmstudy.files import shared_file
 from llmstudy.models import attention, precisions
 
-COMPARISONS = "comparisons"
 CONTEXT = "max_position_embeddings"
 SHAPE_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
-SCHEMA = Path(__file__).resolve().parents[2] / "schemas" / "config.schema.yaml"
+SCHEMA = shared_file("schemas/config.schema.yaml")
+# Keys of version 1, and what to write today.
+RENAMED = {
+    "latency": "speed",
+    "samples": "generations",
+    "extras": "diagnostics",
+    "quality.rulers": "quality_only, beside precisions",
+    "extras.sweep": "llm-int8-t<threshold> among precisions or quality_only",
+    "diagnostics.sweep": "llm-int8-t<threshold> among precisions or quality_only",
+    "baseline": "the command llmstudy compare BEFORE AFTER",
+    "candidate": "the command llmstudy compare BEFORE AFTER",
+    "compare": "options of the command llmstudy compare BEFORE AFTER",
+}
 
 
-def complete(config: dict) -> dict:
-    """The config with the schema's defaults filled in; raises StudyError with one line for the first mistake."""
+@dataclass(frozen=True)
+class Model:
+    """One model of a study, with what the study says wherever the model says nothing.
+
+    Attributes:
+        real: whether the weights are trained; random ones have no quality.
+        reference: the precision that the others are compared with: the study's, or the first of the model's where it
+            leaves that out.
+        context: longest sequence in tokens; None where only fetching can tell.
+        parameters: number of parameters, for memory and GPU requests.
+        shape: sizes of a synthetic model, else empty.
+    """
+
+    name: str
+    source: dict
+    real: bool
+    precisions: tuple[str, ...]
+    runtimes: tuple[str, ...]
+    reference: str
+    repeats: int
+    workloads: tuple[dict, ...]
+    memory_workloads: tuple[dict, ...]
+    context: int | None
+    parameters: float
+    shape: dict
+
+
+@dataclass(frozen=True)
+class Study:
+    """A completed config (``config``, as provenance.json shows it) with every override resolved."""
+
+    config: dict
+
+    def __getattr__(self, key: str) -> Any:
+        """Return a top-level key of the config."""
+        try:
+            return self.config[key]
+        except KeyError:
+            raise AttributeError(key) from None
+
+    @property
+    def name(self) -> str:
+        """Return the name of the study."""
+        return self.config["study"]
+
+    @property
+    def results(self) -> str:
+        """Return the folder of the study's results."""
+        return f"results/{self.name}"
+
+    @cached_property
+    def models(self) -> tuple[Model, ...]:
+        """Return the models in the order of the config."""
+        return tuple(map(self._model, self.config["models"]))
+
+    def model(self, name: str) -> Model:
+        """Return the model called ``name``."""
+        return next(model for model in self.models if model.name == name)
+
+    def corpus(self, name: str) -> dict:
+        """Return the config of a corpus."""
+        return next(corpus for corpus in self.config["corpora"] if corpus["name"] == name)
+
+    @property
+    def prompt_corpus(self) -> str:
+        """Return the corpus that prompts and calibration text come from."""
+        return self.config["corpora"][0]["name"]
+
+    @property
+    def quality_corpora(self) -> list[str]:
+        """Return the corpora that quality is measured on."""
+        return self.quality["corpora"] or [self.prompt_corpus]
+
+    @property
+    def quality_attention(self) -> str:
+        """Return the attention kernel that quality and generations run under."""
+        return self.quality["attention"] or self.attention[-1]
+
+    @property
+    def protocol(self) -> str:
+        """Return the name of the first protocol, the one that is compared token by token."""
+        return llama.protocol_name(self.quality["protocols"][0], self.quality["bos"])
+
+    @property
+    def headline(self) -> dict[str, dict]:
+        """Return what each model's rows of summary.csv are about: workload, corpus, protocol and reference."""
+        return {
+            model.name: model.workloads[0]
+            | {"reference": model.reference, "corpus": self.quality_corpora[0], "protocol": self.protocol}
+            for model in self.models
+        }
+
+    def for_tables(self) -> dict:
+        """Return what tables need to know of the study."""
+        return {
+            "study": self.name,
+            "reference": self.reference,
+            "headline": self.headline,
+            "limits": self.limits,
+            "smallest_effect_percent": self.verdict["smallest_effect_percent"],
+            "attention": self.attention,
+            "kernels": self.diagnostics["attention"]["kernels"] or self.attention,
+            "capacity": {key: self.diagnostics["capacity"][key] for key in ("contexts", "device_gib")},
+        }
+
+    def _model(self, entry: dict) -> Model:
+        names = tuple(entry["precisions"] or self.precisions)
+        workloads = entry["workloads"] or self.speed["workloads"]
+        shape = known_shape(entry["source"])
+        return Model(
+            name=entry["name"],
+            source=entry["source"],
+            real=entry["source"]["type"] != "synthetic",
+            precisions=names,
+            runtimes=tuple(entry["runtimes"] or self.runtimes),
+            reference=self.reference if self.reference in names else names[0],
+            repeats=entry["repeats"] or self.speed["repeats"],
+            workloads=tuple(workloads),
+            memory_workloads=tuple(entry["workloads"] or self.memory["workloads"] or workloads),
+            context=entry["context"] or known_context(entry["source"], shape),
+            parameters=llama.parameters(shape) if shape else 1e6 * (entry["parameters_millions"] or 1000),
+            shape=shape,
+        )
+
+
+def complete(config: dict) -> Study:
+    """Return the study of a config with the schema's defaults filled in.
+
+    Raises:
+        StudyError: one line for the first mistake: the key, the value, and what is allowed.
+    """
     import yaml
 
     schema = yaml.safe_load(SCHEMA.read_text())
     full = copy.deepcopy(config)
+    _check_renamed(full)
     _check_schema(full, schema)
-    full = _filled(full, schema, schema)
-    _check_names(full)
-    _check_numbers(full)
-    _check_comparison(full)
-    return full
+    study = Study(_filled(full, schema, schema))
+    _check_names(study)
+    _check_numbers(study)
+    return study
+
+
+def known_shape(source: dict) -> dict:
+    """Return the sizes of a synthetic source; empty for others."""
+    shape = source.get("shape", {})
+    return SHAPES[shape] if isinstance(shape, str) else shape
+
+
+def known_context(source: dict, shape: dict) -> int | None:
+    """Return the context of a synthetic shape or of a local folder; None for other sources, whose config.json is not
+    here yet."""
+    if source["type"] == "path":
+        try:
+            return json.loads((Path(source["folder"]).expanduser() / "config.json").read_text())[CONTEXT]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # a GGUF file, or a mistake that fetching reports
+    return shape.get(CONTEXT)
+
+
+def _check_renamed(config: dict) -> None:
+    """Name today's key for a key of version 1."""
+    for old, new in RENAMED.items():
+        part: Any = config
+        for key in old.split("."):
+            part = part.get(key) if isinstance(part, dict) else None
+        if part is not None:
+            raise StudyError(f"{old}: this key has another name now; write {new} instead")
+    for key, names in [("runtimes", config)] + [(f"models.{i}.runtimes", m) for i, m in _models(config)]:
+        if "eager" in (names.get("runtimes") or []):
+            raise StudyError(f"{key}: 'eager' has another name now; write 'generate' instead")
+
+
+def _models(config: dict) -> list[tuple[int, dict]]:
+    models = config.get("models")
+    return [(i, model) for i, model in enumerate(models if isinstance(models, list) else []) if isinstance(model, dict)]
 
 
 def _check_schema(config: dict, schema: dict) -> None:
@@ -135,130 +315,90 @@ def _plain(number: float, kind: str | list[str]) -> float:
     return float(number) if "number" in kind else number
 
 
-def _check_names(config: dict) -> None:
-    """Names must be known, and be one thing only."""
-    if config["study"] == COMPARISONS:
-        raise StudyError(f"study: {COMPARISONS!r} is where comparisons of studies lie; allowed: another name")
+def _check_names(study: Study) -> None:
+    """Names must be known, and belong to one thing only."""
+    config = study.config
     for key in ("models", "corpora"):
         counts = Counter(entry["name"] for entry in config[key])
         twice = [name for name, count in counts.items() if count > 1]
         if twice:
             raise StudyError(f"{key}: the name {twice[0]!r} is used twice; each needs a name of its own")
-    used = [("precisions", config["precisions"]), ("quality.rulers", config["quality"]["rulers"])]
-    used += [(f"models.{model['name']}.precisions", model["precisions"] or []) for model in config["models"]]
+    used = [("precisions", study.precisions), ("quality_only", study.quality_only)]
+    used += [(f"models.{entry['name']}.precisions", entry["precisions"] or []) for entry in config["models"]]
     for key, names in used:
-        _check_known(key, names, precisions.MODULES)
-        _check_device(key, names, config["device"])
-    _check_known("attention", config["attention"], attention.CHOICES)
-    _check_known("runtimes", config["runtimes"], runtimes.MODULES)
-    for model in config["models"]:
-        _check_known(f"models.{model['name']}.runtimes", model["runtimes"] or [], runtimes.MODULES)
-    _check_known("quality.attention", [config["quality"]["attention"] or "sdpa"], attention.CHOICES)
-    corpora = {corpus["name"]: None for corpus in config["corpora"]}
-    _check_known("quality.corpora", config["quality"]["corpora"] or [], corpora)
-    if config["reference"] not in config["precisions"]:
-        raise StudyError(
-            f"reference: {config['reference']!r} is not measured; allowed: {', '.join(config['precisions'])}"
-        )
-    for model in config["models"]:
+        for name in names:
+            _check_precision(key, name, study.device)
+    known = [("attention", study.attention, attention.CHOICES), ("runtimes", study.runtimes, runtimes.MODULES)]
+    known += [(f"models.{model.name}.runtimes", model.runtimes, runtimes.MODULES) for model in study.models]
+    known += [("quality.attention", [study.quality_attention], attention.CHOICES)]
+    known += [("diagnostics.attention.kernels", study.diagnostics["attention"]["kernels"] or [], attention.CHOICES)]
+    known += [("quality.corpora", study.quality_corpora, [corpus["name"] for corpus in config["corpora"]])]
+    for key, names, allowed in known:
+        check_known(key, names, allowed)
+    if study.reference not in study.precisions:
+        raise StudyError(f"reference: {study.reference!r} is not measured; allowed: {', '.join(study.precisions)}")
+    for model, entry in zip(study.models, config["models"], strict=True):
         # Random weights have no quality to compare, so a shape too large for the reference may leave it out.
-        if model["source"]["type"] != "synthetic" and config["reference"] not in (
-            model["precisions"] or config["precisions"]
-        ):
+        if model.real and study.reference not in model.precisions:
             raise StudyError(
-                f"models.{model['name']}.precisions: the reference {config['reference']!r} is missing; quality is "
-                "compared with it"
+                f"models.{model.name}.precisions: the reference {study.reference!r} is missing; quality is compared "
+                "with it"
             )
-        key = f"models.{model['name']}.runtimes" if model["runtimes"] else "runtimes"
-        _check_baseline(key, model["runtimes"] or config["runtimes"], config["attention"])
+        _check_base(f"models.{model.name}.runtimes" if entry["runtimes"] else "runtimes", model.runtimes, study)
 
 
-def _check_baseline(key: str, names: list[str], kernels: list[str]) -> None:
-    """The graph runtime, measured under sdpa, is compared with the reference under eager and the same attention."""
-    if "graph" in names and "generate" not in names:
-        raise StudyError(f"{key}: 'graph' is compared with the reference under 'eager'; allowed: [eager, graph]")
-    if "graph" in names and "sdpa" not in kernels:
-        raise StudyError(f"attention: 'sdpa' is missing; runtime 'graph' ({key}) is measured and compared under it")
+def _check_base(key: str, names: tuple[str, ...], study: Study) -> None:
+    """Every runtime is compared with the reference under the base runtime and the same attention kernel."""
+    if runtimes.BASE not in names:
+        raise StudyError(f"{key}: the others are compared with {runtimes.BASE!r}; allowed: [{runtimes.BASE}, …]")
+    for name in names:
+        if not runtimes.kernels_of(name, study.attention):
+            needed = ", ".join(runtimes.facts(name).attention)
+            raise StudyError(
+                f"attention: {needed!r} is missing; runtime {name!r} ({key}) is measured and compared under it"
+            )
 
 
-def _check_known(key: str, names: list[str], allowed) -> None:
+def check_known(key: str, names, allowed) -> None:
+    """Raise StudyError for the first of ``names`` that is not among ``allowed``."""
     for name in names:
         if name not in allowed:
-            raise StudyError(f"{key}: {name!r} is not known; allowed: {', '.join(allowed)}")
+            raise StudyError(f"{key}: {name!r} is not known; allowed: {', '.join(map(str, allowed))}")
 
 
-def _check_device(key: str, names: list[str], device: str) -> None:
-    """``auto`` is settled where a job runs, and a precision that cannot run there becomes its record's status."""
-    for name in names:
+def _check_precision(key: str, name: str, device: str) -> None:
+    """``auto`` is resolved where a job runs, and a precision that cannot run there becomes its record's status."""
+    try:
         devices = precisions.get(name).devices
-        if device != "auto" and device not in devices:
-            raise StudyError(f"{key}: {name!r} does not run on device {device!r}; allowed: {', '.join(devices)}, auto")
+    except StudyError as error:
+        raise StudyError(f"{key}: {error}") from None
+    if device != "auto" and device not in devices:
+        raise StudyError(f"{key}: {name!r} does not run on device {device!r}; allowed: {', '.join(devices)}, auto")
 
 
-def _check_numbers(config: dict) -> None:
-    """Numbers must fit each other: context, windows, warm-up, and where a precision runs."""
-    warmup = config["speed"]["warmup"]
+def _check_numbers(study: Study) -> None:
+    """Numbers must fit each other; whether sequences fit a model's context is checked with the kinds."""
+    warmup = study.speed["warmup"]
     if warmup["minimum"] > warmup["maximum"]:
         raise StudyError(
-            f"latency.warmup.minimum: {warmup['minimum']} is more than latency.warmup.maximum {warmup['maximum']}"
+            f"speed.warmup.minimum: {warmup['minimum']} is more than speed.warmup.maximum {warmup['maximum']}"
         )
-    for protocol in config["quality"]["protocols"]:
+    for protocol in study.quality["protocols"]:
         if protocol["stride"] > protocol["window"]:
             raise StudyError(
                 f"quality.protocols: stride {protocol['stride']} is more than window {protocol['window']}; "
                 "tokens between windows would never be scored"
             )
-    for model in config["models"]:
-        _check_shape(model)
-        context = model["context"] or known_context(model)
-        for key, tokens in asked_tokens(config, model) if context else ():
-            if sum(tokens.values()) > context:
-                told = " + ".join(f"{name} {number}" for name, number in tokens.items())
-                total = f" = {sum(tokens.values())} tokens" if len(tokens) > 1 else ""
-                raise StudyError(f"{key}: {told}{total}, but model {model['name']!r} has a context of {context} tokens")
+    for entry in study.config["models"]:
+        _check_shape(entry)
 
 
-def asked_tokens(config: dict, model: dict) -> Iterator[tuple[str, dict[str, int]]]:
-    """(key, the numbers of tokens that make up one sequence) for everything that a model must have the context for."""
-    calls = [(f"models.{model['name']}.workloads", model["workloads"])]
-    if not model["workloads"]:
-        calls = [(f"{kind}.workloads", config[kind]["workloads"] or []) for kind in ("speed", "memory")]
-    extras = {name: settings for name, settings in config["extras"].items() if settings["enabled"]}
-    real = model["source"]["type"] != "synthetic"
-    if real and "sweep" in extras:
-        calls.append(("extras.sweep.workload", [extras["sweep"]["workload"]]))
-    for key, workloads in calls:
-        for workload in workloads:
-            yield key, {name: workload[name] for name in ("prompt_tokens", "new_tokens")}
-    if "profile" in extras and model["name"] in (extras["profile"]["models"] or [model["name"]]):
-        yield "extras.profile", {"prompt_tokens": extras["profile"]["prompt_tokens"]}
-    if real:
-        if "invariance" in extras:
-            yield "extras.invariance", {"prompt_tokens": extras["invariance"]["prompt_tokens"]}
-        if config["generations"]["prompts"]:
-            yield "generations", {"new_tokens": config["generations"]["new_tokens"]}
-        for protocol in config["quality"]["protocols"]:
-            yield "quality.protocols", {"window": protocol["window"]}
-
-
-def known_context(model: dict) -> int | None:
-    """The context of a synthetic shape or of a local folder; None for other sources, whose config is not here yet."""
-    source = model["source"]
-    if source["type"] == "path":
-        try:
-            return json.loads((Path(source["folder"]).expanduser() / "config.json").read_text())[CONTEXT]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # a GGUF file, or a mistake that fetching tells
-    shape = source.get("shape")
-    return SHAPES[shape][CONTEXT] if isinstance(shape, str) else (shape or {}).get(CONTEXT)
-
-
-def _check_shape(model: dict) -> None:
-    """A shape of one's own must say what memory and GPUs are asked for by; LlamaConfig checks the rest."""
-    shape = model["source"].get("shape")
+def _check_shape(entry: dict) -> None:
+    """A shape given by its sizes must hold those that memory and GPU requests need; LlamaConfig checks the rest."""
+    shape = entry["source"].get("shape")
     if not isinstance(shape, dict):
         return
-    key = f"models.{model['name']}.source.shape"
+    key = f"models.{entry['name']}.source.shape"
     for name in SHAPE_SIZES:
         if name not in shape:
             raise StudyError(f"{key}: key {name!r} is missing; required: {', '.join(SHAPE_SIZES)}")
@@ -266,22 +406,12 @@ def _check_shape(model: dict) -> None:
             raise StudyError(f"{key}.{name}: {shape[name]!r} is not allowed; allowed: a whole number, at least 1")
 
 
-def check_paths(config: dict, wanted: set[str]) -> None:
-    """Raise StudyError for a local source that is not there and that one of the ``wanted`` outputs is fetched from."""
-    for kind, key, manifest in (("models", "folder", "manifest.json"), ("corpora", "file", "text.jsonl")):
-        for entry in config[kind]:
-            path = entry["source"].get(key) if f"resources/{kind}/{entry['name']}/{manifest}" in wanted else None
+def check_paths(study: Study, wanted: set[str]) -> None:
+    """Raise StudyError for a local source that does not exist and that one of the ``wanted`` outputs is fetched from."""
+    for kind, key, made in (("models", "folder", "manifest.json"), ("corpora", "file", "text.jsonl")):
+        for entry in study.config[kind]:
+            path = entry["source"].get(key) if f"resources/{kind}/{entry['name']}/{made}" in wanted else None
             if path is not None and not Path(path).expanduser().exists():
                 raise StudyError(
                     f"{kind}.{entry['name']}.source.{key}: {path!r} does not exist; allowed: a path on this machine"
                 )
-
-
-def _check_comparison(config: dict) -> None:
-    """Two studies are compared, or none."""
-    pair = [config["baseline"], config["candidate"]]
-    if pair[0] is not None and pair[0] == pair[1]:
-        raise StudyError(f"candidate: {pair[1]!r} is the baseline too; allowed: another study")
-    if None in pair and pair != [None, None]:
-        missing = "baseline" if pair[0] is None else "candidate"
-        raise StudyError(f"{missing}: missing; allowed: --config baseline=<study> candidate=<study>")

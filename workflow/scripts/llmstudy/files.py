@@ -96,3 +96,10 @@ def sha256_of(path: Path) -> str:
 def _space_left(path: Path) -> str:
     folder = next((parent for parent in Path(path).absolute().parents if parent.exists()), Path("/"))
     return f"the disk is full ({shutil.disk_usage(folder).free / 2**20:.1f} MiB free in {folder}) or a quota is reached"
+
+
+def shared_file(name: str) -> Path:
+    """Return a file or folder that the library shares with the workflow (``schemas/…``, ``report``): below ``workflow/``
+    in a checkout, below the package where it was installed with pip."""
+    package = Path(__file__).resolve().parent
+    return next((root / name for root in (package.parents[1], package) if (root / name).exists()), package / name)

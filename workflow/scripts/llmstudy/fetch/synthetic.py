@@ -8,19 +8,10 @@ from typing import Any
 
 from llmstudy.errors import StudyError
 from llmstudy.fetch.layout import INDEX
+from llmstudy.fetch.shapes import SHAPES
 from llmstudy.files import disk_full_named, publish, write_json
 from llmstudy.progress import progress
 
-# Touvron et al. 2023, "Llama 2: Open Foundation and Fine-Tuned Chat Models", and the published config.json files
-_LLAMA_2 = {"vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
-SHAPES = {
-    "llama-2-7b": _LLAMA_2 | {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-                              "num_attention_heads": 32, "num_key_value_heads": 32},
-    "llama-2-13b": _LLAMA_2 | {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
-                               "num_attention_heads": 40, "num_key_value_heads": 40},
-    "llama-2-70b": _LLAMA_2 | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
-                               "num_attention_heads": 64, "num_key_value_heads": 8},
-}  # fmt: skip
 SHARD_BYTES = 4 * 10**9
 # drawn in blocks: the fp32 draw of a whole 70B projection would stand beside the weights in the measured memory
 BLOCK = 1 << 24

@@ -6,36 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from llmstudy.errors import StudyError
+from llmstudy.runner.job import sequences
 
 if TYPE_CHECKING:
     from llmstudy.fetch.weights import Weights
     from llmstudy.measure.session import Session
 
-# kind of record → module of this package
-MODULES = {
-    "speed": "speed",
-    "memory": "memory",
-    "quality": "quality",
-    "reference": "reference",
-    "results": "generations",
-    "outliers": "diagnostics.outliers",
-    "sweep": "sweep",
-    "sensitivity": "diagnostics.sensitivity",
-    "invariance": "diagnostics.invariance",
-    "profile": "diagnostics.profile",
-    "attention": "diagnostics.attention",
-    "tasks": "diagnostics.tasks",
-    "capacity": "diagnostics.capacity",
-}
-
 
 def measure(session: Session) -> dict:
-    """Run the measurement that the session's job asks for."""
-    kind = session.job["identity"]["kind"]
-    if kind not in MODULES:
-        raise StudyError(f"kind {kind!r}: not known; allowed: {', '.join(MODULES)}")
-    check_context(session.settings, session.weights)
-    return import_module(f"llmstudy.measure.{MODULES[kind]}").measure(session)
+    """Run the measurement that the session's job names."""
+    check_context(session.job.settings, session.weights)
+    return import_module(f"llmstudy.{session.job.module}").measure(session)
 
 
 def check_context(settings: dict, weights: Weights) -> None:
@@ -43,9 +24,6 @@ def check_context(settings: dict, weights: Weights) -> None:
 
     A model computes beyond it too, but not what it was trained for.
     """
-    calls = [*settings.get("workloads", []), *([settings["workload"]] if "workload" in settings else [])]
-    asked = [call["prompt_tokens"] + call["new_tokens"] for call in calls]
-    asked += [settings.get("prompt_tokens", 0)]
-    asked += [protocol["window"] for protocol in settings.get("protocols", [])]
-    if max(asked) > weights.context:
-        raise StudyError(f"{max(asked)} tokens are more than the context of model {weights.name!r}, {weights.context}")
+    longest = max((sum(tokens.values()) for _, tokens in sequences(settings)), default=0)
+    if longest > weights.context:
+        raise StudyError(f"{longest} tokens are more than the context of model {weights.name!r}, {weights.context}")

@@ -1,6 +1,6 @@
 """The child process of a measuring job: ``python -m llmstudy.runner.child JOB.json RESULT.json ARTIFACTS``.
 
-It reports by replacing RESULT.json after every finished piece; status and reason stand in it only at the end.
+It replaces RESULT.json after every finished case; status and reason are added at the end.
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from llmstudy.runner.failures import classify, traceback_tail
-from llmstudy.runner.gpu_lock import turn
+from llmstudy.runner.gpu_lock import gpu_lock
+from llmstudy.runner.job import Job
 
 
 def main(job_file: str, result_file: str, artifacts: str) -> None:
-    """Measure the job and leave its result; exits with 0 whenever a result with a status was written."""
-    job = json.loads(Path(job_file).read_text())
-    result: dict = {"device": job["device"]}
+    """Measure the job and write its result; exit with 0 whenever a result with a status was written."""
+    job = Job.from_dict(json.loads(Path(job_file).read_text()))
+    result: dict = {"device": job.device}
     target = Path(result_file)
     end_with_parent()
     prefer_me_when_memory_runs_out()
-    limit_time(job["limits"]["seconds"])
-    with ExitStack() as held:  # a GPU is left to the next process after the result is safe, and not before
+    limit_time(job.limits.seconds)
+    with ExitStack() as held:  # the GPU lock is released after the result is safe, and not before
         try:
             from llmstudy.measure import measure
             from llmstudy.measure.session import Session, resolve_device
 
-            result["device"] = resolve_device(job["device"])
-            limit_host_memory(job["limits"].get("host_memory_mb"), result["device"])
+            result["device"] = resolve_device(job.device)
+            limit_host_memory(job.limits.host_memory_mb, result["device"])
 
             def save(results: dict) -> None:
-                # A copy: a piece in the making never shows; one that cannot be written (NaN, a full disk) costs no
+                # A copy: an unfinished case never shows, and one that cannot be written (NaN, a full disk) costs no
                 # other.
                 finished = json.loads(json.dumps(results, allow_nan=False))
                 replace_json(target, result | {"results": finished})
@@ -44,15 +45,15 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
 
             session = Session(job=job, device=result["device"], artifacts=Path(artifacts), save=save)
             result["provenance"] = session.provenance
-            replace_json(target, result)  # says where it ran, should the process be killed before its first piece
+            replace_json(target, result)  # says where it ran, should the process be killed before its first case
             session.import_libraries()
-            left = limit_time(None)  # others' limits bound how long this one waits
+            left = limit_time(None)  # the limits of the others bound how long this one waits
             waiting_since = time.monotonic()
-            held.enter_context(turn(job["identity"]["kind"], result["device"]))
+            held.enter_context(gpu_lock(result["device"], job.alone))
             session.provenance["waited_s"] = round(time.monotonic() - waiting_since, 3)
             limit_time(left)
             save(measure(session))
-            result |= status_of(result["results"])
+            result |= status_of(result["results"], job.cases)
         except BaseException as error:  # noqa: BLE001 - whatever happens becomes a record
             status, reason = classify(error)
             print("\n".join(traceback_tail(error, 60)), file=sys.stderr)
@@ -60,13 +61,12 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
         replace_json(target, result)
 
 
-# What a measurement's results call its pieces. Not the runs of a capacity, where running out of memory is the finding.
-PIECES = ("workloads", "protocols", "tasks", "points", "batches")
+def status_of(results: dict, cases: str) -> dict:
+    """Return ``ok`` as soon as one case is; when none is, the status and reason of the first.
 
-
-def status_of(results: dict) -> dict:
-    """``ok`` as soon as one piece is; when none is, the status and reason of the first."""
-    entries = [one for kind in PIECES for one in results.get(kind, [])]
+    ``cases``: the key of the results that lists them; empty where the kind has none.
+    """
+    entries = results.get(cases, [])
     if not entries or any(entry["status"] == "ok" for entry in entries):
         return {"status": "ok", "reason": ""}
     return {key: entries[0][key] for key in ("status", "reason")}

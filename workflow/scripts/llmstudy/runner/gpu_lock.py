@@ -1,4 +1,4 @@
-"""Whose turn it is on a GPU: measurements of time and memory have it alone, the others share it.
+"""The GPU lock: measurements of time and memory have a GPU alone, the others share it.
 
 A process needs some ten seconds for its imports before it touches the GPU. With Snakemake's ``--resources gpu=2`` the
 next process can spend them while one measures; the lock here keeps the measurements themselves apart. Where SLURM
@@ -15,20 +15,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-# Kinds of records that another process on the same GPU would falsify.
-ALONE = frozenset({"speed", "memory", "profile", "attention", "sweep", "capacity"})
-
 
 @contextmanager
-def turn(kind: str, device: str) -> Iterator[None]:
-    """Wait for every visible GPU, hold them while measuring ``kind``, and leave them to the next process.
+def gpu_lock(device: str, alone: bool) -> Iterator[None]:
+    """Wait for every visible GPU and hold them within the context, ``alone`` or shared with others that share.
 
     This process can use no GPU afterwards: its memory is given back first, or the next one would measure beside that.
     """
     with ExitStack() as held:
         if device == "cuda":
             for path in locks(visible_gpus()):
-                held.enter_context(locked(path, alone=kind in ALONE))
+                held.enter_context(locked(path, alone=alone))
             held.callback(destroy_contexts)
         yield
 

@@ -16,12 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmstudy.runner.job import Job
+
 LIBRARY = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a child: status and reason as in a record, what it reported, seconds it lived."""
+    """How a child ended: status and reason as in a record, what it reported, seconds that it lived."""
 
     status: str
     reason: str
@@ -29,17 +31,17 @@ class Outcome:
     wall_s: float = 0.0
 
 
-def run_child(job: dict, log: Path, artifacts: Path) -> Outcome:
-    """Measure ``job`` in a process of its own and say what became of it.
+def run_child(job: Job, log: Path, artifacts: Path) -> Outcome:
+    """Measure ``job`` in a separate process and return how it ended.
 
-    The child appends to ``log`` and reports through a file that it replaces atomically after each finished piece, so
-    that a killed child loses only the piece it was at. ``artifacts`` is a folder for larger files. The child ends
-    itself after ``job["limits"]["seconds"]``, in which waiting for its turn on a GPU does not count.
+    The child appends to ``log`` and reports through a file that it replaces atomically after each finished case, so
+    that a killed child loses only the case that it was at. ``artifacts`` is a folder for larger files. The child ends
+    itself after ``job.limits.seconds``, in which waiting for the GPU lock does not count.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="llmstudy-") as folder:
         job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
-        job_file.write_text(json.dumps(job))
+        job_file.write_text(json.dumps(job.to_dict()))
         command = [sys.executable, "-m", "llmstudy.runner.child", str(job_file), str(result_file), str(artifacts)]
         log_begin = log.stat().st_size if log.exists() else 0
         start = time.monotonic()
@@ -50,7 +52,7 @@ def run_child(job: dict, log: Path, artifacts: Path) -> Outcome:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                env=_environment(job["settings"].get("allocator")),
+                env=_environment(job.allocator),
                 start_new_session=True,
             )
             try:
@@ -60,7 +62,7 @@ def run_child(job: dict, log: Path, artifacts: Path) -> Outcome:
         wall_s = time.monotonic() - start
         result = json.loads(result_file.read_text()) if result_file.exists() else {}
     killed_for_memory = _kernel_oom_kills() > kills_before
-    status, reason = _judge(process.returncode, killed_for_memory, result, job["limits"]["seconds"])
+    status, reason = _judge(process.returncode, killed_for_memory, result, job.limits.seconds)
     if process.returncode > 0 and (last_line := _last_line(log, log_begin)):
         reason += f", whose last line is: {last_line}"
     return Outcome(status, reason, result, round(wall_s, 3))

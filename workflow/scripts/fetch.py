@@ -1,0 +1,20 @@
+"""Fetch a model's weights, a corpus, or the data sets of tasks: whichever the rule's parameters name."""
+
+from pathlib import Path
+
+from llmstudy.runner import script
+
+with script.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
+    asked, target, downloads = snakemake.params, Path(snakemake.output[0]), Path("resources/downloads")  # noqa: F821
+    if "model" in asked.keys():
+        from llmstudy.fetch.models import fetch_weights
+
+        fetch_weights(asked.model, target.parent, downloads)
+    elif "corpus" in asked.keys():
+        from llmstudy.fetch.corpora import fetch_corpus
+
+        fetch_corpus(asked.corpus, target.parent, downloads)
+    else:
+        from llmstudy.fetch.tasks import fetch_tasks
+
+        fetch_tasks(asked.tasks["tasks"], asked.tasks["include_path"], target)

@@ -1,0 +1,125 @@
+"""The job: what a measuring process gets, typed, and as the JSON that crosses from parent to child.
+
+Standard library only: the workflow makes jobs while it is parsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One call: ``batch`` sequences of ``prompt_tokens`` tokens, each followed by ``new_tokens``."""
+
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+
+
+@dataclass(frozen=True, order=True)
+class Identity:
+    """What identifies a record: study and kind, then model, configuration and number of the process.
+
+    ``weights``: ``real`` or ``synthetic``.
+    """
+
+    study: str
+    kind: str
+    model: str
+    precision: str
+    attention: str
+    runtime: str
+    repeat: int = 0
+    weights: str = "real"
+
+    @property
+    def name(self) -> str:
+        """Return the file name of the record without its ending."""
+        return f"{self.precision}.{self.attention}.{self.runtime}.r{self.repeat}"
+
+    @property
+    def path(self) -> str:
+        """Return the path of the record, relative to the repository."""
+        return f"results/{self.study}/records/{self.kind}/{self.model}/{self.name}.json"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a job may take: ``seconds`` of measuring, MB of host memory (None: no limit), and how many submissions may
+    end for lack of memory before that becomes the record."""
+
+    seconds: float
+    oom_attempts: int = 1
+    host_memory_mb: int | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that the numbers of a measurement depend on, and its limits.
+
+    Attributes:
+        identity: what is measured.
+        module: the measuring module below ``llmstudy``, for instance ``measure.speed``.
+        cases: the key of the results whose entries have a status each; empty if the whole record has one.
+        alone: whether another process on the same GPU would falsify the measurement.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        threads: CPU threads; None takes what SLURM granted, else every core.
+        model_folder: folder of the fetched model, with its manifest.
+        corpora: name of a corpus → folder of its text.
+        prompt_corpus: the corpus that prompts and calibration text come from.
+        reference_folder: folder of the reference's log-probabilities.
+        settings: what to measure; each measuring module has a dataclass for its own.
+        allocator: settings of PyTorch's CUDA allocator, or None.
+        limits: known when the job starts.
+    """
+
+    identity: Identity
+    module: str
+    cases: str
+    alone: bool
+    device: str
+    threads: int | None
+    model_folder: str
+    corpora: dict[str, str]
+    prompt_corpus: str
+    reference_folder: str
+    settings: dict
+    allocator: str | None = None
+    limits: Limits | None = None
+
+    def with_limits(self, limits: Limits) -> Job:
+        """Return the job with limits."""
+        return replace(self, limits=limits)
+
+    def to_dict(self) -> dict:
+        """Return the job as plain values for JSON and for Snakemake's parameters."""
+        plain = asdict(self)
+        return {key: value for key, value in plain.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, plain: dict) -> Job:
+        """Return the job that ``to_dict`` described."""
+        limits = {"limits": Limits(**plain["limits"])} if "limits" in plain else {}
+        optional = {"threads": None} | plain
+        return cls(**(optional | {"identity": Identity(**plain["identity"])} | limits))
+
+
+# New tokens of the shorter generation of a profile: a prefill and one decode step.
+PROFILE_TOKENS = 2
+
+
+def sequences(settings: dict) -> Iterator[tuple[str, dict[str, int]]]:
+    """Yield (key of the settings, the token counts that add up to one sequence) for all that a model must have the
+    context for."""
+    for workload in settings.get("workloads", []):
+        yield "workloads", {name: workload[name] for name in ("prompt_tokens", "new_tokens")}
+    for protocol in settings.get("protocols", []) + [settings["protocol"]] * ("protocol" in settings):
+        yield "protocols", {"window": protocol["window"]}
+    if "steps" in settings:
+        yield "steps", {name: settings[name] for name in ("prompt_tokens", "steps")} | {"first tokens": PROFILE_TOKENS}
+    elif "prompt_tokens" in settings:
+        yield "prompt_tokens", {"prompt_tokens": settings["prompt_tokens"]}
+    elif "new_tokens" in settings:
+        yield "new_tokens", {"new_tokens": settings["new_tokens"]}
