@@ -1,17 +1,15 @@
 """Where one configuration overtakes another along a grid of batch sizes or context lengths."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-import pandas as pd
 
 from llmstudy.stats.bootstrap import RESAMPLES
 from llmstudy.stats.processes import ROUNDING
 from llmstudy.stats.student import critical_value
-from llmstudy.tables.columns import CONFIGURATION, WORKLOAD
 
 
 @dataclass(frozen=True)
@@ -29,27 +27,6 @@ class CrossOver:
     low: float
     high: float
     changes: int
-    grid: tuple[float, float]
-
-    def __str__(self) -> str:
-        first, last = self.grid
-        if self.kind == "behind throughout":
-            return f"behind throughout: none up to {last:g}"
-        if self.kind == "ahead throughout":
-            return f"ahead throughout, from {first:g} to {last:g}"
-        text = f"{self.kind} at {_plain(self.x)}"
-        if not math.isnan(self.low):
-            low = f"below {first:g}" if self.low == 0 else _plain(self.low)
-            high = f"beyond {last:g}" if math.isinf(self.high) else _plain(self.high)
-            text += f" (95 % interval {low} to {high})"
-        if self.changes > 1:
-            text += f", the first of {self.changes} changes"
-        return text
-
-
-def _plain(x: float) -> str:
-    """Three digits, or all before the point: never in exponent form."""
-    return f"{x:.0f}" if x >= 99.95 else f"{x:.3g}"
 
 
 def cross_over(
@@ -83,10 +60,9 @@ def cross_over(
     lead = means[0] - means[1]
     ahead = lead > 0
     changes = int((ahead[1:] != ahead[:-1]).sum())
-    ends = (float(grid[0]), float(grid[-1]))
     if not changes:
         kind = "ahead throughout" if ahead[0] else "behind throughout"
-        return CrossOver(kind, math.nan, math.nan, math.nan, 0, ends)
+        return CrossOver(kind, math.nan, math.nan, math.nan, 0)
     upward = not ahead[0]
     estimate = float(_crossings(np.log(grid), lead[None], upward)[0])
     low, high = math.nan, math.nan
@@ -97,7 +73,7 @@ def cross_over(
         # order statistics, not interpolation: ends may be infinite
         tail = int(NormalDist().cdf(-critical_value(degrees)) * resamples)
         low, high = float(found[tail]), float(found[-tail - 1])
-    return CrossOver("overtakes" if upward else "falls behind", estimate, low, high, changes, ends)
+    return CrossOver("overtakes" if upward else "falls behind", estimate, low, high, changes)
 
 
 def _mean_noise(side: list[np.ndarray], resamples: int, rng: np.random.Generator) -> np.ndarray | None:
@@ -127,42 +103,3 @@ def _crossings(log_x: np.ndarray, lead: np.ndarray, upward: bool) -> np.ndarray:
     found[beyond[:, 0]] = 0.0
     found[~beyond.any(axis=1)] = math.inf
     return found
-
-
-def cross_overs(
-    latency: pd.DataFrame, *, along: str, differing: str, reference: Mapping[str, str], quantity: str = "tokens_per_s"
-) -> pd.DataFrame:
-    """Every cross-over in `processes.csv` of one study, or in a table like it with a row per repeat.
-
-    `along`: the grid, `batch`, `prompt_tokens` or another positive column. `differing`: the column that tells the two
-    sides apart, `precision` or `attention`; `reference` gives the reference's value of it for each model. `quantity`:
-    the rate to compare, or a time (a name that ends in `_ms`, inverted). Pairs agree in all else, missing cells of a
-    workload included, and share at least two grid points with status `ok`.
-
-    Columns: `model`, `precision`, `attention`, `runtime`, the fixed ones of `batch, prompt_tokens, new_tokens`,
-    `reference`, `along`, `quantity`, `kind`, `x`, `low`, `high`, `changes`, `text` (see `CrossOver`).
-    """
-    fixed = [column for column in [*CONFIGURATION, *WORKLOAD] if column not in (along, differing)]
-    measured = latency[(latency["status"] == "ok") & latency[quantity].notna()]
-    found = []
-    for key, rows in measured.groupby(fixed, sort=False, dropna=False):
-        same = dict(zip(fixed, key))
-        sides = {name: _series(side, along, quantity) for name, side in rows.groupby(differing, sort=False)}
-        base_name = reference[same["model"]]
-        base = sides.pop(base_name, {})
-        for name, side in sides.items():
-            grid = sorted(base.keys() & side.keys())
-            if len(grid) < 2:
-                continue
-            crossing = cross_over(grid, [base[x] for x in grid], [side[x] for x in grid])
-            row = same | {differing: name, "reference": base_name, "along": along, "quantity": quantity}
-            row |= {column: getattr(crossing, column) for column in ("kind", "x", "low", "high", "changes")}
-            found.append(row | {"text": str(crossing)})
-    ordered = [*(c for c in [*CONFIGURATION, *WORKLOAD] if c != along), "reference", "along", "quantity"]
-    return pd.DataFrame(found, columns=[*ordered, "kind", "x", "low", "high", "changes", "text"])
-
-
-def _series(rows: pd.DataFrame, along: str, quantity: str) -> dict[float, np.ndarray]:
-    values = rows[quantity].astype(float)
-    rates = 1 / values if quantity.endswith("_ms") else values
-    return {x: sample.to_numpy() for x, sample in rates.groupby(rows[along])}

@@ -24,9 +24,27 @@ import pandas as pd
 from llmstudy.stats.estimate import log_error
 from llmstudy.stats.processes import student_interval
 from llmstudy.stats.student import critical_value
-from llmstudy.tables.columns import SHARED
+from llmstudy.tables import Sources
+from llmstudy.tables.columns import SHARED, Column
 from llmstudy.tables.phrases import interval, name, number
 from llmstudy.tables.verdict import SIGNIFICANCE
+
+
+COLUMNS = {
+    "recommendation": [
+        *SHARED,
+        Column("meets_limits", "meets the limits", "text"),
+        Column("sentence", "recommendation", "text"),
+    ]
+}
+
+
+def recommendation(sources: Sources) -> list[dict]:
+    """Return a row per model."""
+    study = sources.study
+    reference = {model: headline["reference"] for model, headline in study["headline"].items()}
+    smallest = study["smallest_effect_percent"]
+    return recommend(sources.tables["summary"], reference, study["limits"], smallest).to_dict("records")
 
 
 @dataclass(frozen=True)
@@ -89,13 +107,13 @@ def recommend(
     rows = []
     for (_, model), group in judged.groupby(["study", "model"], sort=False):
         row, meets, sentence = _recommend_one(group, reference[model], limits, smallest)
-        chosen = {column: "" if row is None else row[column] for column in SHARED}
+        chosen = {column.name: "" if row is None else row[column.name] for column in SHARED}
         first = group.iloc[0]
         chosen |= {column: first[column] for column in ("study", "model", "weights")}
         if row is None:
             chosen |= {column: first[column] for column in ("device", "status", "reason")}
         rows.append(chosen | {"meets_limits": meets, "sentence": sentence})
-    return pd.DataFrame(rows, columns=[*SHARED, "meets_limits", "sentence"])
+    return pd.DataFrame(rows)
 
 
 def _recommend_one(
