@@ -6,7 +6,7 @@ import pandas as pd
 
 from llmstudy.report.study import Study
 from llmstudy.stats.processes import process_interval
-from llmstudy.stats.student import critical_value
+from llmstudy.stats.estimate import critical_value
 from llmstudy.tables.columns import CONFIGURATION, WORKLOAD, nearest_workload
 from llmstudy.tables.speed import SharedNoise, shared_noise
 

@@ -15,14 +15,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from llmstudy.stats.text import (
-    agreement_curve,
-    distinct_n,
-    exact_match,
-    first_divergence,
-    median_divergence,
-    repetition_rate,
-)
+from llmstudy.stats.text import agreement_curve, distinct_n, first_divergence, median_divergence
 from llmstudy.tables import Sources
 from llmstudy.tables.columns import IDENTITY, SHARED, Column
 from llmstudy.tables.records import identity
@@ -84,7 +77,7 @@ def rows_of(record: dict, references: dict[str, dict]) -> list[dict]:
                 "text": entry["text"],
                 "new_tokens": len(entry["tokens"]),
                 "distinct_2": distinct_n(entry["tokens"], 2),
-                "repetition_4": repetition_rate(entry["tokens"], 4),
+                "repetition_4": 1 - distinct_n(entry["tokens"], 4),
             }
             if reference:
                 row["first_divergence_token"] = first_divergence(reference["tokens"], entry["tokens"])
@@ -129,7 +122,7 @@ def agreement(generations: pd.DataFrame) -> dict:
     first, tokens = divergences(generations), int(generations["new_tokens"].min())
     curve = agreement_curve(first, tokens)
     return {
-        "exact_match": exact_match(first),
+        "exact_match": first.count(None) / len(first),
         "never_diverged": first.count(None),
         "first_divergence_median_token": median_divergence(first),
         # The area under the curve: each text counts the positions that it reaches unchanged.

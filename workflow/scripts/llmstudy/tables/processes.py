@@ -13,7 +13,7 @@ from statistics import fmean, median
 
 import numpy as np
 
-from llmstudy.stats.percentile import percentile_if_supported
+from llmstudy.stats.estimate import percentile
 from llmstudy.tables import Sources
 from llmstudy.tables.columns import AT_WORKLOAD, SHARED, Column
 from llmstudy.tables.records import identity, planned_workloads
@@ -92,8 +92,8 @@ def timing(entry: dict, results: dict, workload: dict) -> dict:
     return {
         "ttft_ms": median(run["ttft_ms"] for run in runs),
         "tpot_ms": tpot_ms,
-        "itl_p50_ms": percentile_if_supported(gaps, 50),
-        "itl_p90_ms": percentile_if_supported(gaps, 90),
+        "itl_p50_ms": percentile(gaps, 50),
+        "itl_p90_ms": percentile(gaps, 90),
         "e2e_ms": e2e_ms,
         "tokens_per_s": 1e3 * workload["batch"] * workload["new_tokens"] / e2e_ms,
         "cold_ms": entry["cold_ms"],

@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from llmstudy.measure.stream import protocol_name
-from llmstudy.stats.conventions import conventions
-from llmstudy.stats.divergence import agreement, summarise_kl, summarise_true_token
-from llmstudy.stats.paired import compare_nll, perplexity
+from llmstudy.stats.bootstrap import bootstrap_mean, document_blocks
+from llmstudy.stats.estimate import percentile
+from llmstudy.stats.quality import agreement, normalizations, paired_difference, perplexity, true_token_change
 from llmstudy.tables import Sources
 from llmstudy.tables.columns import AT_PROTOCOL, SHARED, Column, interval
 from llmstudy.tables.records import identity, read_arrays
@@ -114,7 +114,7 @@ def paired(entry: dict, arrays: dict, other: dict, reference: dict) -> dict:
 def perplexities(entry: dict, arrays: dict[str, np.ndarray]) -> dict:
     """Return one model's loss in every normalization, with the interval of its token perplexity."""
     nll = arrays["nll"].astype(np.float64)
-    every = conventions(nll.sum(), len(nll), entry["words"], entry["utf8_bytes"])
+    every = normalizations(nll.sum(), len(nll), entry["words"], entry["utf8_bytes"])
     ppl = perplexity(nll, arrays["document"])
     return {
         "tokens": len(nll),
@@ -132,25 +132,26 @@ def perplexities(entry: dict, arrays: dict[str, np.ndarray]) -> dict:
 
 def differences(arrays: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict:
     """Return the differences in the probability of the true tokens, paired token by token."""
-    change = compare_nll(reference["nll"], arrays["nll"], arrays["document"])
-    delta = summarise_true_token(reference["nll"], arrays["nll"], arrays["document"])
+    document = arrays["document"]
+    blocks = document_blocks(document)
+    change = paired_difference(reference["nll"], arrays["nll"], document)
+    ratio = change.exp()
+    delta_p = true_token_change(reference["nll"], arrays["nll"])
+    mean = bootstrap_mean(delta_p, blocks)
     return {
-        "delta_nll": change.delta_nll.value,
-        "delta_nll_se": change.delta_nll.se,
-        "ppl_ratio": change.ppl_ratio.value,
-        "ppl_ratio_low": change.ppl_ratio.low,
-        "ppl_ratio_high": change.ppl_ratio.high,
-        "ppl_ratio_p": change.ppl_ratio.p,
-        "blocks": change.blocks,
-        "delta_p_mean": delta.mean.value,
-        "delta_p_low": delta.mean.low,
-        "delta_p_high": delta.mean.high,
-        "delta_p_rms": delta.rms,
-        "delta_p_p1": delta.p1,
-        "delta_p_p5": delta.p5,
-        "delta_p_median": delta.median,
-        "delta_p_p95": delta.p95,
-        "delta_p_p99": delta.p99,
+        "delta_nll": change.value,
+        "delta_nll_se": change.se,
+        "ppl_ratio": ratio.value,
+        "ppl_ratio_low": ratio.low,
+        "ppl_ratio_high": ratio.high,
+        "ppl_ratio_p": ratio.p,
+        "blocks": blocks.label,
+        "delta_p_mean": mean.value,
+        "delta_p_low": mean.low,
+        "delta_p_high": mean.high,
+        "delta_p_rms": np.sqrt(np.mean(delta_p**2)),
+        "delta_p_median": percentile(delta_p, 50),
+        **{f"delta_p_p{q}": percentile(delta_p, q) for q in (1, 5, 95, 99)},
     }
 
 
@@ -158,21 +159,21 @@ def divergences(arrays: dict[str, np.ndarray]) -> dict:
     """Return the distance of the whole distributions, where they were compared: the first tokens of the text."""
     if "kl" not in arrays:
         return {}
-    document = arrays["document"][: len(arrays["kl"])]
-    kl = summarise_kl(arrays["kl"], document)
-    top1 = agreement(arrays["top1"], document)
+    kl = arrays["kl"].astype(np.float64)
+    document = arrays["document"][: len(kl)]
+    mean, top1 = bootstrap_mean(kl, document_blocks(document)), agreement(arrays["top1"], document)
     return {
-        "kl_tokens": len(arrays["kl"]),
-        "kl_nats": kl.mean.value,
-        "kl_low_nats": kl.mean.low,
-        "kl_high_nats": kl.mean.high,
-        "kl_median_nats": kl.median,
-        "kl_p90_nats": kl.p90,
-        "kl_p99_nats": kl.p99,
-        "kl_p999_nats": kl.p99_9,
-        "kl_max_nats": kl.maximum,
+        "kl_tokens": len(kl),
+        "kl_nats": mean.value,
+        "kl_low_nats": mean.low,
+        "kl_high_nats": mean.high,
+        "kl_median_nats": percentile(kl, 50),
+        "kl_p90_nats": percentile(kl, 90),
+        "kl_p99_nats": percentile(kl, 99),
+        "kl_p999_nats": percentile(kl, 99.9),
+        "kl_max_nats": kl.max(),
         "top1_agreement": top1.value,
         "top1_low": top1.low,
         "top1_high": top1.high,
-        "top5_overlap": float(np.mean(arrays["top5"], dtype=np.float64)),
+        "top5_overlap": np.mean(arrays["top5"], dtype=np.float64),
     }

@@ -1,4 +1,4 @@
-"""Records as tables read them: the columns that every row has, what was planned but not measured, arrays beside them."""
+"""Records as tables read them: identity, what was planned but not measured, the arrays beside a record."""
 
 from __future__ import annotations
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmstudy.stats.estimate import CONFIDENCE
-from llmstudy.stats.multiplicity import holm
+from llmstudy.stats.estimate import CONFIDENCE, holm
 from llmstudy.stats.proportions import paired_change, wilson
 from llmstudy.tables import Sources
 from llmstudy.tables.columns import SHARED, Column, interval
