@@ -11,23 +11,17 @@ from pathlib import Path
 
 import hand_made_extras
 import numpy as np
-import pandas as pd
 from hand_made_extras import identity
-from llmstudy.tables import capacity, crossover, memory, quality, text
-from llmstudy.tables import generations
-from llmstudy.tables import processes
-from llmstudy.tables.common import read_table, write_table
-from llmstudy.tables.noise import shared_noise
-from llmstudy.tables.recommendation import recommend
-from llmstudy.tables.summarise import Headline, summarise
-from llmstudy.tables.verdict import judge
+from llmstudy import tables
+from llmstudy.tables import capacity, crossover
+from llmstudy.tables.columns import read_table, write_table
 
 PROTOCOL = "w1024-s512"
 # protocol → its perplexity over that of the first
 PROTOCOLS = {PROTOCOL: 1.0, "w512-s512": 1.12, "w1024-s1024": 1.06, "w2048-s2048": 1.01}
 WORKLOADS = [(1, 512, 64), (8, 512, 64), (32, 512, 64), (1, 4096, 64)]
 BITS = {"bf16": 16, "fp16": 16, "llm-int8": 8, "llm-int8-t0": 8, "nf4": 4.5, "int8-fused": 8, "int8-fused-outlier": 8.1}
-# milliseconds of launching one token step, eager
+# milliseconds of launching one token step under runtime generate
 LAUNCH_MS = {"bf16": 20, "fp16": 20.2, "llm-int8": 104, "llm-int8-t0": 62, "nf4": 27, "int8-fused": 22}
 PPL = {
     "bf16": 20.99,
@@ -68,31 +62,21 @@ def write_study(
         for attention, runtime in [("eager", "generate"), ("sdpa", "generate"), ("sdpa", "graph")]
     ]
     identities = [identity(folder.name, *cell) for cell in cells]
+    real = "smollm2-135m" in models
     rows = {
-        "speed": [row for one in identities for row in latency_rows(one, bandwidth, noise)],
+        "processes": [row for one in identities for row in latency_rows(one, bandwidth, noise)],
         "memory": [row for one in identities for row in memory_rows(one)],
-        "quality": quality_rows(folder.name) if "smollm2-135m" in models else [],
-        "generations": samples_rows(folder.name) if "smollm2-135m" in models else [],
-    }
-    columns = {
-        "speed": processes.COLUMNS,
-        "memory": memory.COLUMNS,
-        "quality": quality.COLUMNS,
-        "generations": generations.COLUMNS,
-    }
-    tables = {name: pd.DataFrame(rows[name], columns=columns[name]) for name in rows}
+        "quality": quality_rows(folder.name) if real else [],
+        "generations": samples_rows(folder.name) if real else [],
+    } | hand_made_extras.tables(folder.name, models)
     for name in rows:
-        write_table(rows[name], columns[name], folder / f"{name}.csv")
-    write_table(text.rows_of(read_table(folder / "generations.csv"), "bf16"), text.COLUMNS, folder / "text.csv")
-    for name, frame in hand_made_extras.tables(folder.name, models).items():
-        frame.to_csv(folder / f"{name}.csv", index=False)
-    crossovers = crossover.rows_of(tables["processes"], reference, "eager")
-    crossovers += crossover.rows_alone(hand_made_extras.attention_records(folder.name, models), "eager")
-    write_table(crossovers, crossover.COLUMNS, folder / "crossover.csv")
-    write_table(capacity.rows_of(tables["memory"], [2048, 8192], 139.8), capacity.COLUMNS, folder / "capacity.csv")
-    judged = judgement(tables, models)
-    judged.to_csv(folder / "summary.csv", index=False)
-    recommend(judged, reference, {}, SMALLEST).to_csv(folder / "recommendation.csv", index=False)
+        write_table(rows[name], tables.columns_of(name), folder / f"{name}.csv")
+    derive(folder, models)
+    kernels = crossover.kernel_rows(hand_made_extras.attention_records(folder.name, models), "eager")
+    crossovers = crossover.rows_of(read_table(folder / "processes.csv"), reference, "eager") + kernels
+    write_table(crossovers, tables.columns_of("crossover"), folder / "crossover.csv")
+    fits = capacity.rows_of(read_table(folder / "memory.csv"), [2048, 8192], 139.8)
+    write_table(fits, tables.columns_of("capacity"), folder / "capacity.csv")
     provenance = provenance_of(folder.name, models) | changes
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
     return folder
@@ -119,7 +103,7 @@ def latency_rows(one: dict, bandwidth: float, noise: np.random.Generator) -> lis
                     "tokens_per_s": 1e3 * batch * new / (ttft + tpot * (new - 1)),
                     "cold_ms": 900.0,
                     "load_s": 4.0,
-                    "compile_s": 0.0 if one["runtime"] == "eager" else 1.3,
+                    "compile_s": 0.0 if one["runtime"] == "generate" else 1.3,
                     "bandwidth_gb_s": bandwidth,
                     "mbu": floor / tpot,
                     "step_bytes": int(floor * bandwidth * 1e6),
@@ -180,7 +164,18 @@ def quality_rows(study: str) -> list[dict]:
                     "delta_p_rms": kl / 2, "delta_p_p1": -kl, "delta_p_p99": kl,
                 }  # fmt: skip
             rows.append(row)
-    return rows
+    return rows + threshold_rows(rows)
+
+
+def threshold_rows(rows: list[dict]) -> list[dict]:
+    """LLM.int8() at other thresholds, on the beginning of the same text and under the first protocol alone."""
+    model = next(row for row in rows if row["precision"] == "llm-int8" and row["protocol"] == PROTOCOL)
+    return [
+        model | {"precision": f"llm-int8-t{threshold}", "tokens": 4096, "kl_tokens": 4096, "ppl": 21.0 * ratio,
+                 "ppl_ratio": ratio, "ppl_ratio_low": ratio - 0.003, "ppl_ratio_high": ratio + 0.003,
+                 "kl_nats": ratio - 1, "top1_agreement": 0.92}
+        for threshold, ratio in (("2", 1.002), ("4", 1.01), ("inf", 1.032))
+    ]  # fmt: skip
 
 
 def samples_rows(study: str) -> list[dict]:
@@ -209,13 +204,13 @@ def headline(models) -> dict:
     return {model: workload | {"reference": "bf16", "corpus": "wikipedia", "protocol": PROTOCOL} for model in models}
 
 
-def judgement(tables: dict[str, pd.DataFrame], models) -> pd.DataFrame:
-    parts, noise = [], shared_noise(tables["processes"], "tpot_ms")
-    for model, entry in headline(models).items():
-        own = {name: tables[name][tables[name]["model"] == model] for name in ("speed", "memory", "quality")}
-        entry = {key: entry[key] for key in entry if key != "reference"}
-        parts.append(summarise(**own, reference={model: "bf16"}, headline=Headline(**entry), noise=noise))
-    return judge(pd.concat(parts, ignore_index=True), dict.fromkeys(models, "bf16"), SMALLEST)
+def derive(folder: Path, models) -> None:
+    """Make the tables that are made of other tables, as the workflow does."""
+    study = {"study": folder.name, "reference": "bf16", "headline": headline(models), "limits": {}}
+    study |= {"smallest_effect_percent": SMALLEST}
+    for name in ("speed", "text", "summary", "recommendation"):
+        sources = {other: folder / f"{other}.csv" for other in tables.TABLES[name].tables}
+        tables.make(name, [], sources, study, folder / f"{name}.csv")
 
 
 def provenance_of(study: str, models) -> dict:

@@ -9,7 +9,7 @@ from llmstudy.measure.steady import SteadyState
 from llmstudy.stats.multiplicity import holm
 from llmstudy.stats.processes import Noise, pooled_noise, process_interval, ratio, same_against_same
 from llmstudy.stats.student import critical_value, two_sided_p
-from llmstudy.tables.noise import shared_noise
+from llmstudy.tables.speed import shared_noise
 
 
 @pytest.mark.parametrize(

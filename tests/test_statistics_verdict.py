@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from llmstudy.errors import StudyError
-from llmstudy.tables.noise import shared_noise
+from llmstudy.tables.speed import shared_noise
 from llmstudy.tables.phrases import percent
 from llmstudy.tables.recommendation import recommend
 from llmstudy.tables.summarise import Headline, summarise

@@ -10,7 +10,7 @@ from llmstudy.tables import generations
 from llmstudy.tables import memory, quality, summary, text
 from llmstudy.tables import processes
 from llmstudy.tables.columns import SHARED
-from llmstudy.tables.common import read_table
+from llmstudy.tables.columns import read_table
 
 GIB = 2**30
 WORKLOADS = [

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from llmstudy.tables import attention, invariance, outliers, profile, sensitivity, sweep
-from llmstudy.tables.common import read_table
+from llmstudy.tables.columns import read_table
 
 FAILED = {"status": "oom", "reason": "CUDA out of memory"}
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from llmstudy.stats.multiplicity import holm
 from llmstudy.tables import tasks
-from llmstudy.tables.common import read_table
+from llmstudy.tables.columns import read_table
 
 SETTINGS = {"tasks": ["quiz"]}
 RIGHT = [1] * 60 + [0] * 40  # the reference's; its answers are all "0"

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny
 import yaml
-from llmstudy.tables.common import read_table
+from llmstudy.tables.columns import read_table
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import pages
 import pytest
 import tiny
 import yaml
-from llmstudy.tables.common import read_table
+from llmstudy.tables.columns import read_table
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmstudy.errors import StudyError
-from llmstudy.stats.conventions import count_bytes, count_words
+from llmstudy.stats.quality import count_bytes, count_words
 
 if TYPE_CHECKING:
     from llmstudy.measure.session import Session

@@ -9,7 +9,7 @@ import pandas as pd
 from llmstudy.report import answer, markdown, selection
 from llmstudy.report.figures.style import sort
 from llmstudy.report.study import Study
-from llmstudy.tables.text import POSITIONS
+from llmstudy.tables.generations import POSITIONS
 
 SAMPLE_CHARACTERS = 400
 

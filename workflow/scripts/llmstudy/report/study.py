@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from llmstudy.tables.common import read_table
+from llmstudy.tables.columns import read_table
 
 PROVENANCE = "provenance.json"
 SUMMARY = "summary.csv"

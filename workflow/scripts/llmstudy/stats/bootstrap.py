@@ -1,13 +1,15 @@
 """Block bootstrap over documents: the interval of a mean per token.
 
 Tokens of one document resemble each other, so an interval over tokens would be far too narrow. Whole documents are
-drawn with replacement and the mean is the ratio estimator sum of sums / sum of counts, which needs only one sum and
-one count per document.
+drawn with replacement and the mean is the ratio estimator sum of sums ÷ sum of counts, which needs only one sum and one
+count per document.
 
-Small samples: the plain percentile interval is too short for few blocks. The expanded percentile interval of
-Hesterberg, "What Teachers Should Know about the Bootstrap" (The American Statistician 69, 2015) widens its levels to
-Phi(-sqrt(n/(n-1)) t_{n-1}), and the standard error is scaled by sqrt(n/(n-1)).
+The plain percentile interval is too short for few blocks. The expanded percentile interval of Hesterberg, "What
+Teachers Should Know about the Bootstrap" (The American Statistician 69, 2015) widens its levels to
+Φ(−sqrt(n / (n−1)) t_{n−1}), and the standard error is scaled by sqrt(n / (n−1)).
 """
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass
@@ -15,22 +17,23 @@ from statistics import NormalDist
 
 import numpy as np
 
-from llmstudy.stats.estimate import CONFIDENCE, Estimate, without_interval
-from llmstudy.stats.student import critical_value, two_sided_p
+from llmstudy.stats.estimate import Estimate, critical_value, student_p, without_interval
 
 RESAMPLES = 4000
 MINIMUM_BLOCKS = 8
 LONGEST_BLOCK = 256  # tokens; dependence between tokens of running text has mostly died out by then
 SHORTEST_BLOCK = 16
-_CHUNK = 512  # resamples drawn at once: bounds memory to 512 x blocks
+_CHUNK = 512  # resamples drawn at once: bounds memory to 512 × blocks
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Which block each token belongs to.
+    """The block of each token.
 
-    `index`: int64 (tokens,), values 0 .. n-1. `counts`: float64 (n,), tokens per block. `label` says what a block is
-    and how many there are, to be shown beside the interval.
+    Attributes:
+        index: int64 (tokens,), values 0 … n−1.
+        counts: float64 (n,), tokens per block.
+        label: What a block is and how many there are, to be shown beside the interval.
     """
 
     index: np.ndarray
@@ -39,11 +42,10 @@ class Blocks:
 
 
 def document_blocks(document: np.ndarray) -> Blocks:
-    """Blocks of a sample from the document id of each token.
+    """Return the blocks of a text from the document id of each token, int (tokens,) in text order.
 
-    `document`: int (tokens,), tokens in text order. With fewer than 8 documents each one is cut into runs of
-    consecutive tokens, at most 256 long and short enough for at least 8 runs; a sample too short for runs of 16
-    tokens becomes one block, which supports no interval.
+    With fewer than 8 documents each one is cut into runs of consecutive tokens, at most 256 long and short enough for
+    at least 8 runs; a text too short for runs of 16 tokens becomes one block, which supports no interval.
     """
     document = np.asarray(document)
     if document.ndim != 1 or not document.size:
@@ -65,11 +67,17 @@ def document_blocks(document: np.ndarray) -> Blocks:
 
 
 def bootstrap_mean(values: np.ndarray, blocks: Blocks, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Mean of `values` per token with its block-bootstrap interval; `p` is against a mean of zero.
+    """Return the mean per token with its block-bootstrap interval; ``p`` is against a mean of zero.
 
-    `values`: (tokens,), any real or bool dtype, summed in float64. For a paired difference pass the differences: the
-    same blocks are then drawn for both sides. Non-finite values make the whole estimate NaN. p is that of Student's t
-    with blocks - 1 degrees of freedom for value / se.
+    Args:
+        values: (tokens,), any real or bool dtype, summed in float64. Differences of two models draw the same blocks for
+            both. Values that are not finite make the whole estimate NaN.
+        blocks: Of the same tokens.
+        resamples: Number of draws.
+        seed: Of the draws.
+
+    Returns:
+        The estimate; its p is that of Student's t with blocks − 1 degrees of freedom.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.shape != blocks.index.shape:
@@ -83,14 +91,15 @@ def bootstrap_mean(values: np.ndarray, blocks: Blocks, *, resamples: int = RESAM
         return without_interval(mean)
     means = _resampled_means(sums, blocks.counts, resamples, seed)
     inflation = math.sqrt(number / (number - 1))
-    tail = NormalDist().cdf(-inflation * critical_value(number - 1, CONFIDENCE))
+    tail = NormalDist().cdf(-inflation * critical_value(number - 1))
     low, high = np.quantile(means, [tail, 1 - tail])
     se = float(means.std(ddof=1)) * inflation
-    return Estimate(mean, float(low), float(high), se, _p_of_zero(mean, se, number))
+    p = student_p(mean / se, number - 1) if se else float(mean == 0)
+    return Estimate(mean, float(low), float(high), se, p)
 
 
 def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """`resamples` bootstrap replicates of sum(sums) / sum(counts), float64 (resamples,)."""
+    """Return bootstrap replicates of sum(sums) / sum(counts), float64 (resamples,)."""
     rng = np.random.default_rng(seed)
     number = len(sums)
     equal = np.full(number, 1 / number)
@@ -99,9 +108,3 @@ def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, seed:
         drawn = rng.multinomial(number, equal, size=min(_CHUNK, resamples - start)).astype(np.float64)
         replicates.append((drawn @ sums) / (drawn @ counts))
     return np.concatenate(replicates)
-
-
-def _p_of_zero(mean: float, se: float, number: int) -> float:
-    if se == 0:
-        return 1.0 if mean == 0 else 0.0
-    return two_sided_p(mean / se, number - 1)

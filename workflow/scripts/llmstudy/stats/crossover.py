@@ -1,27 +1,30 @@
 """Where one configuration overtakes another along a grid of batch sizes or context lengths."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-import pandas as pd
 
 from llmstudy.stats.bootstrap import RESAMPLES
+from llmstudy.stats.estimate import critical_value
 from llmstudy.stats.processes import ROUNDING
-from llmstudy.stats.student import critical_value
-from llmstudy.tables.columns import CONFIGURATION, WORKLOAD
 
 
 @dataclass(frozen=True)
 class CrossOver:
     """The first change of leader along the grid.
 
-    `kind`: "overtakes" (behind at first, ahead from `x` on), "falls behind" (ahead up to `x`), "ahead throughout" or
-    "behind throughout". `x` with its 95 % interval is in the unit of the grid and NaN where the leader never changes.
-    An end of the interval that lies outside the grid is 0 or infinite; without repeats both ends are NaN. `changes`
-    counts all changes of leader on the grid: more than one means that `x` alone does not describe it.
+    Attributes:
+        kind: ``overtakes`` (behind at first, ahead from ``x`` on), ``falls behind`` (ahead up to ``x``), ``ahead
+            throughout`` or ``behind throughout``.
+        x: Where, in the unit of the grid; NaN where the leader never changes.
+        low: Lower end of the 95 % interval: 0 outside the grid, NaN without repeats.
+        high: Upper end: infinite outside the grid, NaN without repeats.
+        changes: All changes of leader on the grid; more than one means that ``x`` alone does not describe them.
     """
 
     kind: str
@@ -29,27 +32,6 @@ class CrossOver:
     low: float
     high: float
     changes: int
-    grid: tuple[float, float]
-
-    def __str__(self) -> str:
-        first, last = self.grid
-        if self.kind == "behind throughout":
-            return f"behind throughout: none up to {last:g}"
-        if self.kind == "ahead throughout":
-            return f"ahead throughout, from {first:g} to {last:g}"
-        text = f"{self.kind} at {_plain(self.x)}"
-        if not math.isnan(self.low):
-            low = f"below {first:g}" if self.low == 0 else _plain(self.low)
-            high = f"beyond {last:g}" if math.isinf(self.high) else _plain(self.high)
-            text += f" (95 % interval {low} to {high})"
-        if self.changes > 1:
-            text += f", the first of {self.changes} changes"
-        return text
-
-
-def _plain(x: float) -> str:
-    """Three digits, or all before the point: never in exponent form."""
-    return f"{x:.0f}" if x >= 99.95 else f"{x:.3g}"
 
 
 def cross_over(
@@ -60,18 +42,23 @@ def cross_over(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> CrossOver:
-    """The x at which the candidate's throughput crosses the reference's, linear in log x and log throughput.
+    """Return the x at which the candidate's rate crosses the reference's, linear in log x and log rate.
 
-    `x`: (points,) positive and rising. `reference`, `candidate`: for each point the throughputs of its processes (any
-    rate in one unit, positive; for times pass their inverses); numbers of repeats may differ. A ratio of exactly 1
-    counts as behind.
+    The interval is a bootstrap over repeats: the residuals of log rate about the mean of their point, scaled by
+    sqrt(n / (n−1)) for the degree of freedom that the mean took (Davison and Hinkley, Bootstrap Methods and their
+    Application, 1997, section 6.2), are pooled over the points of one series, redrawn, and the crossing is looked for
+    again; percentiles are widened to those of Student's t with the degrees of freedom of the smaller pool. A resample
+    without this crossing puts it outside the grid, on the side where it must then be.
 
-    The interval is a bootstrap over repeats: the residuals of log throughput about the mean of their point, scaled by
-    sqrt(n/(n-1)) for the degree of freedom that the mean took (Davison and Hinkley, Bootstrap Methods and their
-    Application, 1997, section 6.2), are pooled over the points of one series, redrawn, and the crossing is found
-    anew; percentiles are widened to those of Student's t with the degrees of freedom of the smaller pool. A resample
-    without this crossing puts it outside the grid, on the side where it must then lie. If no point of a series was
-    repeated, there is no interval. Raises ValueError on fewer than two points, unequal lengths or an unsorted grid.
+    Args:
+        x: (points,) at least two, positive and rising.
+        reference: For each point the rates of its processes, positive; for times their inverses.
+        candidate: Likewise, in the same unit; numbers of repeats may differ. A ratio of exactly 1 counts as behind.
+        resamples: Number of draws.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: Fewer than two points, unequal lengths or an unsorted grid.
     """
     grid = np.asarray(x, dtype=np.float64)
     if len(grid) < 2 or (np.diff(grid) <= 0).any() or grid[0] <= 0:
@@ -83,28 +70,26 @@ def cross_over(
     lead = means[0] - means[1]
     ahead = lead > 0
     changes = int((ahead[1:] != ahead[:-1]).sum())
-    ends = (float(grid[0]), float(grid[-1]))
     if not changes:
         kind = "ahead throughout" if ahead[0] else "behind throughout"
-        return CrossOver(kind, math.nan, math.nan, math.nan, 0, ends)
+        return CrossOver(kind, math.nan, math.nan, math.nan, 0)
     upward = not ahead[0]
     estimate = float(_crossings(np.log(grid), lead[None], upward)[0])
     low, high = math.nan, math.nan
     noise = [_mean_noise(side, resamples, np.random.default_rng((seed, number))) for number, side in enumerate(sides)]
     if all(drawn is not None for drawn in noise):
-        found = np.sort(_crossings(np.log(grid), lead + noise[0] - noise[1], upward))
+        crossings = np.sort(_crossings(np.log(grid), lead + noise[0] - noise[1], upward))
         degrees = min(sum(len(sample) - 1 for sample in side) for side in sides)
         # order statistics, not interpolation: ends may be infinite
         tail = int(NormalDist().cdf(-critical_value(degrees)) * resamples)
-        low, high = float(found[tail]), float(found[-tail - 1])
-    return CrossOver("overtakes" if upward else "falls behind", estimate, low, high, changes, ends)
+        low, high = float(crossings[tail]), float(crossings[-tail - 1])
+    return CrossOver("overtakes" if upward else "falls behind", estimate, low, high, changes)
 
 
 def _mean_noise(side: list[np.ndarray], resamples: int, rng: np.random.Generator) -> np.ndarray | None:
-    """Bootstrap noise of the mean at each point, (resamples, points); None if no repeat differs from another."""
-    scaled = [
-        (sample - sample.mean()) * math.sqrt(len(sample) / (len(sample) - 1)) for sample in side if len(sample) > 1
-    ]
+    """Return bootstrap noise of the mean at each point, (resamples, points); None if no repeat differs from another."""
+    repeated = (sample for sample in side if len(sample) > 1)
+    scaled = [(sample - sample.mean()) * math.sqrt(len(sample) / (len(sample) - 1)) for sample in repeated]
     pool = np.concatenate(scaled) if scaled else np.zeros(1)
     if np.abs(pool).max() < ROUNDING:
         return None
@@ -112,10 +97,8 @@ def _mean_noise(side: list[np.ndarray], resamples: int, rng: np.random.Generator
 
 
 def _crossings(log_x: np.ndarray, lead: np.ndarray, upward: bool) -> np.ndarray:
-    """First crossing of zero in the wanted direction per row of `lead` (rows, points), as x.
-
-    A row that is on the far side from the first point on gives 0, one that never gets there infinity.
-    """
+    """Return the first crossing of zero in the wanted direction per row of ``lead`` (rows, points), as x: 0 for a row
+    that is on the far side from the first point on, infinity for a row that never gets there."""
     beyond = lead > 0 if upward else lead <= 0
     first = beyond.argmax(axis=1)
     inside = np.maximum(first, 1)
@@ -123,46 +106,7 @@ def _crossings(log_x: np.ndarray, lead: np.ndarray, upward: bool) -> np.ndarray:
     left, right = lead[rows, inside - 1], lead[rows, inside]
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.clip(left / (left - right), 0.0, 1.0)
-    found = np.exp(log_x[inside - 1] + share * (log_x[inside] - log_x[inside - 1]))
-    found[beyond[:, 0]] = 0.0
-    found[~beyond.any(axis=1)] = math.inf
-    return found
-
-
-def cross_overs(
-    latency: pd.DataFrame, *, along: str, differing: str, reference: Mapping[str, str], quantity: str = "tokens_per_s"
-) -> pd.DataFrame:
-    """Every cross-over in `processes.csv` of one study, or in a table like it with a row per repeat.
-
-    `along`: the grid, `batch`, `prompt_tokens` or another positive column. `differing`: the column that tells the two
-    sides apart, `precision` or `attention`; `reference` gives the reference's value of it for each model. `quantity`:
-    the rate to compare, or a time (a name that ends in `_ms`, inverted). Pairs agree in all else, missing cells of a
-    workload included, and share at least two grid points with status `ok`.
-
-    Columns: `model`, `precision`, `attention`, `runtime`, the fixed ones of `batch, prompt_tokens, new_tokens`,
-    `reference`, `along`, `quantity`, `kind`, `x`, `low`, `high`, `changes`, `text` (see `CrossOver`).
-    """
-    fixed = [column for column in [*CONFIGURATION, *WORKLOAD] if column not in (along, differing)]
-    measured = latency[(latency["status"] == "ok") & latency[quantity].notna()]
-    found = []
-    for key, rows in measured.groupby(fixed, sort=False, dropna=False):
-        same = dict(zip(fixed, key))
-        sides = {name: _series(side, along, quantity) for name, side in rows.groupby(differing, sort=False)}
-        base_name = reference[same["model"]]
-        base = sides.pop(base_name, {})
-        for name, side in sides.items():
-            grid = sorted(base.keys() & side.keys())
-            if len(grid) < 2:
-                continue
-            crossing = cross_over(grid, [base[x] for x in grid], [side[x] for x in grid])
-            row = same | {differing: name, "reference": base_name, "along": along, "quantity": quantity}
-            row |= {column: getattr(crossing, column) for column in ("kind", "x", "low", "high", "changes")}
-            found.append(row | {"text": str(crossing)})
-    ordered = [*(c for c in [*CONFIGURATION, *WORKLOAD] if c != along), "reference", "along", "quantity"]
-    return pd.DataFrame(found, columns=[*ordered, "kind", "x", "low", "high", "changes", "text"])
-
-
-def _series(rows: pd.DataFrame, along: str, quantity: str) -> dict[float, np.ndarray]:
-    values = rows[quantity].astype(float)
-    rates = 1 / values if quantity.endswith("_ms") else values
-    return {x: sample.to_numpy() for x, sample in rates.groupby(rows[along])}
+    crossings = np.exp(log_x[inside - 1] + share * (log_x[inside] - log_x[inside - 1]))
+    crossings[beyond[:, 0]] = 0.0
+    crossings[~beyond.any(axis=1)] = math.inf
+    return crossings

@@ -1,9 +1,11 @@
-"""Latency between processes: one value per process, intervals on the log scale.
+"""Times between processes: one value per process, intervals on the log scale.
 
-Tokens of one process share its memory layout, clocks and neighbours, so a process contributes one number (its median
+Tokens of one process share its memory layout, clocks and neighbors, so a process contributes one number (its median
 TPOT, for example) and the interval comes from the spread between processes. Times are positive and their noise is
 multiplicative, hence the log scale: the estimate is the geometric mean, the interval Student's t.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,18 +13,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmstudy.stats.estimate import Estimate, without_interval
-from llmstudy.stats.percentile import is_supported
-from llmstudy.stats.student import critical_value, two_sided_p
+from llmstudy.stats.estimate import Estimate, critical_value, is_supported, student_p, without_interval
 
-ROUNDING = 1e-12  # a smaller spread of logarithms is no spread: identical values, from a clock too coarse to differ
+ROUNDING = 1e-12  # a smaller spread of logarithms is none: identical values, from a clock too coarse to differ
 
 
 @dataclass(frozen=True)
 class Noise:
     """Spread between processes that several configurations share.
 
-    `sd`: standard deviation of the logarithm. `degrees`: degrees of freedom that it rests on.
+    Attributes:
+        sd: Standard deviation of the logarithm.
+        degrees: Degrees of freedom of ``sd``.
     """
 
     sd: float
@@ -31,9 +33,13 @@ class Noise:
 
 @dataclass(frozen=True)
 class Repeatability:
-    """Relative differences between two processes that measure the same, over `pairs` pairs (0.02: 2 % slower).
+    """Relative differences between two processes that measure the same (0.02: 2 % slower).
 
-    `p95`: 95th percentile, NaN where the sample does not support it.
+    Attributes:
+        pairs: Number of pairs.
+        median: Median over pairs.
+        p95: 95th percentile, NaN where the sample does not support it.
+        largest: Largest difference.
     """
 
     pairs: int
@@ -43,12 +49,11 @@ class Repeatability:
 
 
 def pooled_noise(samples: Iterable[Sequence[float]]) -> Noise | None:
-    """The noise of a machine from the repeats of all its configurations; None if nothing was repeated.
+    """Return the noise of a machine from the repeats of all its configurations; None if nothing was repeated.
 
     Two or three repeats say little about their own spread (t = 12.7 with one degree of freedom), yet the noise comes
     from the machine more than from the configuration, so the variances of the logarithms are pooled as in a one-way
-    analysis of variance. A configuration that is noisier than the pool keeps its own, larger spread, and one that was
-    measured once takes the pool's (see `process_interval`).
+    analysis of variance.
     """
     logs = [sample for sample in map(_logs, samples) if sample.size > 1]
     degrees = sum(sample.size - 1 for sample in logs)
@@ -58,12 +63,13 @@ def pooled_noise(samples: Iterable[Sequence[float]]) -> Noise | None:
 
 
 def process_interval(samples: Sequence[float], noise: Noise | None = None) -> Estimate:
-    """Geometric mean over processes with its 95 % t-interval.
+    """Return the geometric mean over processes with its 95 % t-interval.
 
-    `samples`: one positive value per process, in any unit; missing values (NaN) are left out. An empty sample gives
-    NaN. With `noise` the spread is the larger of the sample's own and the pooled one, with the degrees of freedom of
-    the pool: slightly too wide where all are equally noisy, too narrow where this configuration is several times
-    noisier. A single process has the pool's alone; without `noise` its ends are NaN.
+    Args:
+        samples: One positive value per process, in any unit; NaN is left out, an empty sample gives NaN.
+        noise: Pooled spread, in the place of the sample's where it is larger, with its degrees of freedom: slightly too
+            wide where all are equally noisy, too narrow where this configuration is several times noisier. Without it
+            a single process has no interval.
     """
     logs = _logs(samples)
     if not logs.size:
@@ -78,12 +84,11 @@ def ratio(
     noise: Noise | None = None,
     denominator_noise: Noise | None = None,
 ) -> Estimate:
-    """Ratio of two geometric means over processes, with a 95 % interval and the p-value against 1.
+    """Return the ratio of two geometric means over processes, with a 95 % interval and the p-value against 1.
 
-    Each side has the error and degrees of freedom that `process_interval` gives it with its own noise; a side without
-    noise has what its own processes say, and with a single process the interval and p are NaN. Where both share one
-    noise its degrees of freedom count, else Welch's (Biometrika 34, 1947), rounded down to be conservative. For times,
-    the speedup of a candidate is `ratio(reference_ms, candidate_ms)`; for rates it is `ratio(candidate, reference)`.
+    Each side has the error and degrees of freedom that ``process_interval`` gives it with its noise. Where both share
+    one noise its degrees of freedom count, else Welch's (Biometrika 34, 1947), rounded down to be conservative. For
+    times, the speed-up of a candidate is ``ratio(reference_ms, candidate_ms)``.
     """
     top, bottom = _logs(numerator), _logs(denominator)
     if not top.size or not bottom.size:
@@ -99,19 +104,21 @@ def ratio(
 
 
 def student_interval(value: float, se: float, degrees: int) -> Estimate:
-    """The 95 % t-interval of a value and its p-value against 0; no interval without a standard error."""
+    """Return the 95 % t-interval of a value and its p-value against 0; no interval without a standard error."""
     if not se >= ROUNDING:
         return without_interval(value)
     half = critical_value(degrees) * se
-    return Estimate(value, value - half, value + half, se, two_sided_p(value / se, degrees))
+    return Estimate(value, value - half, value + half, se, student_p(value / se, degrees))
 
 
 def same_against_same(samples: Iterable[Sequence[float]]) -> Repeatability | None:
-    """The A/A comparison of a machine: how far processes that measure the same differ, over all its configurations.
+    """Return how far processes that measure the same differ (the A/A comparison of a machine); None without a pair.
 
-    `samples`: per configuration and workload one positive value per process, in any unit; NaN is left out. Every two
-    processes of one configuration are a pair, and its difference is the slower over the faster, minus 1. Pairs that
-    share a process are not independent, so the 95th percentile rests on the disjoint ones. None without a pair.
+    Every two processes of one configuration are a pair, and its difference is the slower over the faster, minus 1.
+    Pairs that share a process are not independent, so the 95th percentile needs enough disjoint ones.
+
+    Args:
+        samples: Per configuration and workload one positive value per process, in any unit; NaN is left out.
     """
     logs = [np.sort(_logs(sample)) for sample in samples]
     gaps = [sample[after] - sample[:after] for sample in logs for after in range(1, sample.size)]
@@ -124,16 +131,16 @@ def same_against_same(samples: Iterable[Sequence[float]]) -> Repeatability | Non
 
 
 def _error(logs: np.ndarray, noise: Noise | None) -> tuple[float, int]:
-    """Standard error of the mean and its degrees of freedom; NaN for a single value without `noise`."""
-    own = float(logs.std(ddof=1)) if logs.size > 1 else math.nan
+    """Return the standard error of the mean and its degrees of freedom; NaN for a single value without ``noise``."""
+    sd = float(logs.std(ddof=1)) if logs.size > 1 else math.nan
     if noise is None:
-        return own / math.sqrt(logs.size), logs.size - 1
-    return max(noise.sd, own) / math.sqrt(logs.size), noise.degrees  # max() keeps its first where the second is NaN
+        return sd / math.sqrt(logs.size), logs.size - 1
+    return max(noise.sd, sd) / math.sqrt(logs.size), noise.degrees  # max() keeps its first where the second is NaN
 
 
 def _logs(samples: Sequence[float]) -> np.ndarray:
     values = np.asarray(samples, dtype=np.float64)
     values = values[~np.isnan(values)]
     if (values <= 0).any():
-        raise ValueError(f"latencies must be positive, not {values.min()}")
+        raise ValueError(f"times must be positive, not {values.min()}")
     return np.log(values)

@@ -1,1 +1,134 @@
-"""From records to tidy tables: one observation a row, units in the column names."""
+"""Tables of a study: which there are, what each is made of, and how one is written.
+
+A table belongs to a module with ``COLUMNS[<table>]``, its columns in order, and a function of the table's name that
+takes `Sources` and returns the rows as dictionaries. This file needs only the standard library: the workflow reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from llmstudy.tables.columns import Column
+
+
+@dataclass(frozen=True)
+class Table:
+    """How a table is made.
+
+    Attributes:
+        module: Module below ``llmstudy`` that declares its columns and makes its rows.
+        kinds: Kinds of measurement whose records it reads.
+        tables: Other tables that it reads.
+        arrays: Whether it reads the arrays beside those records.
+        title: What a row is.
+        category: Heading under which Snakemake's HTML report lists it.
+        digits: Significant digits of its numbers; more than six where another table goes on calculating with them.
+    """
+
+    module: str
+    kinds: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+    arrays: bool = False
+    title: str = ""
+    category: str = "Tables"
+    digits: int = 6
+
+
+TABLES = {
+    "processes": Table("tables.processes", ("speed",), title="Times of one process at one workload"),
+    "speed": Table("tables.speed", tables=("processes",), title="Speed of a configuration at a workload", digits=9),
+    "memory": Table("tables.memory", ("memory",), title="Memory of a configuration at a workload"),
+    "quality": Table("tables.quality", ("quality",), arrays=True, title="Quality of a precision"),
+    "generations": Table("tables.generations", ("generations",), title="Generated text of a prompt"),
+    "text": Table("tables.generations", tables=("generations",), title="Generated text over all prompts"),
+    "summary": Table(
+        "tables.summary",
+        tables=("speed", "memory", "quality"),
+        title="Each configuration against the reference",
+        category="Answer",
+    ),
+    "recommendation": Table(
+        "tables.recommendation", tables=("summary",), title="Which configuration to take", category="Answer"
+    ),
+    "outliers": Table("tables.diagnostics", ("outliers",), title="Outliers of a linear layer", category="Diagnostics"),
+    "sensitivity": Table(
+        "tables.diagnostics", ("sensitivity",), title="Loss when one part is rounded", category="Diagnostics"
+    ),
+    "invariance": Table(
+        "tables.diagnostics", ("invariance",), title="Dependence on neighbours in the batch", category="Diagnostics"
+    ),
+    "profile": Table("tables.diagnostics", ("profile",), title="Time of a decode step", category="Diagnostics"),
+    "attention": Table("tables.diagnostics", ("attention",), title="An attention kernel alone", category="Diagnostics"),
+    "tasks": Table("tables.tasks", ("tasks",), arrays=True, title="Accuracy of a precision in a task"),
+    "crossover": Table(
+        "tables.crossover",
+        ("attention",),
+        ("processes",),
+        title="Where one configuration overtakes another",
+        category="Diagnostics",
+    ),
+    "capacity": Table(
+        "tables.capacity",
+        ("memory", "capacity"),
+        ("memory",),
+        title="Largest batch that fits the device",
+        category="Diagnostics",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a table is made of: records with their ``path``, other tables by name, and what the study says of itself.
+
+    ``study`` has ``reference`` (a precision), ``headline`` (per model its reference, workload, corpus and protocol),
+    ``limits``, ``smallest_effect_percent``, ``attention``, ``kernels`` and ``capacity``.
+    """
+
+    records: list[dict]
+    tables: dict[str, pd.DataFrame]
+    study: dict[str, Any]
+
+    def of_kind(self, kind: str) -> list[dict]:
+        """Return the records of one kind of measurement."""
+        return [record for record in self.records if record["identity"]["kind"] == kind]
+
+    def reference(self, model: str) -> str:
+        """Return the precision that the others of a model are compared with."""
+        return self.study["headline"].get(model, self.study)["reference"]
+
+
+def make(name: str, records: list[str], tables: dict[str, Path], study: dict, output: Path) -> None:
+    """Write one table.
+
+    Args:
+        name: Key of `TABLES`.
+        records: Paths of the records of its kinds.
+        tables: Paths of the tables that it reads, by name.
+        study: See `Sources`.
+        output: CSV file to write.
+    """
+    from llmstudy.tables.columns import read_table, write_table
+    from llmstudy.tables.records import read_records
+
+    sources = Sources(read_records(records), {key: read_table(path) for key, path in tables.items()}, study)
+    rows = getattr(import_module(f"llmstudy.{TABLES[name].module}"), name)(sources)
+    write_table(rows, columns_of(name), output, TABLES[name].digits)
+
+
+def columns_of(name: str) -> list[Column]:
+    """Return the columns of a table in order."""
+    return import_module(f"llmstudy.{TABLES[name].module}").COLUMNS[name]
+
+
+@cache
+def columns() -> dict[str, Column]:
+    """Return every column of every table by name. Tables that share a column share its declaration."""
+    return {column.name: column for name in TABLES for column in columns_of(name)}

@@ -1,27 +1,93 @@
-"""Columns that name what a row of the study's tables is about."""
+"""Columns of tables: what each is called, how the report shows it; tables are read and written by them."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
+from llmstudy.files import atomic_write
+
 CONFIGURATION = ["model", "precision", "attention", "runtime"]
 IDENTITY = ["study", "model", "weights", "precision", "attention", "runtime", "device"]
-SHARED = [*IDENTITY, "status", "reason"]  # what every table begins with
 WORKLOAD = ["batch", "prompt_tokens", "new_tokens"]
 PROTOCOL = ["corpus", "protocol"]
+# Text that is never missing; "NA" and "null" are words there.
+TEXT = ("reason", "flags", "text", "reference_text", "kl_reason")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        name: Name in the CSV file, with the unit at its end.
+        title: Heading in the report; the name where it is empty.
+        show: ``text``, ``code`` (a name in monospace), ``count`` (a whole number, written as one), ``number`` (three
+            significant digits), ``percent`` (a share 0 … 1), ``ratio`` (near 1), ``perplexity``, ``nats``, ``signed``
+            (a difference) or ``p`` (a p-value).
+    """
+
+    name: str
+    title: str = ""
+    show: str = "number"
+
+
+def interval(name: str, low: str, high: str, title: str, show: str = "number") -> list[Column]:
+    """Return the columns of a quantity and of the two ends of its 95 % interval."""
+    return [Column(name, title, show), Column(low, f"{title}, low", show), Column(high, f"{title}, high", show)]
+
+
+SHARED = [
+    Column("study", "study", "text"),
+    Column("model", "model", "code"),
+    Column("weights", "weights", "text"),
+    Column("precision", "precision", "code"),
+    Column("attention", "attention", "text"),
+    Column("runtime", "runtime", "text"),
+    Column("device", "device", "text"),
+    Column("status", "status", "code"),
+    Column("reason", "reason", "text"),
+]
+AT_WORKLOAD = [
+    Column("batch", "batch", "count"),
+    Column("prompt_tokens", "prompt tokens", "count"),
+    Column("new_tokens", "new tokens", "count"),
+]
+AT_PROTOCOL = [Column("corpus", "corpus", "text"), Column("protocol", "protocol", "code")]
+
+
+def write_table(rows: Iterable[Mapping], columns: Sequence[Column], path: Path, digits: int = 6) -> None:
+    """Write rows as CSV with exactly these columns: floats with ``digits`` significant digits, counts in full, what is
+    missing as an empty cell."""
+    table = pd.DataFrame(list(rows), columns=[column.name for column in columns])
+    for column in columns:
+        if column.show == "count":  # a missing cell would make floats of the others, and of 1290591 "1.29059e+06"
+            table[column.name] = table[column.name].astype("Float64").astype("Int64")
+    with atomic_write(path) as file:
+        table.to_csv(file, index=False, float_format=f"%.{digits}g")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a table; text columns have no missing values, and a text that says NA stays one."""
+    columns = pd.read_csv(path, nrows=0).columns
+    missing = {column: [""] for column in columns if column not in TEXT}
+    return pd.read_csv(path, keep_default_na=False, na_values=missing, dtype=dict.fromkeys(TEXT, str))
 
 
 def text(cells: pd.Series) -> pd.Series:
-    """A column of text, "" where a cell is missing (a column of missing cells alone is read as numbers)."""
+    """Return a column of text with "" where a cell is missing (a column of missing cells alone is read as numbers)."""
     return cells.astype(object).where(cells.notna(), "")
 
 
 def nearest_workload(table: pd.DataFrame, workload: Mapping[str, int]) -> dict[str, int]:
-    """Of the workloads in `table` with the same prompts the one with the nearest number of new tokens; `workload`
-    itself where there is none. What a few tokens more change of memory is their KV cache alone."""
+    """Return the workload in ``table`` with the same batch and prompt and the nearest number of new tokens, or
+    ``workload`` itself where there is none. A few new tokens more add their KV cache alone to memory."""
     same = table[(table["batch"] == workload["batch"]) & (table["prompt_tokens"] == workload["prompt_tokens"])]
-    found = {column: int(workload[column]) for column in WORKLOAD}
+    wanted = {column: int(workload[column]) for column in WORKLOAD}
     counts = same["new_tokens"].dropna().astype(int)
     if counts.empty:
-        return found
-    return found | {"new_tokens": min(counts, key=lambda tokens: abs(tokens - found["new_tokens"]))}
+        return wanted
+    return wanted | {"new_tokens": min(counts, key=lambda tokens: abs(tokens - wanted["new_tokens"]))}

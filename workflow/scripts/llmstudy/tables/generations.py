@@ -1,43 +1,71 @@
-"""generations.csv: one row per precision and prompt, beside the reference's text.
+"""generations.csv and text.csv: generated texts beside those of the reference, one by one and taken together.
 
-``first_divergence_token`` counts generated tokens from 0; empty where the texts never differ.
+generations.csv has one row per precision and prompt. ``first_divergence_token`` counts generated tokens from 0 and is
+empty where the texts never differ.
+
+text.csv has one row per configuration. ``exact_match`` is the share of prompts whose text is that of the reference,
+``never_diverged`` their number. ``agreement_<k>`` is the share still identical after k generated tokens,
+``identical_tokens_mean`` the mean number of identical tokens before the first that differs.
+``first_divergence_median_token`` counts an identical text as one that diverges later than any other, and is empty where
+these are half or more. All of them are empty for the reference itself and where it has no text; ``agreement_<k>`` also
+where texts are shorter than k. ``distinct_2_mean`` and ``repetition_4_mean`` are means over prompts.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import pandas as pd
 
-from llmstudy.stats.text import distinct_n, first_divergence, repetition_rate
-from llmstudy.tables.columns import SHARED
-from llmstudy.tables.common import identity, read_records, write_table
+from llmstudy.stats.text import agreement_curve, distinct_n, first_divergence, median_divergence
+from llmstudy.tables import Sources
+from llmstudy.tables.columns import IDENTITY, SHARED, Column
+from llmstudy.tables.records import identity
 
-COLUMNS = [
-    *SHARED,
-    "prompt",
-    "text",
-    "reference_text",
-    "first_divergence_token",
-    "new_tokens",
-    "distinct_2",
-    "repetition_4",
-]
+POSITIONS = (8, 16, 32, 64)
+COLUMNS = {
+    "generations": [
+        *SHARED,
+        Column("prompt", "prompt", "text"),
+        Column("text", "text", "text"),
+        Column("reference_text", "text of the reference", "text"),
+        Column("first_divergence_token", "first token that differs", "count"),
+        Column("new_tokens", "new tokens", "count"),
+        Column("distinct_2", "distinct 2-grams", "percent"),
+        Column("repetition_4", "repeated 4-grams", "percent"),
+    ],
+    "text": [
+        *SHARED,
+        Column("prompts", "prompts", "count"),
+        Column("new_tokens", "new tokens", "count"),
+        Column("exact_match", "identical texts", "percent"),
+        Column("never_diverged", "texts that never differ", "count"),
+        Column("first_divergence_median_token", "median first token that differs"),
+        Column("identical_tokens_mean", "identical tokens, mean"),
+        *(Column(f"agreement_{position}", f"identical after {position}", "percent") for position in POSITIONS),
+        Column("distinct_2_mean", "distinct 2-grams, mean", "percent"),
+        Column("repetition_4_mean", "repeated 4-grams, mean", "percent"),
+    ],
+}
 
 
-def write(paths: list[str], reference: str, output: Path) -> None:
-    """Aggregate sample records; ``reference`` is the precision whose text stands beside each."""
-    records = read_records(paths)
+def generations(sources: Sources) -> list[dict]:
+    """Return a row for every prompt that a record was to continue, generated or not."""
     references = {
-        record["identity"]["model"]: {entry["prompt"]: entry for entry in record["results"].get("prompts", [])}
-        for record in records
-        if record["identity"]["precision"] == reference
+        record["identity"]["model"]: _by_prompt(record)
+        for record in sources.records
+        if record["identity"]["precision"] == sources.study["reference"]
     }
-    rows = [row for record in records for row in rows_of(record, references.get(record["identity"]["model"], {}))]
-    write_table(rows, COLUMNS, output)
+    return [
+        row for record in sources.records for row in rows_of(record, references.get(record["identity"]["model"], {}))
+    ]
+
+
+def _by_prompt(record: dict) -> dict[str, dict]:
+    return {entry["prompt"]: entry for entry in record["results"].get("prompts", [])}
 
 
 def rows_of(record: dict, references: dict[str, dict]) -> list[dict]:
-    """A row for every prompt that the record was asked for, generated or not."""
-    entries = {entry["prompt"]: entry for entry in record["results"].get("prompts", [])}
+    """Return the rows of one record; ``references`` has the reference's entry of each prompt."""
+    entries = _by_prompt(record)
     rows = []
     for prompt in record["settings"]["prompts"]:
         entry, reference = entries.get(prompt), references.get(prompt)
@@ -49,9 +77,55 @@ def rows_of(record: dict, references: dict[str, dict]) -> list[dict]:
                 "text": entry["text"],
                 "new_tokens": len(entry["tokens"]),
                 "distinct_2": distinct_n(entry["tokens"], 2),
-                "repetition_4": repetition_rate(entry["tokens"], 4),
+                "repetition_4": 1 - distinct_n(entry["tokens"], 4),
             }
             if reference:
                 row["first_divergence_token"] = first_divergence(reference["tokens"], entry["tokens"])
         rows.append(row)
     return rows
+
+
+def text(sources: Sources) -> list[dict]:
+    """Return a row per configuration over the prompts that it finished, or its status if it finished none."""
+    rows = []
+    for key, texts in sources.tables["generations"].groupby(IDENTITY, sort=False):
+        done = texts[texts["status"] == "ok"]
+        row = dict(zip(IDENTITY, key)) | texts.iloc[0][["status", "reason"]].to_dict()
+        if len(done):
+            row |= {
+                "status": "ok",
+                "reason": "",
+                "prompts": len(done),
+                "new_tokens": int(done["new_tokens"].min()),
+                "distinct_2_mean": done["distinct_2"].mean(),
+                "repetition_4_mean": done["repetition_4"].mean(),
+            }
+        if len(compared_texts := compared(done, sources.study["reference"])):
+            row |= agreement(compared_texts) | {"prompts": len(compared_texts)}
+        rows.append(row)
+    return rows
+
+
+def compared(generations: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Return the rows of generations.csv whose text can be compared with that of another precision, the reference."""
+    both = (generations["status"] == "ok") & (generations["reference_text"] != "")
+    return generations[both & (generations["precision"] != reference)]
+
+
+def divergences(generations: pd.DataFrame) -> list[int | None]:
+    """Return the first token that differs, per prompt; None where the texts are identical."""
+    return [None if pd.isna(token) else int(token) for token in generations["first_divergence_token"]]
+
+
+def agreement(generations: pd.DataFrame) -> dict:
+    """Return the columns that compare the texts of one configuration with those of the reference."""
+    first, tokens = divergences(generations), int(generations["new_tokens"].min())
+    curve = agreement_curve(first, tokens)
+    return {
+        "exact_match": first.count(None) / len(first),
+        "never_diverged": first.count(None),
+        "first_divergence_median_token": median_divergence(first),
+        # The area under the curve: each text counts the positions that it reaches unchanged.
+        "identical_tokens_mean": curve[1:].sum(),
+        **{f"agreement_{position}": curve[position] for position in POSITIONS if position <= tokens},
+    }

@@ -6,37 +6,42 @@ Peaks are the CUDA allocator's on a GPU; on a CPU the growth of the process's pe
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
-from llmstudy.tables.columns import SHARED, WORKLOAD
-from llmstudy.tables.common import GIB, identity, planned_workloads, read_records, write_table
+import pandas as pd
 
+from llmstudy.tables import Sources
+from llmstudy.tables.columns import AT_WORKLOAD, SHARED, Column
+from llmstudy.tables.records import GIB, identity, planned_workloads
+
+PEAKS = ("peak_load_gib", "peak_prefill_gib", "peak_decode_gib")
 COMPONENTS = ("embeddings", "linears", "norms", "head", "other")
-COLUMNS = [
-    *SHARED,
-    *WORKLOAD,
-    "weights_gib",
-    "kv_cache_gib",
-    "workspace_gib",
-    "peak_load_gib",
-    "peak_prefill_gib",
-    "peak_decode_gib",
-    "peak_rss_gib",
-    "peak_reserved_gib",
-    "driver_gib",
-    "kv_cache_measured_prefill_gib",
-    *(f"{component}_gib" for component in COMPONENTS),
-]
+COLUMNS = {
+    "memory": [
+        *SHARED,
+        *AT_WORKLOAD,
+        Column("weights_gib", "weights, GiB"),
+        Column("kv_cache_gib", "KV cache, GiB"),
+        Column("workspace_gib", "workspace, GiB"),
+        Column("peak_load_gib", "peak of loading, GiB"),
+        Column("peak_prefill_gib", "peak of prefill, GiB"),
+        Column("peak_decode_gib", "peak of decode, GiB"),
+        Column("peak_rss_gib", "peak RSS, GiB"),
+        Column("peak_reserved_gib", "peak reserved, GiB"),
+        Column("driver_gib", "driver, GiB"),
+        Column("kv_cache_measured_prefill_gib", "KV cache measured after prefill, GiB"),
+        *(Column(f"{component}_gib", f"{component}, GiB") for component in COMPONENTS),
+    ]
+}
 
 
-def write(paths: list[str], output: Path) -> None:
-    """Aggregate memory records."""
-    rows = [row for record in read_records(paths) for row in rows_of(record)]
-    write_table(rows, COLUMNS, output)
+def memory(sources: Sources) -> list[dict]:
+    """Return a row for every workload that a record was to measure, measured or not."""
+    return [row for record in sources.records for row in rows_of(record)]
 
 
 def rows_of(record: dict) -> list[dict]:
-    """A row for every workload that the record was asked for, measured or not."""
+    """Return the rows of one record."""
     results = record["results"]
     shared = weights_columns(results["weights"]) if "weights" in results else {}
     if "load" in results:
@@ -51,13 +56,13 @@ def rows_of(record: dict) -> list[dict]:
 
 
 def weights_columns(weights: dict[str, dict[str, int]]) -> dict:
-    """Weights in all and by component."""
+    """Return the size of the weights, in all and by component."""
     columns = {f"{name}_gib": sum(weights[name].values()) / GIB for name in COMPONENTS}
     return columns | {"weights_gib": sum(columns.values())}
 
 
 def peaks(entry: dict, load: dict, weights_gib: float) -> dict:
-    """The columns of one measured workload."""
+    """Return the columns of one measured workload."""
     decode = entry["decode"]
     kv_cache_gib = entry["kv_cache_bytes"] / GIB
     return {
@@ -73,16 +78,33 @@ def peaks(entry: dict, load: dict, weights_gib: float) -> dict:
 
 
 def peak(reading: dict) -> float:
-    """The peak of a phase: the device allocator's, else the host's growth."""
+    """Return the peak of a phase in GiB: that of the device's allocator, else the growth of the host process."""
     return reading.get("peak_allocated_bytes", reading["peak_rss_growth_bytes"]) / GIB
 
 
 def driver_gib(reading: dict) -> float | None:
-    """What the driver counts for the process; None where that is less than the process had allocated: then some of the
-    memory was given back before it was read."""
+    """Return what the driver counts for the process in GiB; None where that is less than the process had allocated:
+    then some memory was given back before the driver was read."""
     driver = reading.get("driver_bytes")
     return None if driver is None or driver < reading["peak_allocated_bytes"] else driver / GIB
 
 
 def _gib(count: int | None) -> float | None:
     return None if count is None else count / GIB
+
+
+def peak_gib(memory: pd.DataFrame, phases: Sequence[str] = PEAKS) -> pd.Series:
+    """Return the peak memory of each row of memory.csv in GiB: the highest of its phases, or the host RSS where there
+    are none. See ``peaks_that_count`` for a CPU."""
+    highest = peaks_that_count(memory, phases).max(axis=1)
+    return highest.fillna(memory.reindex(columns=["peak_rss_gib"])["peak_rss_gib"].astype(float))
+
+
+def peaks_that_count(memory: pd.DataFrame, phases: Sequence[str]) -> pd.DataFrame:
+    """Return the peaks of the phases in GiB, loading left out on a CPU: while it reads, the growth of the process
+    holds pages of the mapped weight file, which the kernel can take back, and none of them where the file is used as
+    it is."""
+    peaks = memory.reindex(columns=list(phases)).astype(float)
+    if "device" in memory and "peak_load_gib" in peaks:
+        peaks["peak_load_gib"] = peaks["peak_load_gib"].where(memory["device"] != "cpu")
+    return peaks

@@ -1,11 +1,13 @@
 """Numbers and names as sentences show them."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 
 
 def number(value: float) -> str:
-    """Three significant digits, thousands separated, never in exponent form above 0.0001."""
+    """Return three significant digits, thousands separated, without an exponent above 0.0001."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     if value == 0 or abs(value) >= 100:
@@ -16,12 +18,12 @@ def number(value: float) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """The interval in words, or why there is none."""
+    """Return "95 % 1.2 to 3.4", or "no interval"."""
     return "no interval" if math.isnan(low) else f"95 % {number(low)} to {number(high)}"
 
 
 def percent(ratio: float) -> str:
-    """A ratio as a signed change: 1.021 is "+2.1 %"."""
+    """Return a ratio as a signed change: "+2.1 %" for 1.021."""
     change = (ratio - 1) * 100
     if abs(change) >= 1000:
         return f"x {number(ratio)}"
@@ -29,5 +31,5 @@ def percent(ratio: float) -> str:
 
 
 def name(row: Mapping) -> str:
-    """A configuration: "int8-fused (sdpa-flash, graph)"."""
+    """Return the name of a configuration: "int8-fused (sdpa-flash, graph)"."""
     return f"{row['precision']} ({row['attention']}, {row['runtime']})"

@@ -1,58 +1,57 @@
-"""processes.csv: one row per configuration, workload and repeat.
+"""processes.csv: the times of one process at one workload, as its record has them.
 
-``ttft_ms``, ``tpot_ms`` and ``e2e_ms`` are medians over the runs of one process; TPOT of a run is
-(t_last − t_first) / (n − 1). ``itl_p50_ms`` and ``itl_p90_ms`` are percentiles of all inter-token times of the
-process. ``tokens_per_s`` counts generated tokens of all rows of the batch over the whole call. ``mbu`` is the bytes
-that a decode step must read (weights without the embedding table, KV cache at the mean context) ÷ TPOT ÷ the copy
-bandwidth measured in the same process.
+``ttft_ms``, ``tpot_ms`` and ``e2e_ms`` are medians over the timed calls of the process; TPOT of a call is
+(t_last − t_first) / (n − 1). ``itl_p50_ms`` and ``itl_p90_ms`` are percentiles of all its inter-token times.
+``tokens_per_s`` counts the generated tokens of all rows of the batch over the whole call. ``step_bytes`` is what a
+decode step must read: weights without the embedding table, and the KV cache at the mean context. ``mbu`` is
+``step_bytes`` ÷ TPOT ÷ the copy bandwidth measured in the same process.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from statistics import fmean, median
 
 import numpy as np
 
-from llmstudy.measure.conditions import busy
-from llmstudy.stats.percentile import percentile_if_supported
-from llmstudy.tables.columns import SHARED, WORKLOAD
-from llmstudy.tables.common import identity, planned_workloads, read_records, write_table
+from llmstudy.stats.estimate import percentile
+from llmstudy.tables import Sources
+from llmstudy.tables.columns import AT_WORKLOAD, SHARED, Column
+from llmstudy.tables.records import identity, planned_workloads
 
-COLUMNS = [
-    *SHARED,
-    *WORKLOAD,
-    "repeat",
-    "ttft_ms",
-    "tpot_ms",
-    "itl_p50_ms",
-    "itl_p90_ms",
-    "e2e_ms",
-    "tokens_per_s",
-    "cold_ms",
-    "load_s",
-    "compile_s",
-    "bandwidth_gb_s",
-    "mbu",
-    "joules_per_token",
-    "flags",
-    "runs",
-    "step_bytes",
-    "attention_kernels",
-    "threads",
-]
-
+COLUMNS = {
+    "processes": [
+        *SHARED,
+        *AT_WORKLOAD,
+        Column("repeat", "process", "count"),
+        Column("ttft_ms", "TTFT, ms"),
+        Column("tpot_ms", "TPOT, ms"),
+        Column("itl_p50_ms", "ITL p50, ms"),
+        Column("itl_p90_ms", "ITL p90, ms"),
+        Column("e2e_ms", "end to end, ms"),
+        Column("tokens_per_s", "tokens/s, whole call"),
+        Column("cold_ms", "cold call, ms"),
+        Column("load_s", "load, s"),
+        Column("compile_s", "compile, s"),
+        Column("bandwidth_gb_s", "copy bandwidth, GB/s"),
+        Column("mbu", "MBU", "percent"),
+        Column("joules_per_token", "J/token"),
+        Column("flags", "flags", "text"),
+        Column("runs", "timed calls", "count"),
+        Column("step_bytes", "bytes a step", "count"),
+        Column("attention_kernels", "attention kernels", "text"),
+        Column("threads", "threads", "count"),
+    ]
+}
 UNEVEN = 0.2  # (largest - smallest) / median of the end-to-end times
 
 
-def write(paths: list[str], output: Path) -> None:
-    """Aggregate latency records."""
-    rows = [row for record in read_records(paths) for row in rows_of(record)]
-    write_table(rows, COLUMNS, output)
+def processes(sources: Sources) -> list[dict]:
+    """Return a row for every workload that a process was to measure, measured or not."""
+    return [row for record in sources.records for row in rows_of(record)]
 
 
 def rows_of(record: dict) -> list[dict]:
-    """A row for every workload that the record was asked for, measured or not."""
+    """Return the rows of one record."""
     results = record["results"]
     rows = []
     for workload, entry in planned_workloads(record):
@@ -61,23 +60,31 @@ def rows_of(record: dict) -> list[dict]:
         row["threads"] = record["provenance"].get("threads")
         if entry and entry["status"] == "ok":
             row |= timing(entry, results, workload)
-            flags = entry["flags"] + busy(entry["conditions"]["before"], row["threads"]) + uneven(entry["runs"])
-            row["flags"] = "; ".join(flags)
+            disturbed = busy(entry["conditions"]["before"], row["threads"]) + uneven(entry["runs"])
+            row["flags"] = "; ".join(entry["flags"] + disturbed)
         rows.append(row)
     return rows
 
 
+def busy(before: dict, threads: int) -> list[str]:
+    """Return a flag if the load average shows other work. On a GPU too: a step that waits for launches is as slow as
+    the host. The threads of the measurement count in the load; one more than those is work of somebody else."""
+    if before["load_average"] <= threads + 1:
+        return []
+    return [f"load average {before['load_average']:.1f} on {before['cores']} cores"]
+
+
 def uneven(runs: list[dict]) -> list[str]:
-    """A flag if the timed calls of one process lie far apart, so that their median says little."""
+    """Return a flag if the timed calls of a process lie so far apart that their median says little."""
     times = [run["e2e_ms"] for run in runs]
     spread = (max(times) - min(times)) / median(times)
     return [f"timed calls {100 * spread:.0f} % apart"] if spread > UNEVEN else []
 
 
 def timing(entry: dict, results: dict, workload: dict) -> dict:
-    """The columns of one measured workload."""
+    """Return the columns of one measured workload."""
     runs = entry["runs"]
-    between = np.array([gap for run in runs for gap in run["itl_ms"]])
+    gaps = np.array([gap for run in runs for gap in run["itl_ms"]])
     tpot_ms = median(fmean(run["itl_ms"]) for run in runs)
     e2e_ms = median(run["e2e_ms"] for run in runs)
     context = workload["prompt_tokens"] + workload["new_tokens"] / 2
@@ -85,8 +92,8 @@ def timing(entry: dict, results: dict, workload: dict) -> dict:
     return {
         "ttft_ms": median(run["ttft_ms"] for run in runs),
         "tpot_ms": tpot_ms,
-        "itl_p50_ms": percentile_if_supported(between, 50),
-        "itl_p90_ms": percentile_if_supported(between, 90),
+        "itl_p50_ms": percentile(gaps, 50),
+        "itl_p90_ms": percentile(gaps, 90),
         "e2e_ms": e2e_ms,
         "tokens_per_s": 1e3 * workload["batch"] * workload["new_tokens"] / e2e_ms,
         "cold_ms": entry["cold_ms"],

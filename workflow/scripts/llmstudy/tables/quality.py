@@ -1,132 +1,120 @@
 """quality.csv: one row per precision, corpus and protocol.
 
-Perplexities come from the same stored per-token NLL in every convention; differences from the reference are paired
-token by token, with 95 % intervals by block bootstrap over documents. In the reference's own row only what two runs
-of it were compared by is filled in (KL divergence and agreement, the noise floor): its NLL against itself says nothing.
+Perplexities come from one stored NLL per token in every normalization; differences from the reference are paired token
+by token, with 95 % intervals by block bootstrap over documents. A precision that was measured on fewer tokens is paired
+with the reference's first ones. The row of the reference has KL divergence and agreement alone, of a second run of it:
+the noise floor. ``kl_reason`` says why a measured row has no KL divergence.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from llmstudy.measure.stream import protocol_name
-from llmstudy.stats.conventions import conventions
-from llmstudy.stats.divergence import agreement, summarise_kl, summarise_true_token
-from llmstudy.stats.paired import compare_nll, perplexity
-from llmstudy.tables.columns import SHARED
-from llmstudy.tables.common import identity, read_records, write_table
+from llmstudy.stats.bootstrap import bootstrap_mean, document_blocks
+from llmstudy.stats.estimate import percentile
+from llmstudy.stats.quality import agreement, normalizations, paired_difference, perplexity, true_token_change
+from llmstudy.tables import Sources
+from llmstudy.tables.columns import AT_PROTOCOL, SHARED, Column, interval
+from llmstudy.tables.records import identity, read_arrays
 
-COLUMNS = [
-    *SHARED,
-    "corpus",
-    "protocol",
-    "tokens",
-    "words",
-    "utf8_bytes",
-    "nll",
-    "ppl",
-    "ppl_low",
-    "ppl_high",
-    "word_ppl",
-    "byte_ppl",
-    "bits_per_byte",
-    "ppl_ratio",
-    "ppl_ratio_low",
-    "ppl_ratio_high",
-    "ppl_ratio_p",
-    "kl_nats",
-    "kl_p99_nats",
-    "top1_agreement",
-    "delta_nll",
-    "delta_nll_se",
-    "kl_low_nats",
-    "kl_high_nats",
-    "kl_median_nats",
-    "kl_p90_nats",
-    "kl_p999_nats",
-    "kl_max_nats",
-    "kl_tokens",
-    "top1_low",
-    "top1_high",
-    "top5_overlap",
-    "delta_p_mean",
-    "delta_p_low",
-    "delta_p_high",
-    "delta_p_rms",
-    "delta_p_p1",
-    "delta_p_p5",
-    "delta_p_median",
-    "delta_p_p95",
-    "delta_p_p99",
-    "blocks",
-]
-TEXT = ("tokens", "words", "utf8_bytes")  # of an entry; equal for equal texts under one tokenizer
+COLUMNS = {
+    "quality": [
+        *SHARED,
+        *AT_PROTOCOL,
+        Column("tokens", "tokens", "count"),
+        Column("words", "words", "count"),
+        Column("utf8_bytes", "bytes", "count"),
+        Column("nll", "NLL", "perplexity"),
+        *interval("ppl", "ppl_low", "ppl_high", "token PPL", "perplexity"),
+        Column("word_ppl", "word PPL", "perplexity"),
+        Column("byte_ppl", "byte PPL", "perplexity"),
+        Column("bits_per_byte", "bits per byte", "perplexity"),
+        *interval("ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "PPL ratio", "ratio"),
+        Column("ppl_ratio_p", "p of the PPL ratio", "p"),
+        Column("kl_nats", "KL, nats", "nats"),
+        Column("kl_p99_nats", "KL p99", "nats"),
+        Column("top1_agreement", "top-1 agreement", "percent"),
+        Column("delta_nll", "Δ NLL", "signed"),
+        Column("delta_nll_se", "SE of Δ NLL"),
+        Column("kl_low_nats", "KL, nats, low", "nats"),
+        Column("kl_high_nats", "KL, nats, high", "nats"),
+        Column("kl_median_nats", "KL median", "nats"),
+        Column("kl_p90_nats", "KL p90", "nats"),
+        Column("kl_p999_nats", "KL p99.9", "nats"),
+        Column("kl_max_nats", "KL max", "nats"),
+        Column("kl_tokens", "tokens of KL", "count"),
+        Column("top1_low", "top-1 agreement, low", "percent"),
+        Column("top1_high", "top-1 agreement, high", "percent"),
+        Column("top5_overlap", "top-5 overlap", "percent"),
+        *interval("delta_p_mean", "delta_p_low", "delta_p_high", "Δp mean", "signed"),
+        Column("delta_p_rms", "Δp RMS"),
+        *(Column(f"delta_p_{name}", f"Δp {name}", "signed") for name in ("p1", "p5", "median", "p95", "p99")),
+        Column("blocks", "blocks", "text"),
+        Column("kl_reason", "why there is no KL", "text"),
+    ]
+}
 OTHER_TEXT = "not the text that the reference scored: measure both again"
+NOT_COMPARED = "not compared: the reference has no measurement of this text and protocol"
+NO_REFERENCE = "the reference left no log-probabilities"
+LATER_PROTOCOL = "compared under the first protocol alone"
 
 
-def write(paths: list[str], reference: str, output: Path) -> None:
-    """Aggregate quality records; ``reference`` is the precision that the others are paired with."""
-    records = read_records(paths)
+def quality(sources: Sources) -> list[dict]:
+    """Return a row for every corpus and protocol that a record was to measure, measured or not."""
     references = {
-        record["identity"]["model"]: record for record in records if record["identity"]["precision"] == reference
+        record["identity"]["model"]: record
+        for record in sources.records
+        if record["identity"]["precision"] == sources.study["reference"]
     }
-    rows = [row for record in records for row in rows_of(record, references.get(record["identity"]["model"]))]
-    write_table(rows, COLUMNS, output)
+    return [row for record in sources.records for row in rows_of(record, references.get(record["identity"]["model"]))]
 
 
 def rows_of(record: dict, reference: dict | None) -> list[dict]:
-    """A row for every corpus and protocol that the record was asked for, measured or not."""
-    entries, own = entries_of(record), Arrays(record)
-    compared = reference is not None and reference["path"] != record["path"]
-    others, other = (entries_of(reference), Arrays(reference)) if compared else ({}, Arrays())
+    """Return the rows of one record; ``reference`` is the record that it is paired with, None if there is none."""
+    is_reference = reference is not None and reference["path"] == record["path"]
+    entries, others = entries_of(record), entries_of(reference) if reference else {}
     rows = []
     for corpus in record["settings"]["corpora"]:
-        for protocol in record["settings"]["protocols"]:
+        for number, protocol in enumerate(record["settings"]["protocols"]):
             name = protocol_name(protocol, record["settings"]["bos"])
-            entry = entries.get((corpus, name))
+            entry, other = entries.get((corpus, name)), others.get((corpus, name))
             row = identity(record, entry) | {"corpus": corpus, "protocol": name}
             if entry and entry["status"] == "ok":
-                arrays, against = own.of(entry), other.of(entry)
+                arrays = read_arrays(record, f"{corpus}/{name}/")
                 row |= perplexities(entry, arrays)
-                if against and not same_text(entry, others[corpus, name], arrays, against):
-                    row |= {"status": "error", "reason": OTHER_TEXT}
+                if "kl" not in arrays:
+                    row["kl_reason"] = LATER_PROTOCOL if number else NO_REFERENCE
+                if is_reference:
+                    row |= divergences(arrays)
+                elif not other or other["status"] != "ok":
+                    row |= divergences(arrays) | {"reason": NOT_COMPARED}
                 else:
-                    row |= distances(arrays, against)
+                    row |= paired(entry, arrays, other, read_arrays(reference, f"{corpus}/{name}/"))
             rows.append(row)
     return rows
 
 
 def entries_of(record: dict) -> dict[tuple[str, str], dict]:
-    """What a record has of each corpus and protocol."""
+    """Return the results of a record by corpus and protocol."""
     return {(entry["corpus"], entry["protocol"]): entry for entry in record["results"].get("protocols", [])}
 
 
-def same_text(entry: dict, other: dict, arrays: dict[str, np.ndarray], against: dict[str, np.ndarray]) -> bool:
-    """Whether two records scored the same tokens of the same documents."""
-    return [entry[key] for key in TEXT] == [other[key] for key in TEXT] and np.array_equal(
-        arrays["document"], against["document"]
-    )
-
-
-class Arrays:
-    """The per-token arrays beside a quality record; none without a record."""
-
-    def __init__(self, record: dict | None = None):
-        path = record["path"].with_suffix(".npz") if record else None
-        self.stored = np.load(path) if path and path.exists() and path.stat().st_size else {}
-
-    def of(self, entry: dict) -> dict[str, np.ndarray]:
-        """Arrays of one corpus and protocol by quantity; empty if there are none."""
-        prefix = f"{entry['corpus']}/{entry['protocol']}/"
-        return {key.removeprefix(prefix): self.stored[key] for key in self.stored if key.startswith(prefix)}
+def paired(entry: dict, arrays: dict, other: dict, reference: dict) -> dict:
+    """Return the columns that compare with the reference's first tokens, or an error where its text is another."""
+    beginning = {key: values[: len(arrays["nll"])] for key, values in reference.items()}
+    same = np.array_equal(arrays["document"], beginning["document"])
+    if entry["tokens"] == other["tokens"]:
+        same = same and all(entry[key] == other[key] for key in ("words", "utf8_bytes"))
+    if not same:
+        return {"status": "error", "reason": OTHER_TEXT}
+    return differences(arrays, beginning) | divergences(arrays)
 
 
 def perplexities(entry: dict, arrays: dict[str, np.ndarray]) -> dict:
-    """One model's loss in every convention, with the interval of its token perplexity."""
+    """Return one model's loss in every normalization, with the interval of its token perplexity."""
     nll = arrays["nll"].astype(np.float64)
-    every = conventions(nll.sum(), len(nll), entry["words"], entry["utf8_bytes"])
+    every = normalizations(nll.sum(), len(nll), entry["words"], entry["utf8_bytes"])
     ppl = perplexity(nll, arrays["document"])
     return {
         "tokens": len(nll),
@@ -142,47 +130,50 @@ def perplexities(entry: dict, arrays: dict[str, np.ndarray]) -> dict:
     }
 
 
-def distances(arrays: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict:
-    """How far from the reference, token by token."""
-    columns: dict = {}
-    if "nll" in reference:
-        paired = compare_nll(reference["nll"], arrays["nll"], arrays["document"])
-        delta = summarise_true_token(reference["nll"], arrays["nll"], arrays["document"])
-        columns |= {
-            "delta_nll": paired.delta_nll.value,
-            "delta_nll_se": paired.delta_nll.se,
-            "ppl_ratio": paired.ppl_ratio.value,
-            "ppl_ratio_low": paired.ppl_ratio.low,
-            "ppl_ratio_high": paired.ppl_ratio.high,
-            "ppl_ratio_p": paired.ppl_ratio.p,
-            "blocks": paired.blocks,
-            "delta_p_mean": delta.mean.value,
-            "delta_p_low": delta.mean.low,
-            "delta_p_high": delta.mean.high,
-            "delta_p_rms": delta.rms,
-            "delta_p_p1": delta.p1,
-            "delta_p_p5": delta.p5,
-            "delta_p_median": delta.median,
-            "delta_p_p95": delta.p95,
-            "delta_p_p99": delta.p99,
-        }
-    if "kl" in arrays:
-        document = arrays["document"][: len(arrays["kl"])]
-        kl = summarise_kl(arrays["kl"], document)
-        top1 = agreement(arrays["top1"], document)
-        columns |= {
-            "kl_tokens": len(arrays["kl"]),
-            "kl_nats": kl.mean.value,
-            "kl_low_nats": kl.mean.low,
-            "kl_high_nats": kl.mean.high,
-            "kl_median_nats": kl.median,
-            "kl_p90_nats": kl.p90,
-            "kl_p99_nats": kl.p99,
-            "kl_p999_nats": kl.p99_9,
-            "kl_max_nats": kl.maximum,
-            "top1_agreement": top1.value,
-            "top1_low": top1.low,
-            "top1_high": top1.high,
-            "top5_overlap": float(np.mean(arrays["top5"], dtype=np.float64)),
-        }
-    return columns
+def differences(arrays: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict:
+    """Return the differences in the probability of the true tokens, paired token by token."""
+    document = arrays["document"]
+    blocks = document_blocks(document)
+    change = paired_difference(reference["nll"], arrays["nll"], document)
+    ratio = change.exp()
+    delta_p = true_token_change(reference["nll"], arrays["nll"])
+    mean = bootstrap_mean(delta_p, blocks)
+    return {
+        "delta_nll": change.value,
+        "delta_nll_se": change.se,
+        "ppl_ratio": ratio.value,
+        "ppl_ratio_low": ratio.low,
+        "ppl_ratio_high": ratio.high,
+        "ppl_ratio_p": ratio.p,
+        "blocks": blocks.label,
+        "delta_p_mean": mean.value,
+        "delta_p_low": mean.low,
+        "delta_p_high": mean.high,
+        "delta_p_rms": np.sqrt(np.mean(delta_p**2)),
+        "delta_p_median": percentile(delta_p, 50),
+        **{f"delta_p_p{q}": percentile(delta_p, q) for q in (1, 5, 95, 99)},
+    }
+
+
+def divergences(arrays: dict[str, np.ndarray]) -> dict:
+    """Return the distance of the whole distributions, where they were compared: the first tokens of the text."""
+    if "kl" not in arrays:
+        return {}
+    kl = arrays["kl"].astype(np.float64)
+    document = arrays["document"][: len(kl)]
+    mean, top1 = bootstrap_mean(kl, document_blocks(document)), agreement(arrays["top1"], document)
+    return {
+        "kl_tokens": len(kl),
+        "kl_nats": mean.value,
+        "kl_low_nats": mean.low,
+        "kl_high_nats": mean.high,
+        "kl_median_nats": percentile(kl, 50),
+        "kl_p90_nats": percentile(kl, 90),
+        "kl_p99_nats": percentile(kl, 99),
+        "kl_p999_nats": percentile(kl, 99.9),
+        "kl_max_nats": kl.max(),
+        "top1_agreement": top1.value,
+        "top1_low": top1.low,
+        "top1_high": top1.high,
+        "top5_overlap": np.mean(arrays["top5"], dtype=np.float64),
+    }

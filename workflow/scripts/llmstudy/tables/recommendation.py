@@ -1,19 +1,21 @@
-"""One recommended configuration per model, from the limits in the config.
+"""recommendation.csv: one recommended configuration per model, from the limits in the config.
 
 Rule, in this order:
 
 1. Candidates are the measured configurations that meet every limit, by their point estimates. If no limit on quality
    is set, a configuration whose PPL is shown to be worse than the reference, or not known well enough to say, is no
-   candidate: a loss that nobody allowed is not taken. If every one loses, the least loss stays. Random weights have no
-   quality, so only speed and memory decide, and the sentence says so.
+   candidate: a loss that nobody allowed is not taken. If every one loses, the least loss remains. Random weights have
+   no quality, so only speed and memory decide, and the sentence says so.
 2. Of these, the fastest by TPOT and all that cannot be told apart from it (Student's t on the log scale from the
-   intervals in the table, unadjusted, or a difference below the smallest effect) stay.
-3. Of these, the ones with the least PPL stay, then the ones with the least memory, each within the smallest effect,
-   then the fastest.
+   intervals in the table, unadjusted, or a difference below the smallest effect) remain.
+3. Of these, those with the least PPL remain, then those with the least memory, each within the smallest effect, then
+   the fastest.
 
 If nothing meets the limits, the sentence names the limits that no configuration meets and the configuration that comes
 nearest: the one whose worst miss, relative to its limit, is smallest.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping
@@ -21,17 +23,41 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from llmstudy.stats.estimate import log_error
+from llmstudy.stats.estimate import critical_value, log_error
 from llmstudy.stats.processes import student_interval
-from llmstudy.stats.student import critical_value
-from llmstudy.tables.columns import SHARED
+from llmstudy.tables import Sources
+from llmstudy.tables.columns import SHARED, Column
 from llmstudy.tables.phrases import interval, name, number
 from llmstudy.tables.verdict import SIGNIFICANCE
+
+COLUMNS = {
+    "recommendation": [
+        *SHARED,
+        Column("meets_limits", "meets the limits", "text"),
+        Column("sentence", "recommendation", "text"),
+    ]
+}
+
+
+def recommendation(sources: Sources) -> list[dict]:
+    """Return a row per model."""
+    study = sources.study
+    reference = {model: headline["reference"] for model, headline in study["headline"].items()}
+    smallest = study["smallest_effect_percent"]
+    return recommend(sources.tables["summary"], reference, study["limits"], smallest).to_dict("records")
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A bound on one column of the summary. `sign` 1: at most `bound`; -1: at least."""
+    """A bound on one column of summary.csv.
+
+    Attributes:
+        column: Name of the column.
+        label: Name of the quantity in a sentence.
+        unit: Behind the number, with a space.
+        sign: 1 for at most ``bound``, −1 for at least.
+        bound: The limit.
+    """
 
     column: str
     label: str
@@ -40,23 +66,23 @@ class Limit:
     bound: float
 
     def miss(self, row: Mapping) -> float:
-        """How far the row lies beyond the bound, relative to it; 0 if it meets the limit, infinite if not measured."""
+        """Return how far the row lies beyond the bound, relative to it: 0 within, infinite if not measured."""
         value = row[self.column]
         if math.isnan(value):
             return math.inf
         return max(0.0, self.sign * (value - self.bound) / (abs(self.bound) or 1.0))
 
-    def told(self, row: Mapping) -> str:
-        """ "TPOT 6.2 ms <= 20 ms", with the comparison that holds."""
+    def clause(self, row: Mapping) -> str:
+        """Return "TPOT 6.2 ms <= 20 ms", with the comparison that holds."""
         if math.isnan(row[self.column]):
             return f"{self.label} not measured"
         inside = "<=" if self.sign > 0 else ">="
         outside = ">" if self.sign > 0 else "<"
         relation = outside if self.miss(row) else inside
-        return f"{self.label} {number(row[self.column])}{self.unit} {relation} {self.asked()}"
+        return f"{self.label} {number(row[self.column])}{self.unit} {relation} {self.with_unit()}"
 
-    def asked(self) -> str:
-        """The bound with its unit."""
+    def with_unit(self) -> str:
+        """Return the bound with its unit."""
         return f"{number(self.bound)}{self.unit}"
 
 
@@ -78,24 +104,27 @@ def recommend(
     limits: Mapping[str, float | None],
     smallest: Mapping[str, float],
 ) -> pd.DataFrame:
-    """The recommended configuration of each model, in one sentence.
+    """Return the recommended configuration of each model, in one sentence.
 
-    `judged`: as returned by `verdict.judge`. `reference`: reference precision per model. `limits`: keys `memory_gib`,
-    `tpot_ms`, `ppl_loss_percent`, `top1_agreement`; None or absent means no limit. `smallest`: smallest effect in
-    percent for `tpot`, `memory`, `ppl`. Returns one row per study and model: the identity columns, status and reason of
-    the chosen configuration, `meets_limits` and `sentence`; if nothing was measured precision, attention and runtime
-    are empty, status and reason those of the first configuration.
+    Args:
+        judged: summary.csv of one study (see ``verdict.judge``).
+        reference: Reference precision per model.
+        limits: ``memory_gib``, ``tpot_ms``, ``ppl_loss_percent``, ``top1_agreement``; None or absent means no limit.
+        smallest: Smallest effect in percent: ``tpot``, ``memory``, ``ppl``.
+
+    Returns:
+        One row per model: the identity columns, status and reason of the recommended configuration, ``meets_limits``
+        and ``sentence``. If nothing was measured, precision, attention and runtime are empty, status and reason those
+        of the first configuration.
     """
     rows = []
-    for (_, model), group in judged.groupby(["study", "model"], sort=False):
+    for model, group in judged.groupby("model", sort=False):
         row, meets, sentence = _recommend_one(group, reference[model], limits, smallest)
-        chosen = {column: "" if row is None else row[column] for column in SHARED}
-        first = group.iloc[0]
-        chosen |= {column: first[column] for column in ("study", "model", "weights")}
+        chosen = (group.iloc[0] if row is None else row)[[column.name for column in SHARED]].to_dict()
         if row is None:
-            chosen |= {column: first[column] for column in ("device", "status", "reason")}
+            chosen |= dict.fromkeys(("precision", "attention", "runtime"), "")
         rows.append(chosen | {"meets_limits": meets, "sentence": sentence})
-    return pd.DataFrame(rows, columns=[*SHARED, "meets_limits", "sentence"])
+    return pd.DataFrame(rows)
 
 
 def _recommend_one(
@@ -107,29 +136,29 @@ def _recommend_one(
         return None, False, f"No configuration was measured ({reasons})."
     synthetic = measured["weights"].iloc[0] == "synthetic"
     _know_quality(measured, reference, synthetic)
-    asked = [
+    bounds = [
         Limit(*LIMITS[key], bound=float(limits[key]))
         for key in LIMITS
         if limits.get(key) is not None and not (synthetic and key in ON_QUALITY)
     ]
-    misses = pd.DataFrame([[limit.miss(row) for limit in asked] for _, row in measured.iterrows()], measured.index)
+    misses = pd.DataFrame([[limit.miss(row) for limit in bounds] for _, row in measured.iterrows()], measured.index)
     within = measured[(misses == 0).all(axis=1)]
     if within.empty:
         row = measured.loc[misses.max(axis=1).idxmin()]
-        return row, False, _nothing_fits(row, measured, asked)
+        return row, False, _nothing_fits(row, measured, bounds)
     candidates, note = within, ""
-    scope = "within the limits" if asked else "measured"
+    scope = "within the limits" if bounds else "measured"
     if synthetic:
         note = " Random weights: speed and memory alone decide."
     elif all(limits.get(key) is None for key in ON_QUALITY):
         candidates, kept, note = _without_loss(within, reference, smallest["ppl"])
-        scope = " and ".join(filter(None, [scope if asked else "", kept])) or scope
+        scope = " and ".join(filter(None, [scope if bounds else "", kept])) or scope
     row, why = _choose(candidates, smallest, scope)
-    return row, True, _taken(row, why, asked, group, reference) + note
+    return row, True, _taken(row, why, bounds, group, reference) + note
 
 
 def _know_quality(measured: pd.DataFrame, reference: str, synthetic: bool) -> None:
-    """Fill in what follows from the meaning: the reference agrees with itself; random weights have no quality."""
+    """Fill in what is known without measuring: the reference agrees with itself; random weights have no quality."""
     quality = ["ppl_ratio", "top1_agreement"]
     if synthetic:
         measured[quality] = math.nan
@@ -141,32 +170,30 @@ def _know_quality(measured: pd.DataFrame, reference: str, synthetic: bool) -> No
 
 
 def _without_loss(rows: pd.DataFrame, reference: str, smallest_percent: float) -> tuple[pd.DataFrame, str, str]:
-    """The rows that are not shown to lose quality, what distinguishes them in words, and a note on those left out.
+    """Return the rows that are not shown to lose quality, what distinguishes them in words, and a note on the others.
 
-    Where each row loses, those that lose least. A loss without an interval counts if it would matter.
+    Where each row loses, the rows are those that lose least. A loss without an interval counts if it would matter.
     """
     unknown = rows["ppl_ratio"].isna()
     unsure = rows["ppl_ratio_p_holm"].isna() & (rows["precision"] != reference)
     lost = ((rows["ppl_ratio_p_holm"] < SIGNIFICANCE) | unsure) & (rows["ppl_loss_percent"] > smallest_percent)
     kept = rows[~(lost | unknown)]
-    told = []
-    if lost.any():
-        told.append(f"{lost.sum()} with a loss of quality, which no limit in the config allows")
-    if unknown.any():
-        told.append(f"{unknown.sum()} whose quality is not known")
+    left_out = [f"{lost.sum()} with a loss of quality, which no limit in the config allows"] if lost.any() else []
+    left_out += [f"{unknown.sum()} whose quality is not known"] if unknown.any() else []
     if len(kept):
-        note = f" Left out: {'; '.join(told)}." if told else ""
-        return kept, "without a shown loss of quality" if told else "", note
+        note = f" Left out: {'; '.join(left_out)}." if left_out else ""
+        return kept, "without a shown loss of quality" if left_out else "", note
     if unknown.all():
         return rows, "", " Their quality is not known."
     least = rows["ppl_ratio"].min() * (1 + smallest_percent / 100)
-    left = f" Left out: {unknown.sum()} whose quality is not known." if unknown.any() else ""
-    told = f" Each choice{' whose quality is known' if left else ''} loses quality.{left}"
-    return rows[rows["ppl_ratio"] <= least], "with the least loss of quality", told
+    note = " Each choice loses quality."
+    if unknown.any():
+        note = f" Each choice whose quality is known loses quality. Left out: {left_out[-1]}."
+    return rows[rows["ppl_ratio"] <= least], "with the least loss of quality", note
 
 
 def _choose(rows: pd.DataFrame, smallest: Mapping[str, float], scope: str) -> tuple[pd.Series, str]:
-    """The row that the rule takes from the candidates and the clause that says why; `scope` says what they are."""
+    """Return the row that the rule takes from the candidates, and why; ``scope`` says what the candidates are."""
     fastest = rows.loc[rows["tpot_ms"].idxmin()]
     tied = rows[[_same_speed(row, fastest, smallest["tpot"]) for _, row in rows.iterrows()]]
     gain = ""
@@ -186,12 +213,12 @@ def _choose(rows: pd.DataFrame, smallest: Mapping[str, float], scope: str) -> tu
 
 
 def _hardly_slower(row: pd.Series, fastest: pd.Series, smallest_percent: float) -> bool:
-    """Whether the difference of two TPOTs is too small to matter."""
+    """Return whether the difference of two TPOTs is too small to matter."""
     return row["tpot_ms"] <= fastest["tpot_ms"] * (1 + smallest_percent / 100)
 
 
 def _same_speed(row: pd.Series, fastest: pd.Series, smallest_percent: float) -> bool:
-    """Whether two TPOTs cannot be told apart. Without intervals only the smallest effect keeps them together."""
+    """Return whether two TPOTs cannot be told apart; without intervals, whether they differ by too little to matter."""
     if _hardly_slower(row, fastest, smallest_percent):
         return True
     difference = math.log(row["tpot_ms"] / fastest["tpot_ms"])
@@ -199,16 +226,16 @@ def _same_speed(row: pd.Series, fastest: pd.Series, smallest_percent: float) -> 
         return False
     degrees = [int(side["tpot_degrees"]) for side in (row, fastest)]
     errors = [
-        log_error(side["tpot_low_ms"], side["tpot_high_ms"], critical_value(own))
-        for side, own in zip((row, fastest), degrees)
+        log_error(side["tpot_low_ms"], side["tpot_high_ms"], critical_value(of_side))
+        for side, of_side in zip((row, fastest), degrees)
     ]
     return student_interval(difference, math.hypot(*errors), min(degrees)).p >= SIGNIFICANCE
 
 
-def _taken(row: pd.Series, why: str, asked: list[Limit], group: pd.DataFrame, reference: str) -> str:
-    numbers = [limit.told(row) for limit in asked]
-    limited = {limit.column for limit in asked}
-    for limit in asked:
+def _taken(row: pd.Series, why: str, bounds: list[Limit], group: pd.DataFrame, reference: str) -> str:
+    numbers = [limit.clause(row) for limit in bounds]
+    limited = {limit.column for limit in bounds}
+    for limit in bounds:
         worst = row.get(WORST.get(limit.column, ""), math.nan)
         if limit.sign * (worst - limit.bound) > 0:
             numbers.append(f"though the interval of {limit.label} reaches {number(worst)}{limit.unit}")
@@ -223,33 +250,32 @@ def _taken(row: pd.Series, why: str, asked: list[Limit], group: pd.DataFrame, re
 
 
 def _gain(row: pd.Series, group: pd.DataFrame, reference: str) -> str:
-    """Speed and memory against the reference precision: at its own fastest, and as everybody starts, under `eager`.
+    """Return speed and memory against the reference precision: its fastest configuration, and under ``generate``.
 
-    TPOT leaves the prefill out, so the first comparison has the end-to-end times too.
+    TPOT does not include the prefill, so the first comparison has the end-to-end times too.
     """
     dense = group[(group["precision"] == reference) & (group["status"] == "ok") & group["tpot_ms"].notna()]
     base = dense[dense["verdict"] == "reference"]
     rivals = [] if dense.empty or row["precision"] == reference else [dense.loc[dense["tpot_ms"].idxmin()]]
-    rivals += [one for _, one in base.iterrows() if all(one.name != other.name for other in [row, *rivals])]
-    told = []
+    rivals += [start for _, start in base.iterrows() if all(start.name != other.name for other in [row, *rivals])]
+    clauses = []
     for rival in rivals:
         gain = f"{number(rival['tpot_ms'] / row['tpot_ms'])} x the decode speed of {name(rival)}"
         ratio = row["memory_gib"] / rival["memory_gib"]
-        told.append(gain if math.isnan(ratio) else f"{gain} at {number(ratio)} x its memory")
-        if not told[1:] and pd.notna(row["e2e_ms"]) and pd.notna(rival["e2e_ms"]):
-            told[0] += f" (end to end {number(row['e2e_ms'])} ms against {number(rival['e2e_ms'])} ms)"
-    return f"; {', '.join(told)}" if told else ""
+        clauses.append(gain if math.isnan(ratio) else f"{gain} at {number(ratio)} x its memory")
+        if len(clauses) == 1 and pd.notna(row["e2e_ms"]) and pd.notna(rival["e2e_ms"]):
+            clauses[0] += f" (end to end {number(row['e2e_ms'])} ms against {number(rival['e2e_ms'])} ms)"
+    return f"; {', '.join(clauses)}" if clauses else ""
 
 
-def _nothing_fits(row: pd.Series, measured: pd.DataFrame, asked: list[Limit]) -> str:
+def _nothing_fits(row: pd.Series, measured: pd.DataFrame, bounds: list[Limit]) -> str:
     never = []
-    for limit in asked:
+    for limit in bounds:
         misses = measured.apply(limit.miss, axis=1)
         if (misses > 0).all():
             best = measured.loc[misses.idxmin()]
-            never.append(
-                f"{limit.label} of {limit.asked()} is out of reach of all (nearest {name(best)}: {limit.told(best)})"
-            )
+            nearest = f"nearest {name(best)}: {limit.clause(best)}"
+            never.append(f"{limit.label} of {limit.with_unit()} is out of reach of all ({nearest})")
     blame = "; ".join(never) if never else "each limit is met by some configuration, but no one meets them all"
-    told = ", ".join(limit.told(row) for limit in asked)
-    return f"No configuration meets the limits: {blame}. {name(row)} comes nearest: {told}."
+    clauses = ", ".join(limit.clause(row) for limit in bounds)
+    return f"No configuration meets the limits: {blame}. {name(row)} comes nearest: {clauses}."

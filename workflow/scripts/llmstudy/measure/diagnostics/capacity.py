@@ -12,16 +12,13 @@ from collections.abc import Callable
 from math import ceil, floor
 from pathlib import Path
 
-import pandas as pd
-
-from llmstudy.errors import StudyError, Unsupported
+from llmstudy.errors import Unsupported
 from llmstudy.measure.memory import PeakProbe, peaks_of_generation
 from llmstudy.measure.prompts import prompt_batch
 from llmstudy.measure.session import Session, log
 from llmstudy.runner import record as records
 from llmstudy.runner.failures import classify, is_out_of_memory
-from llmstudy.stats.capacity import MemoryModel, fit_memory
-from llmstudy.tables.memory import rows_of
+from llmstudy.stats.capacity import MemoryModel, Usage, fit_memory
 
 GIB = 2**30
 NEW_TOKENS = 2  # one of the prefill, one of a decode step
@@ -100,10 +97,23 @@ def require_one_gpu(device: str) -> None:
 
 
 def memory_model(record: Path) -> MemoryModel:
-    """The model fitted to a memory record; Unsupported where too few of its workloads were measured."""
+    """Fit the model to a memory record of a GPU; raise Unsupported where too few of its workloads were measured."""
+    results = records.read(record)["results"]
+    measured = [entry for entry in results.get("workloads", []) if entry["status"] == "ok"]
+    weights = sum(sum(sizes.values()) for sizes in results.get("weights", {}).values()) / GIB
+    usages = [
+        Usage(
+            batch=entry["workload"]["batch"],
+            context=entry["workload"]["prompt_tokens"] + entry["workload"]["new_tokens"],
+            weights=weights,
+            kv_cache=entry["kv_cache_bytes"] / GIB,
+            peak=max(entry[phase]["peak_allocated_bytes"] for phase in ("prefill", "decode")) / GIB,
+        )
+        for entry in measured
+    ]
     try:
-        return fit_memory(pd.DataFrame(rows_of(records.read(record))))
-    except StudyError as error:
+        return fit_memory(usages, results["load"]["peak_allocated_bytes"] / GIB if usages else 0.0)
+    except ValueError as error:
         raise Unsupported(f"no prediction to verify: {error}") from error
 
 

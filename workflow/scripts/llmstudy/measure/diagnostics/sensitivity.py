@@ -24,7 +24,7 @@ from llmstudy.measure.scoring import score, true_token
 from llmstudy.measure.session import Session, log
 from llmstudy.measure.stream import TokenStream, token_stream
 from llmstudy.stats.bootstrap import bootstrap_mean, document_blocks
-from llmstudy.stats.paired import compare_nll
+from llmstudy.stats.quality import paired_difference
 
 if TYPE_CHECKING:
     import torch
@@ -59,9 +59,9 @@ def measure(session: Session) -> dict:
     for part in parts(linears, session.settings["single_linears"]):
         with rounded(linear for linear in linears if part.holds(linear)):
             changed, kl = against(exact, scored(session, model, stream))
-        paired, divergence = compare_nll(nll, changed, document), bootstrap_mean(kl, document_blocks(document))
-        delta = paired.delta_nll
-        results["blocks"] = paired.blocks
+        blocks = document_blocks(document)
+        delta, divergence = paired_difference(nll, changed, document), bootstrap_mean(kl, blocks)
+        results["blocks"] = blocks.label
         numbers = {"delta_nll": delta.value, "se": delta.se, "low": delta.low, "high": delta.high}
         numbers |= {"kl": divergence.value, "kl_se": divergence.se}
         finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}

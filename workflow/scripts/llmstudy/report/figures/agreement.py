@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from llmstudy.report.figures import style
 from llmstudy.report.study import Study
 from llmstudy.stats.text import agreement_curve
-from llmstudy.tables.text import compared, divergences
+from llmstudy.tables.generations import compared, divergences
 
 HEADLINE = "greedy text against the reference's   lines that coincide are drawn beside each other"
 BESIDE_POINTS = 1.8  # between lines that coincide

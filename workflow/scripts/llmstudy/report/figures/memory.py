@@ -9,7 +9,7 @@ from llmstudy.report import selection
 from llmstudy.report.figures import style
 from llmstudy.report.study import Study
 from llmstudy.runner.provenance import device_memory_gib
-from llmstudy.stats.capacity import peak_gib
+from llmstudy.tables.memory import peak_gib
 from llmstudy.tables.columns import CONFIGURATION
 from llmstudy.tables.phrases import number
 

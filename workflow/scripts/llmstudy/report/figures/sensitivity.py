@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from llmstudy.report import selection
 from llmstudy.report.figures import style
 from llmstudy.report.study import Study
-from llmstudy.tables.sensitivity import ALL
+from llmstudy.tables.diagnostics import ALL
 
 HEADLINE = (
     "KL divergence from the unrounded model when this part alone is rounded to int8; bars: 95 % over documents\n"

@@ -1,0 +1,102 @@
+"""Quality of a precision from per-token values: perplexity, the difference from the reference, normalizations.
+
+Inputs are arrays over the same tokens in text order, ``document`` int (tokens,); NLL in nats, float32 or float64.
+Intervals are by block bootstrap over documents.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmstudy.stats.bootstrap import bootstrap_mean, document_blocks
+from llmstudy.stats.estimate import CONFIDENCE, Estimate, exponential
+
+
+def perplexity(nll: np.ndarray, document: np.ndarray) -> Estimate:
+    """Return token PPL = exp(mean NLL) of one model.
+
+    The interval is over other documents of the same kind; it is wide, and two such intervals must not be compared by
+    eye: ``paired_difference`` is for that.
+    """
+    mean = bootstrap_mean(nll, document_blocks(document))
+    return Estimate(mean.value, mean.low, mean.high, mean.se).exp()
+
+
+def paired_difference(reference_nll: np.ndarray, nll: np.ndarray, document: np.ndarray) -> Estimate:
+    """Return the mean NLL of a candidate minus that of its reference, nats per token: the logarithm of the PPL ratio.
+
+    The difference is taken per token in float64 before it is resampled, so that the large variation between documents
+    cancels. An NLL that is not finite makes it NaN.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    reference_nll, nll = np.asarray(reference_nll, dtype=np.float64), np.asarray(nll, dtype=np.float64)
+    if reference_nll.shape != nll.shape:
+        raise ValueError(f"reference has {reference_nll.shape} tokens, candidate {nll.shape}: not the same text")
+    with np.errstate(invalid="ignore"):
+        return bootstrap_mean(nll - reference_nll, document_blocks(document))
+
+
+def true_token_change(reference_nll: np.ndarray, nll: np.ndarray) -> np.ndarray:
+    """Return Δp = p of the candidate − p of the reference for the true tokens, p = exp(−NLL), float64 (tokens,)."""
+    return np.exp(-np.asarray(nll, dtype=np.float64)) - np.exp(-np.asarray(reference_nll, dtype=np.float64))
+
+
+def agreement(same: np.ndarray, document: np.ndarray) -> Estimate:
+    """Return the share of positions at which both models rank the same token first; ``same``: 0 or 1 (tokens,).
+
+    Where all positions agree (or none does) no resample can differ, so the open end is the exact binomial bound
+    (Clopper and Pearson, Biometrika 26, 1934): 0.025^(1 / tokens), with tokens taken as independent.
+    """
+    share = bootstrap_mean(same, document_blocks(document))
+    bound = ((1 - CONFIDENCE) / 2) ** (1 / len(same))
+    if share.value == 1:
+        return Estimate(1.0, bound, 1.0, math.nan)
+    if share.value == 0:
+        return Estimate(0.0, 0.0, 1 - bound, math.nan)
+    return Estimate(share.value, share.low, share.high, share.se)
+
+
+@dataclass(frozen=True)
+class Normalizations:
+    """One loss in every normalization: perplexities, and bits per UTF-8 byte."""
+
+    token_ppl: float
+    word_ppl: float
+    byte_ppl: float
+    bits_per_byte: float
+
+
+def normalizations(nll_sum: float, tokens: int, words: int, byte_count: int) -> Normalizations:
+    """Return every normalization of one total NLL L in nats, as lm-evaluation-harness defines them.
+
+    Token PPL = exp(L / tokens), word PPL = exp(L / words), byte PPL = exp(L / bytes), bits per byte = L / (bytes ln 2).
+
+    Raises:
+        ValueError: A count is below 1.
+    """
+    for name, count in (("tokens", tokens), ("words", words), ("byte_count", byte_count)):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, not {count}")
+    return Normalizations(
+        token_ppl=exponential(nll_sum / tokens),
+        word_ppl=exponential(nll_sum / words),
+        byte_ppl=exponential(nll_sum / byte_count),
+        bits_per_byte=nll_sum / (byte_count * math.log(2)),
+    )
+
+
+def count_words(text: str) -> int:
+    """Return the number of words as lm-evaluation-harness counts them, so that word PPL can be compared with published
+    numbers: space at the beginning or the end adds one each."""
+    return len(re.split(r"\s+", text))
+
+
+def count_bytes(text: str) -> int:
+    """Return the number of UTF-8 bytes."""
+    return len(text.encode("utf-8"))

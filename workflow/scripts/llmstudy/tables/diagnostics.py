@@ -1,0 +1,250 @@
+"""Tables of the diagnostics that turn one record into rows, none of which needs another.
+
+outliers.csv has one row per layer, linear layer and threshold: what LLM.int8() would keep in 16 bit. Shares are of the
+whole text: ``column_share`` of input columns with an outlier in some token, ``row_share`` of tokens with an outlier in
+some column, ``entry_share`` of single activations. ``max_abs`` is the largest magnitude.
+
+sensitivity.csv has one row per part of the model that was rounded to int8 while the rest kept ``precision``. ``layer``
+or ``linear`` is ``all`` where a part spans them. ``delta_nll`` in nats per token has its standard error and 95 %
+interval over documents; ``kl_nats`` is the mean KL divergence from the unrounded model, which ranks parts that
+``delta_nll`` cannot tell apart.
+
+invariance.csv has one row per precision, batch size and neighbours of the same prompt. Differences are from the prompt
+alone; ``copies`` are neighbours equal to it, ``others 1`` … other texts.
+
+profile.csv has one row per configuration: where the time of a decode step goes. Per token of the batch's step,
+``launches_per_token`` counts kernel launches by the host (the replay of a graph is one), ``kernels_per_token`` kernels
+that the device ran, ``syncs_per_token`` host synchronizations, ``operators_per_token`` PyTorch operators called from
+Python. On a CPU there are no launches and kernels, and ``syncs_per_token`` counts values read back, which on a GPU
+would wait. ``device_busy_share`` is the share of a step in which the device works: on a GPU time covered by kernels ÷
+TPOT without the profiler, on a CPU time inside operators ÷ time of the step, both under the profiler. ``flops_share``
+is what a step must compute ÷ TPOT ÷ the matrix-product rate measured in the same job, ``mbu`` the same for bytes and
+copy bandwidth; ``limit``: see ``limit_of``.
+
+attention.csv has one row per attention kernel, context and phase: the kernel alone, not the model. ``time_ms`` is the
+median over repeats, ``time_low_ms`` and ``time_high_ms`` their range. ``tflops`` (prefill) counts 4 · heads · head
+width · n² / 2 operations whatever the kernel really computes; ``gb_s`` (decode) counts keys and values read once.
+``extra_mib`` is the peak on top of the inputs (CUDA alone), ``max_abs_error`` the difference from textbook attention in
+fp32 on the same inputs, ``kernel`` what the profiler recorded.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+
+from llmstudy.measure.flops import causal_attention_flops
+from llmstudy.tables import Sources
+from llmstudy.tables.columns import AT_WORKLOAD, SHARED, Column
+from llmstudy.tables.processes import COLUMNS as PROCESSES
+from llmstudy.tables.quality import COLUMNS as QUALITY
+from llmstudy.tables.records import identity
+
+ALL = "all"
+HALF = 0.5
+VALUE_BYTES = 2  # the inputs of an attention kernel are bf16
+MIB = 2**20
+_BY_NAME = {column.name: column for column in [*PROCESSES["processes"], *QUALITY["quality"]]}
+COLUMNS = {
+    "outliers": [
+        *SHARED,
+        Column("layer", "layer", "text"),
+        Column("linear", "linear layer", "code"),
+        Column("threshold", "threshold"),
+        Column("columns", "input columns", "count"),
+        Column("max_abs", "largest magnitude"),
+        Column("column_share", "columns", "percent"),
+        Column("row_share", "rows", "percent"),
+        Column("entry_share", "values", "percent"),
+        _BY_NAME["tokens"],
+    ],
+    "sensitivity": [
+        *SHARED,
+        Column("layer", "layer", "text"),
+        Column("linear", "linear layer", "code"),
+        _BY_NAME["delta_nll"],
+        _BY_NAME["delta_nll_se"],
+        Column("delta_nll_low", "Δ NLL, low", "signed"),
+        Column("delta_nll_high", "Δ NLL, high", "signed"),
+        _BY_NAME["kl_nats"],
+        Column("kl_se_nats", "SE of KL", "nats"),
+        _BY_NAME["tokens"],
+        _BY_NAME["blocks"],
+    ],
+    "invariance": [
+        *SHARED,
+        AT_WORKLOAD[0],
+        Column("neighbours", "neighbors", "text"),
+        Column("max_abs_delta_logit", "largest Δ logit"),
+        Column("mean_abs_delta_logit", "mean Δ logit"),
+        Column("top1_changes", "first choices that change", "count"),
+        Column("positions", "positions", "count"),
+    ],
+    "profile": [
+        *SHARED,
+        *AT_WORKLOAD,
+        _BY_NAME["tpot_ms"],
+        Column("launches_per_token", "launches"),
+        Column("kernels_per_token", "kernels"),
+        Column("syncs_per_token", "synchronizations"),
+        Column("operators_per_token", "operators"),
+        Column("device_busy_share", "device busy", "percent"),
+        Column("matmul_share", "matrix products", "percent"),
+        _BY_NAME["step_bytes"],
+        _BY_NAME["bandwidth_gb_s"],
+        _BY_NAME["mbu"],
+        Column("matmul_tflops", "matrix products, TFLOP/s"),
+        Column("flops_share", "of matrix-product rate", "percent"),
+        Column("limit", "limit", "text"),
+        Column("top_operations", "longest operations", "text"),
+    ],
+    "attention": [
+        *SHARED,
+        Column("context", "context", "count"),
+        Column("phase", "phase", "text"),
+        AT_WORKLOAD[1],
+        Column("time_ms", "time, ms"),
+        Column("time_low_ms", "least time, ms"),
+        Column("time_high_ms", "most time, ms"),
+        Column("tflops", "TFLOP/s"),
+        Column("gb_s", "GB/s"),
+        Column("extra_mib", "workspace, MiB"),
+        Column("max_abs_error", "largest error"),
+        Column("kernel", "kernel", "text"),
+        Column("heads", "heads", "count"),
+        Column("kv_heads", "key-value heads", "count"),
+        Column("head_dim", "head width", "count"),
+    ],
+}
+
+
+def outliers(sources: Sources) -> list[dict]:
+    """Return a row for every linear layer and threshold; one row with the status where nothing was measured."""
+    rows = []
+    for record in sources.records:
+        results = record["results"]
+        shared = identity(record) | {"tokens": results.get("tokens")}
+        rows += [
+            shared | {key: entry[key] for key in ("layer", "linear", "columns", "max_abs")} | at_threshold
+            for entry in results.get("linears", [])
+            for at_threshold in entry["thresholds"]
+        ] or [shared]
+    return rows
+
+
+def sensitivity(sources: Sources) -> list[dict]:
+    """Return a row for every rounded part; one row with the status where nothing was measured."""
+    rows = []
+    for record in sources.records:
+        results = record["results"]
+        shared = identity(record) | {key: results.get(key) for key in ("tokens", "blocks")}
+        rows += [
+            shared
+            | {
+                "layer": ALL if part["layer"] is None else part["layer"],
+                "linear": part["linear"] or ALL,
+                "delta_nll": part["delta_nll"],
+                "delta_nll_se": part["se"],
+                "delta_nll_low": part["low"],
+                "delta_nll_high": part["high"],
+                "kl_nats": part["kl"],
+                "kl_se_nats": part["kl_se"],
+            }
+            for part in results.get("parts", [])
+        ] or [shared]
+    return rows
+
+
+def invariance(sources: Sources) -> list[dict]:
+    """Return a row for every batch; one row with the status where nothing was measured."""
+    keys = ("batch", "neighbours", "max_abs_delta_logit", "mean_abs_delta_logit", "top1_changes")
+    rows = []
+    for record in sources.records:
+        results = record["results"]
+        rows += [
+            identity(record, entry) | {key: entry.get(key) for key in keys} | {"positions": results["positions"]}
+            for entry in results.get("batches", [])
+        ] or [identity(record)]
+    return rows
+
+
+def profile(sources: Sources) -> list[dict]:
+    """Return a row for every configuration."""
+    rows = []
+    for record in sources.records:
+        results = record["results"]
+        row = identity(record) | results.get("workload", {})
+        row |= {key: results.get(key) for key in ("step_bytes", "bandwidth_gb_s", "matmul_tflops")}
+        rows.append(row | (step_columns(results, record["identity"]["device"]) if "step" in results else {}))
+    return rows
+
+
+def step_columns(results: dict, device: str) -> dict:
+    """Return the columns of a profiled step."""
+    step, seconds = results["step"], results["tpot_ms"] / 1e3
+    on_gpu = device == "cuda"
+    mbu = results["step_bytes"] / seconds / (results["bandwidth_gb_s"] * 1e9)
+    flops_share = results["step_flops"] / seconds / (results["matmul_tflops"] * 1e12)
+    # At most 1: the step was timed without the profiler, and may have been a little quicker.
+    busy_share = min(1.0, step["busy_ms"] / (results["tpot_ms"] if on_gpu else step["profiled_ms"]))
+    return {
+        "tpot_ms": results["tpot_ms"],
+        "launches_per_token": step["launches"] if on_gpu else None,
+        "kernels_per_token": step["kernels"] if on_gpu else None,
+        "syncs_per_token": step["waits"],
+        "operators_per_token": step["operators"],
+        "device_busy_share": busy_share,
+        "matmul_share": step["matmul_share"],
+        "mbu": mbu,
+        "flops_share": flops_share,
+        "limit": limit_of(mbu, flops_share, busy_share),
+        "top_operations": "; ".join(f"{name} {share:.0%}" for name, share in step["top"]),
+    }
+
+
+def limit_of(mbu: float, flops_share: float, busy_share: float) -> str:
+    """Return what limits a decode step.
+
+    ``bandwidth-bound``: it reads what it must at half of the copy bandwidth or more. ``compute-bound``: it computes
+    what it must at half of the matrix-product rate or more; the larger of the two wins. ``launch-bound``: neither, and
+    the device idles for more than half of the step, so the host is too slow. ``overhead-bound``: neither, but the
+    device works: on more than the step needs, or inefficiently.
+    """
+    if max(mbu, flops_share) >= HALF:
+        return "bandwidth-bound" if mbu >= flops_share else "compute-bound"
+    return "launch-bound" if busy_share < HALF else "overhead-bound"
+
+
+def attention(sources: Sources) -> list[dict]:
+    """Return a row for every context and phase that a record was to measure, measured or not."""
+    rows = []
+    for record in sources.records:
+        results = record["results"]
+        points = {(point["context"], point["phase"]): point for point in results.get("points", [])}
+        shape = {key: results.get(key) for key in ("heads", "kv_heads", "head_dim")}
+        for context in record["settings"]["contexts"]:
+            for phase in ("prefill", "decode"):
+                point = points.get((context, phase))
+                row = identity(record, point) | shape | {"context": context, "phase": phase}
+                row["prompt_tokens"] = context if phase == "prefill" else None
+                if point and point["status"] == "ok":
+                    row |= kernel_columns(point, results)
+                rows.append(row)
+    return rows
+
+
+def kernel_columns(point: dict, shape: dict) -> dict:
+    """Return the columns of an attention kernel at one measured context and phase."""
+    time_ms = median(point["time_ms"])
+    columns = {
+        "time_ms": time_ms,
+        "time_low_ms": min(point["time_ms"]),
+        "time_high_ms": max(point["time_ms"]),
+        "extra_mib": None if point["extra_bytes"] is None else point["extra_bytes"] / MIB,
+        "max_abs_error": point["max_abs_error"],
+        "kernel": "; ".join(point["kernels"]),
+    }
+    if point["phase"] == "prefill":
+        operations = causal_attention_flops(shape["heads"], shape["head_dim"], point["context"])
+        return columns | {"tflops": operations / (time_ms / 1e3) / 1e12}
+    read = 2 * shape["kv_heads"] * point["context"] * shape["head_dim"] * VALUE_BYTES
+    return columns | {"gb_s": read / (time_ms / 1e3) / 1e9}

@@ -1,0 +1,149 @@
+"""speed.csv: one row per configuration and workload; every mean and interval over processes is computed here.
+
+``ttft_ms``, ``tpot_ms``, ``e2e_ms``, ``tokens_per_s`` and ``mbu`` are geometric means over the ``processes`` with
+status ok, the ends of intervals Student's t on the log scale; other numbers are medians over processes. ``floor_ms``
+is the shortest possible TPOT: ``step_bytes`` ÷ ``bandwidth_gb_s``. ``speedup`` is the TPOT of the reference precision
+under runtime ``generate``, with the same attention and workload, ÷ TPOT; that configuration itself has 1 without an
+interval. ``tpot_degrees`` are the degrees of freedom of the interval of TPOT.
+
+Two processes per configuration say little about their spread, and large models are measured by one alone. What moves
+a time from process to process is the machine and the way in which steps are launched: a captured graph repeats within
+a per cent where steps launched one by one depend on the host. So the spread is pooled within a runtime, never over two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from llmstudy.stats.estimate import without_interval
+from llmstudy.stats.processes import Noise, pooled_noise, process_interval, ratio
+from llmstudy.tables import Sources
+from llmstudy.tables.columns import AT_WORKLOAD, CONFIGURATION, IDENTITY, SHARED, WORKLOAD, Column, interval, text
+from llmstudy.tables.processes import COLUMNS as PROCESSES
+
+QUANTITIES = ("ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s")  # with an interval over processes
+MEDIANS = ("itl_p50_ms", "itl_p90_ms", "cold_ms", "load_s", "compile_s", "bandwidth_gb_s", "joules_per_token")
+_BY_NAME = {column.name: column for column in PROCESSES["processes"]}
+COLUMNS = {
+    "speed": [
+        *SHARED,
+        *AT_WORKLOAD,
+        Column("processes", "processes", "count"),
+        *(end for name in QUANTITIES for end in interval(name, f"{name}_low", f"{name}_high", _BY_NAME[name].title)),
+        Column("tpot_degrees", "degrees of freedom", "count"),
+        *(_BY_NAME[name] for name in MEDIANS if name not in ("bandwidth_gb_s", "joules_per_token")),
+        *(_BY_NAME[name] for name in ("mbu", "bandwidth_gb_s", "step_bytes")),
+        Column("floor_ms", "floor of TPOT, ms"),
+        _BY_NAME["joules_per_token"],
+        *interval("speedup", "speedup_low", "speedup_high", "speed-up"),
+        Column("speedup_p", "p of the speed-up", "p"),
+        *(_BY_NAME[name] for name in ("flags", "attention_kernels")),
+    ]
+}
+NEAR = ["model", "runtime", *WORKLOAD]
+REPEATED = ["study", *CONFIGURATION]  # a process of its own
+
+
+def speed(sources: Sources) -> list[dict]:
+    """Return a row for every configuration and workload in processes.csv, measured or not."""
+    processes = sources.tables["processes"]
+    noise = {quantity: shared_noise(processes, quantity) for quantity in QUANTITIES}
+    groups = dict(list(processes.groupby([*CONFIGURATION, *WORKLOAD], sort=False)))
+    rows = []
+    for key, repeats in groups.items():
+        model, _, attention, _, *workload = key
+        base = (model, sources.reference(model), attention, "generate", *workload)
+        row = repeats.iloc[0][IDENTITY].to_dict() | dict(zip(WORKLOAD, workload)) | outcome(repeats)
+        measured = _ok(repeats)
+        row |= _times(measured, noise)
+        reference = None if key == base else _ok(groups.get(base, repeats.iloc[:0]))
+        rows.append(row | _speedup(measured, reference, noise["tpot_ms"]))
+    return rows
+
+
+def _ok(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["status"] == "ok"]
+
+
+def outcome(rows: pd.DataFrame) -> dict:
+    """Return status and reason of repeats: ``ok`` if any is, with a note on those that failed, else the first."""
+    failed = rows[rows["status"] != "ok"]
+    if failed.empty:
+        return {"status": "ok", "reason": ""}
+    status, reason = failed["status"].iloc[0], text(failed["reason"]).iloc[0]
+    if len(failed) < len(rows):
+        return {"status": "ok", "reason": f"{len(failed)} of {len(rows)} repeats failed ({status}: {reason})"}
+    return {"status": status, "reason": reason}
+
+
+def _times(measured: pd.DataFrame, noise: Mapping[str, SharedNoise]) -> dict:
+    """Return means, intervals and medians over the measured processes of a configuration at a workload."""
+    columns: dict = {"processes": len(measured)}
+    if measured.empty:
+        return columns
+    for quantity in QUANTITIES:
+        mean = process_interval(measured[quantity], noise[quantity].of(measured.iloc[0]))
+        columns |= {quantity: mean.value, f"{quantity}_low": mean.low, f"{quantity}_high": mean.high}
+    pooled = noise["tpot_ms"].of(measured.iloc[0])
+    columns["tpot_degrees"] = pooled.degrees if pooled else None
+    columns |= {name: measured[name].median() for name in MEDIANS}
+    columns["mbu"] = process_interval(measured["mbu"]).value
+    columns["step_bytes"] = int(measured["step_bytes"].median())
+    columns["floor_ms"] = columns["step_bytes"] / columns["bandwidth_gb_s"] / 1e6
+    for name in ("flags", "attention_kernels"):
+        words = {word for cell in measured[name].dropna() for word in str(cell).split("; ") if word}
+        columns[name] = "; ".join(sorted(words))
+    return columns
+
+
+def _speedup(measured: pd.DataFrame, reference: pd.DataFrame | None, noise: SharedNoise) -> dict:
+    """Return the speed-up against the measured processes of the reference; None stands for the reference itself."""
+    if reference is None:
+        gain = without_interval(math.nan if measured.empty else 1.0)
+    else:
+        shared = [noise.of(rows.iloc[0]) if len(rows) else None for rows in (reference, measured)]
+        gain = ratio(reference["tpot_ms"], measured["tpot_ms"], *shared)
+    return {"speedup": gain.value, "speedup_low": gain.low, "speedup_high": gain.high, "speedup_p": gain.p}
+
+
+@dataclass(frozen=True)
+class SharedNoise:
+    """Noise of one quantity between the processes of a study, or of several studies of one machine.
+
+    Attributes:
+        near: By (model, runtime, batch, prompt tokens, new tokens).
+        far: By runtime, over all models and workloads.
+    """
+
+    near: Mapping[tuple[Hashable, ...], Noise]
+    far: Mapping[str, Noise]
+
+    def of(self, row: Mapping) -> Noise | None:
+        """Return the noise of a configuration at a workload: that of its model, else of the study; None if unknown."""
+        return self.near.get(tuple(row[column] for column in NEAR)) or self.far.get(row["runtime"])
+
+
+def shared_noise(processes: pd.DataFrame, quantity: str) -> SharedNoise:
+    """Return the noise of a column of processes.csv, of one study or of several below each other.
+
+    Workloads of one process share what distinguishes it from the next, so the noise of a whole study has only the
+    degrees of freedom of its processes, however many workloads they measured.
+    """
+    measured = processes[(processes["status"] == "ok") & processes[quantity].notna()]
+    near = {key: pooled_noise(_samples(rows, quantity)) for key, rows in measured.groupby(NEAR)}
+    far = {}
+    for runtime, rows in measured.groupby("runtime"):
+        pooled = pooled_noise(_samples(rows, quantity))
+        if pooled:
+            processes_of = rows.groupby([*REPEATED, *WORKLOAD]).size().groupby(level=REPEATED).max()
+            far[runtime] = replace(pooled, degrees=int((processes_of - 1).sum()))
+    return SharedNoise({key: noise for key, noise in near.items() if noise}, far)
+
+
+def _samples(rows: pd.DataFrame, quantity: str) -> list[pd.Series]:
+    """Return the values of the processes of every configuration at every workload."""
+    return [sample for _, sample in rows.groupby([*REPEATED, *WORKLOAD])[quantity]]
