@@ -6,11 +6,11 @@ from llmstudy.runner import script
 
 with script.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
     asked, target, downloads = snakemake.params, Path(snakemake.output[0]), Path("resources/downloads")  # noqa: F821
-    if "model" in asked.keys():
+    if asked.get("model"):
         from llmstudy.fetch.models import fetch_weights
 
         fetch_weights(asked.model, target.parent, downloads)
-    elif "corpus" in asked.keys():
+    elif asked.get("corpus"):
         from llmstudy.fetch.corpora import fetch_corpus
 
         fetch_corpus(asked.corpus, target.parent, downloads)

@@ -8,7 +8,7 @@ from llmstudy.tables import provenance
 
 with script.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
     sources, params, output = snakemake.input, snakemake.params, Path(snakemake.output[0])  # noqa: F821
-    if "config" in params.keys():
+    if params.get("config"):
         provenance.write(sources.records, params.missing, sources.manifests, params.config, params.headline, output)
     else:
         tables.make(

@@ -1,4 +1,4 @@
-"""The config: the schema's defaults filled in, every override resolved, every mistake in one line before any job starts.
+"""The config: the schema's defaults filled in, overrides resolved, every mistake in one line before any job starts.
 
 Standard library, yaml and jsonschema only: Snakemake parses the workflow with nothing else installed.
 """
@@ -13,11 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmstudy import llama, runtimes
+from llmstudy import runtimes
 from llmstudy.errors import StudyError
 from llmstudy.fetch.shapes import SHAPES
 from llmstudy.files import shared_file
+from llmstudy.llama import Shape
 from llmstudy.models import attention, precisions
+from llmstudy.runner.job import protocol_name
 
 CONTEXT = "max_position_embeddings"
 SHAPE_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
@@ -117,7 +119,7 @@ class Study:
     @property
     def protocol(self) -> str:
         """Return the name of the first protocol, the one that is compared token by token."""
-        return llama.protocol_name(self.quality["protocols"][0], self.quality["bos"])
+        return protocol_name(self.quality["protocols"][0], self.quality["bos"])
 
     @property
     def headline(self) -> dict[str, dict]:
@@ -156,7 +158,7 @@ class Study:
             workloads=tuple(workloads),
             memory_workloads=tuple(entry["workloads"] or self.memory["workloads"] or workloads),
             context=entry["context"] or known_context(entry["source"], shape),
-            parameters=llama.parameters(shape) if shape else 1e6 * (entry["parameters_millions"] or 1000),
+            parameters=Shape.of(shape).parameters if shape else 1e6 * (entry["parameters_millions"] or 1000),
             shape=shape,
         )
 
@@ -174,6 +176,8 @@ def complete(config: dict) -> Study:
     _check_renamed(full)
     _check_schema(full, schema)
     study = Study(_filled(full, schema, schema))
+    for entry in study.config["models"]:
+        _check_shape(entry)
     _check_names(study)
     _check_numbers(study)
     return study
@@ -389,8 +393,6 @@ def _check_numbers(study: Study) -> None:
                 f"quality.protocols: stride {protocol['stride']} is more than window {protocol['window']}; "
                 "tokens between windows would never be scored"
             )
-    for entry in study.config["models"]:
-        _check_shape(entry)
 
 
 def _check_shape(entry: dict) -> None:
@@ -407,7 +409,7 @@ def _check_shape(entry: dict) -> None:
 
 
 def check_paths(study: Study, wanted: set[str]) -> None:
-    """Raise StudyError for a local source that does not exist and that one of the ``wanted`` outputs is fetched from."""
+    """Raise StudyError for a missing local source that one of the ``wanted`` outputs is fetched from."""
     for kind, key, made in (("models", "folder", "manifest.json"), ("corpora", "file", "text.jsonl")):
         for entry in study.config[kind]:
             path = entry["source"].get(key) if f"resources/{kind}/{entry['name']}/{made}" in wanted else None

@@ -360,7 +360,7 @@ def task_files(study: Study) -> list[str]:
 
 def modules(identity: Identity) -> list[str]:
     """Return the modules below ``llmstudy`` that a job runs through, beside what they import."""
-    own = [precisions.module_of(identity.precision), runtimes.module_of(identity.runtime)]
+    own = [f"models.precisions.{precisions.module_of(identity.precision)}", runtimes.module_of(identity.runtime)]
     return ["runner.child", KINDS[identity.kind].module, *own]
 
 
@@ -447,7 +447,7 @@ def _check_tasks(tasks: dict) -> None:
         )
     if tasks["include_path"] and not Path(tasks["include_path"]).is_dir():
         raise StudyError(
-            f"diagnostics.tasks.include_path: {tasks['include_path']!r} does not exist; allowed: a folder with task files"
+            f"diagnostics.tasks.include_path: {tasks['include_path']!r} does not exist; allowed: a folder of task files"
         )
 
 

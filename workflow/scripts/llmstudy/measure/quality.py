@@ -15,7 +15,8 @@ import numpy as np
 from llmstudy.measure.reference import logprobs_file, renormalise, top5_file
 from llmstudy.measure.scoring import score, true_token
 from llmstudy.measure.session import Session, log
-from llmstudy.measure.stream import TokenStream, protocol_name, token_stream
+from llmstudy.measure.stream import TokenStream, token_stream
+from llmstudy.runner.job import protocol_name
 
 
 def measure(session: Session) -> dict:

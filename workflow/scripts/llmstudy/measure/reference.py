@@ -13,7 +13,8 @@ import numpy as np
 from llmstudy.errors import StudyError
 from llmstudy.measure.scoring import score
 from llmstudy.measure.session import Session, log
-from llmstudy.measure.stream import protocol_name, token_stream
+from llmstudy.measure.stream import token_stream
+from llmstudy.runner.job import protocol_name
 
 
 def measure(session: Session) -> dict:

@@ -83,8 +83,3 @@ def windows(tokens: int, window: int, stride: int) -> Iterator[Window]:
         yield Window(begin, end, end - scored_up_to)
         scored_up_to = end
         begin += stride
-
-
-def protocol_name(protocol: dict, bos: bool) -> str:
-    """The label of a protocol in tables, for instance ``w1024-s512-bos``."""
-    return f"w{protocol['window']}-s{protocol['stride']}" + ("-bos" if bos else "")

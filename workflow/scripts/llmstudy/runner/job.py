@@ -115,7 +115,7 @@ def sequences(settings: dict) -> Iterator[tuple[str, dict[str, int]]]:
     context for."""
     for workload in settings.get("workloads", []):
         yield "workloads", {name: workload[name] for name in ("prompt_tokens", "new_tokens")}
-    for protocol in settings.get("protocols", []) + [settings["protocol"]] * ("protocol" in settings):
+    for protocol in [*settings.get("protocols", []), *([settings["protocol"]] if "protocol" in settings else [])]:
         yield "protocols", {"window": protocol["window"]}
     if "steps" in settings:
         yield "steps", {name: settings[name] for name in ("prompt_tokens", "steps")} | {"first tokens": PROFILE_TOKENS}
@@ -123,3 +123,8 @@ def sequences(settings: dict) -> Iterator[tuple[str, dict[str, int]]]:
         yield "prompt_tokens", {"prompt_tokens": settings["prompt_tokens"]}
     elif "new_tokens" in settings:
         yield "new_tokens", {"new_tokens": settings["new_tokens"]}
+
+
+def protocol_name(protocol: dict, bos: bool) -> str:
+    """Return the label of a protocol in records and tables, for instance ``w1024-s512-bos``."""
+    return f"w{protocol['window']}-s{protocol['stride']}" + ("-bos" if bos else "")

@@ -84,6 +84,19 @@ TABLES = {
 }
 
 
+def every() -> dict[str, Table]:
+    """Return all tables: those above, and one for each kind whose records none of them reads."""
+    from llmstudy.kinds import KINDS
+
+    read = {kind for table in TABLES.values() for kind in table.kinds}
+    alone = {
+        name: Table(kind.table, (name,), title=kind.title, category="Diagnostics")
+        for name, kind in KINDS.items()
+        if kind.table and name not in read
+    }
+    return TABLES | alone
+
+
 @dataclass(frozen=True)
 class Sources:
     """What a table is made of: records with their ``path``, other tables by name, and what the study says of itself.
@@ -109,7 +122,7 @@ def make(name: str, records: list[str], tables: dict[str, Path], study: dict, ou
     """Write one table.
 
     Args:
-        name: Key of `TABLES`.
+        name: A name in `every`.
         records: Paths of the records of its kinds.
         tables: Paths of the tables that it reads, by name.
         study: See `Sources`.
@@ -119,16 +132,16 @@ def make(name: str, records: list[str], tables: dict[str, Path], study: dict, ou
     from llmstudy.tables.records import read_records
 
     sources = Sources(read_records(records), {key: read_table(path) for key, path in tables.items()}, study)
-    rows = getattr(import_module(f"llmstudy.{TABLES[name].module}"), name)(sources)
-    write_table(rows, columns_of(name), output, TABLES[name].digits)
+    rows = getattr(import_module(f"llmstudy.{every()[name].module}"), name)(sources)
+    write_table(rows, columns_of(name), output, every()[name].digits)
 
 
 def columns_of(name: str) -> list[Column]:
     """Return the columns of a table in order."""
-    return import_module(f"llmstudy.{TABLES[name].module}").COLUMNS[name]
+    return import_module(f"llmstudy.{every()[name].module}").COLUMNS[name]
 
 
 @cache
 def columns() -> dict[str, Column]:
     """Return every column of every table by name. Tables that share a column share its declaration."""
-    return {column.name: column for name in TABLES for column in columns_of(name)}
+    return {column.name: column for name in every() for column in columns_of(name)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmstudy.measure.stream import protocol_name
+from llmstudy.runner.job import protocol_name
 from llmstudy.stats.bootstrap import bootstrap_mean, document_blocks
 from llmstudy.stats.estimate import percentile
 from llmstudy.stats.quality import agreement, normalizations, paired_difference, perplexity, true_token_change

@@ -18,12 +18,13 @@ class Entry:
     tables: tuple[str, ...]
     category: str
     title: str
+    module: str = "report.figures.plotting"
 
 
 # name → entry; the module of the same name draws it.
 FIGURES = {
     "trade_off": Entry(("summary",), "Answer", "Speed, memory and quality"),
-    "processes": Entry(("summary", "processes"), "Speed", "TTFT and TPOT"),
+    "speed": Entry(("summary", "processes"), "Speed", "TTFT and TPOT"),
     "bandwidth_floor": Entry(("processes",), "Speed", "TPOT above the bandwidth floor"),
     "batch": Entry(("processes",), "Speed", "Throughput against batch size"),
     "roofline": Entry(("processes",), "Speed", "Roofline"),
@@ -32,7 +33,6 @@ FIGURES = {
     "divergence": Entry(("quality",), "Quality", "KL divergence from the reference"),
     "agreement": Entry(("generations",), "Quality", "Agreement of greedy text with the reference's"),
     "outliers": Entry(("outliers",), "Explanations", "Outlier ledger"),
-    "sweep": Entry(("sweep",), "Explanations", "Threshold sweep of LLM.int8()"),
     "sensitivity": Entry(("sensitivity", "quality"), "Explanations", "Sensitivity to rounding"),
     "attention": Entry(("attention",), "Explanations", "Attention kernels"),
 }
