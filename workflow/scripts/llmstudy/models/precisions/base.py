@@ -1,4 +1,4 @@
-"""What a precision is: a name, what it stores, where it runs, and how it loads a model."""
+"""``Precision``: how linear weights are stored and multiplied, with every fact that the study needs to know about it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 class LoadRequest:
     """What a precision needs to load a model.
 
-    weights          where the parameters come from (files or a seed)
-    device           ``cpu`` or ``cuda``
-    attention        transformers' name of the attention implementation: ``eager``, ``sdpa``, ``flash_attention_2``
-    calibration_ids  int64 [1, n] token ids of real text on the CPU, for precisions that look at activations
-    device_map       ``auto`` to spread the model over all visible GPUs, else None
+    Attributes:
+        weights: where the parameters come from (files or a seed).
+        device: ``cpu`` or ``cuda``.
+        attention: transformers' name of the attention implementation: ``eager``, ``sdpa``, ``flash_attention_2``, ….
+        calibration_ids: int64 [1, n] token ids of real text on the CPU, for calibrated precisions; else None.
+        device_map: ``auto`` to spread the model over all visible GPUs, else None.
     """
 
     weights: Weights
@@ -35,18 +36,32 @@ class LoadRequest:
 class Precision:
     """One way to store and multiply the linear weights.
 
-    weight_bits    stored bits per linear weight without scales: sizes jobs before anything is loaded
-    compute_dtype  dtype of activations and of everything that is not a linear: ``float32``, ``float16``, ``bfloat16``
-    load           LoadRequest → model in eval mode on its device(s); raises Unsupported with a reason
-    calibrated     whether ``load`` needs ``calibration_ids``
-    packages       what ``load`` imports beyond torch and transformers: imported before its time and memory count
+    Attributes:
+        name: its name in configs, records and tables.
+        title: a phrase that explains it to a reader of the report.
+        family: ``dense`` (16 or 32 bits a weight), ``int8`` or ``4-bit``: with what the report groups it.
+        weight_bits: stored bits per linear weight without scales, which sizes jobs before anything is loaded.
+        compute_dtype: dtype of activations and of all parameters that are not linear weights: ``float32``, ``float16``
+            or ``bfloat16``.
+        load: returns the model of a ``LoadRequest`` in eval mode on its device or devices; raises ``Unsupported`` with
+            a reason where that is not possible.
+        color: hex color in every figure; no other precision has it. At least 3:1 contrast with #ffffff and #0d1117.
+        own: whether its kernels are this project's; False for those of a library.
+        devices: kinds of device that it runs on.
+        calibrated: whether ``load`` needs ``calibration_ids``.
+        packages: what ``load`` imports beyond torch and transformers: imported before its time and memory count.
+        threshold: outlier threshold of LLM.int8(); None for all other precisions.
     """
 
     name: str
     title: str
+    family: str
     weight_bits: float
     compute_dtype: str
     load: Callable[[LoadRequest], PreTrainedModel]
+    color: str
+    own: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
     calibrated: bool = False
     packages: tuple[str, ...] = ()
+    threshold: float | None = None

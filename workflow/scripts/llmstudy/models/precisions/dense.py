@@ -1,4 +1,4 @@
-"""Dense precisions: the library's own linears in fp32, fp16 or bf16."""
+"""Dense precisions: the library's own linear layers in fp32, fp16 or bf16."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmstudy.models.precisions.base import LoadRequest, Precision
 
 
 def load(request: LoadRequest, dtype_name: str):
-    """A dense model in the given dtype."""
+    """Return a dense model in a dtype of torch, such as ``bfloat16``."""
     import torch
 
     dtype = getattr(torch, dtype_name)
@@ -22,9 +22,15 @@ PRECISIONS = {
     name: Precision(
         name=name,
         title=f"{dtype} weights and activations",
+        family="dense",
         weight_bits=bits,
         compute_dtype=dtype,
         load=partial(load, dtype_name=dtype),
+        color=color,
     )
-    for name, dtype, bits in [("fp32", "float32", 32), ("fp16", "float16", 16), ("bf16", "bfloat16", 16)]
+    for name, dtype, bits, color in [
+        ("fp32", "float32", 32, "#7d8590"),
+        ("bf16", "bfloat16", 16, "#2f7fd0"),
+        ("fp16", "float16", 16, "#4a9bd9"),
+    ]
 }

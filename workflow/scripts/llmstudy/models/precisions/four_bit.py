@@ -9,7 +9,7 @@ from llmstudy.models.precisions.base import LoadRequest, Precision
 
 
 def load(request: LoadRequest, quant_type: str):
-    """A model whose decoder linears are ``bitsandbytes.nn.Linear4bit``, blocks of 64 weights, fp32 absmax."""
+    """Return a model whose decoder linears are ``bitsandbytes.nn.Linear4bit``: blocks of 64 weights, fp32 absmax."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -21,8 +21,8 @@ def load(request: LoadRequest, quant_type: str):
     return loading.layer_by_layer(request, torch.bfloat16, partial(make_linear, quant_type=quant_type))
 
 
-def make_linear(weight, bias, name: str, quant_type: str):
-    """One ``Linear4bit`` from a 16-bit weight [out, in]; quantised on the weight's device."""
+def make_linear(weight, bias, quant_type: str):
+    """Return the ``Linear4bit`` of a 16-bit weight [out, in] and a bias [out] or None, on the device of the weight."""
     import bitsandbytes
     import torch
     from torch import nn
@@ -37,7 +37,7 @@ def make_linear(weight, bias, name: str, quant_type: str):
             compress_statistics=False,
             quant_type=quant_type,
         )
-    # Moving an unquantised Params4bit quantises it, on whatever device it was.
+    # Moving an unquantized Params4bit quantizes it, on whatever device it was.
     linear.weight = bitsandbytes.nn.Params4bit(
         weight, requires_grad=False, compress_statistics=False, quant_type=quant_type, module=linear
     )
@@ -50,10 +50,12 @@ PRECISIONS = {
     name: Precision(
         name=name,
         title=f"bitsandbytes 4-bit {name.upper()}, blocks of 64",
+        family="4-bit",
         weight_bits=4.5,  # 4 bits and one fp32 absmax per block of 64
         compute_dtype="bfloat16",
         load=partial(load, quant_type=name),
+        color=color,
         packages=("bitsandbytes",),
     )
-    for name in ("nf4", "fp4")
+    for name, color in [("nf4", "#b45fc0"), ("fp4", "#e0508a")]
 }

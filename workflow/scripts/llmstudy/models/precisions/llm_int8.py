@@ -1,20 +1,25 @@
 """LLM.int8() of bitsandbytes (Dettmers et al. 2022, arXiv:2208.07339).
 
-``llm-int8`` keeps activation columns with a magnitude over 6.0 in 16 bit (mixed decomposition);
-``llm-int8-t0`` sets the threshold to 0, which switches the decomposition off.
+``llm-int8`` multiplies activation columns with a magnitude over 6.0 in 16 bits (mixed decomposition), as the paper does.
+``llm-int8-t<x>`` does so over x. ``llm-int8-t0`` switches the decomposition off; ``llm-int8-tinf`` does not: it still
+compares every activation and never finds an outlier, so that their difference is the cost of the search alone.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import re
+from decimal import Decimal
 from functools import partial
 
+from llmstudy.errors import StudyError
 from llmstudy.models import loading
 from llmstudy.models.precisions.base import LoadRequest, Precision
 
 
 def load(request: LoadRequest, threshold: float):
-    """A model whose decoder linears are ``bitsandbytes.nn.Linear8bitLt``; activations in bf16."""
+    """Return a model whose decoder linears are ``bitsandbytes.nn.Linear8bitLt``; activations in bf16."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -26,8 +31,8 @@ def load(request: LoadRequest, threshold: float):
     return loading.layer_by_layer(request, dtype, partial(make_linear, threshold=threshold))
 
 
-def make_linear(weight, bias, name: str, threshold: float):
-    """One ``Linear8bitLt`` from a 16-bit weight [out, in]; quantised on the weight's device."""
+def make_linear(weight, bias, threshold: float):
+    """Return the ``Linear8bitLt`` of a 16-bit weight [out, in] and a bias [out] or None, on the device of the weight."""
     import bitsandbytes
     import torch
     from torch import nn
@@ -37,10 +42,10 @@ def make_linear(weight, bias, name: str, threshold: float):
         linear = bitsandbytes.nn.Linear8bitLt(
             in_features, out_features, bias=bias is not None, has_fp16_weights=False, threshold=threshold
         )
-    # Int8Params quantises itself only on its way from the CPU; this spares a GPU the way there and back.
-    quantised, scales, _ = bitsandbytes.functional.int8_vectorwise_quant(weight.to(torch.float16))
+    # Int8Params quantizes only on the way from the CPU to another device; this spares a GPU the way there and back.
+    quantized, scales, _ = bitsandbytes.functional.int8_vectorwise_quant(weight.to(torch.float16))
     linear.weight = bitsandbytes.nn.Int8Params(
-        quantised, requires_grad=False, has_fp16_weights=False, CB=quantised, SCB=scales
+        quantized, requires_grad=False, has_fp16_weights=False, CB=quantized, SCB=scales
     )
     if bias is not None:
         linear.bias = nn.Parameter(bias, requires_grad=False)
@@ -48,20 +53,45 @@ def make_linear(weight, bias, name: str, threshold: float):
 
 
 def silence_bitsandbytes() -> None:
-    """bitsandbytes warns once per call that it casts to fp16: one run printed 22 470 lines."""
+    """Silence the warning that bitsandbytes gives at every call, that it casts to fp16: one run printed 22 470 lines."""
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
-def with_threshold(name: str, threshold: float) -> Precision:
-    """LLM.int8() at an outlier threshold; 0 switches the decomposition off."""
+def member(text: str) -> Precision:
+    """Return ``llm-int8-t<text>``; ``text`` is a decimal number or ``inf`` in its shortest spelling.
+
+    Raises:
+        StudyError: it is neither, or there is a shorter spelling, so that no two names mean the same.
+    """
+    name = f"llm-int8-t{text}"
+    if not re.fullmatch(r"\d+(\.\d+)?|inf", text, re.ASCII):
+        raise StudyError(f"precision {name!r}: {text!r} is no outlier threshold; allowed: a number, or inf")
+    threshold = float(text)
+    shortest = "inf" if math.isinf(threshold) else format(Decimal(repr(threshold)).normalize(), "f")
+    if text != shortest:
+        raise StudyError(f"precision {name!r}: the name of this threshold is 'llm-int8-t{shortest}'")
+    return with_threshold(name, threshold, _color(threshold))
+
+
+def with_threshold(name: str, threshold: float, color: str) -> Precision:
+    """Return LLM.int8() with an outlier threshold."""
     return Precision(
         name=name,
         title=f"bitsandbytes LLM.int8(), outlier threshold {threshold}",
+        family="int8",
         weight_bits=8,
         compute_dtype="bfloat16",
         load=partial(load, threshold=threshold),
+        color=color,
         packages=("bitsandbytes",),
+        threshold=threshold,
     )
 
 
-PRECISIONS = {"llm-int8": with_threshold("llm-int8", 6.0), "llm-int8-t0": with_threshold("llm-int8-t0", 0.0)}
+def _color(threshold: float) -> str:
+    """From gold at 0 to brick red at infinity: green falls, and blue tells thresholds apart that share a green."""
+    green, blue = divmod(round(86 * 48 * (1 - 6 / (threshold + 6))), 48)
+    return f"#b8{134 - green:02x}{11 + blue:02x}"
+
+
+PRECISIONS = {"llm-int8": with_threshold("llm-int8", 6.0, "#d55e00")}

@@ -1,0 +1,101 @@
+"""Arithmetic of the LLaMA architecture: parameters, floating-point operations and KV cache, from a model's shape.
+
+Weights of one layer (Touvron et al. 2023, arXiv:2302.13971, with grouped queries: Ainslie et al. 2023, arXiv:2305.13245),
+as outputs × inputs: q heads·d × h, k and v kv_heads·d × h, o h × heads·d, gate and up i × h, down h × i; d is the head
+width, h the hidden and i the intermediate size. Two norms of h a layer, one at the end. No biases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmstudy.errors import Unsupported
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model, with those filled in that its configuration may leave out.
+
+    Attributes:
+        hidden: width of the residual stream.
+        intermediate: width between the linear layers of the MLP.
+        layers: decoder layers.
+        heads: query heads.
+        kv_heads: key-value heads; as many as query heads if the configuration does not say (LLaMA 1).
+        head_dim: width of a head; ``hidden / heads`` if the configuration does not say.
+        vocabulary: rows of the embedding and of the head.
+        tied: whether the head is the embedding.
+    """
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any] | object) -> Shape:
+        """Return the shape of a model from a mapping with the keys of ``config.json``, or a transformers config.
+
+        Raises:
+            Unsupported: a size is missing that only the configuration knows.
+        """
+
+        def optional(name: str) -> Any:
+            return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+
+        def required(name: str) -> int:
+            if (value := optional(name)) is None:
+                raise Unsupported(f"the model's configuration has no {name!r}: it is not that of a LLaMA")
+            return value
+
+        hidden, heads = required("hidden_size"), required("num_attention_heads")
+        return cls(
+            hidden=hidden,
+            intermediate=required("intermediate_size"),
+            layers=required("num_hidden_layers"),
+            heads=heads,
+            kv_heads=optional("num_key_value_heads") or heads,
+            head_dim=optional("head_dim") or hidden // heads,
+            vocabulary=required("vocab_size"),
+            tied=bool(optional("tie_word_embeddings")),
+        )
+
+    @property
+    def matmul_weights(self) -> int:
+        """Weights that each token is multiplied by: q, k, v, o, gate, up and down of all layers, and the head."""
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate) + self.vocabulary * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All parameters; an embedding that is also the head counts once."""
+        norms = (2 * self.layers + 1) * self.hidden
+        return self.matmul_weights + norms + (0 if self.tied else self.vocabulary * self.hidden)
+
+    def flops(self, tokens: int, context: float) -> float:
+        """Return the floating-point operations for ``tokens`` tokens that attend to ``context`` tokens each, on average.
+
+        2 for each token and matmul weight, and for each token 4 · layers · heads · head width · context: the scores and
+        their product with the values. A decode step has one token a sequence; a prompt of n tokens has a mean context
+        of (n + 1) / 2.
+        """
+        attention = 4 * self.layers * self.heads * self.head_dim * context
+        return tokens * (2 * self.matmul_weights + attention)
+
+    def kv_bytes_per_token(self, itemsize: int) -> int:
+        """Return the bytes of KV cache for one token of one sequence, whose numbers have ``itemsize`` bytes."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
+
+
+def causal_attention_flops(heads: int, head_dim: int, context: int) -> float:
+    """Return the operations of one layer's causal attention over n tokens: 4 · heads · head width · n² / 2.
+
+    Two products over half the square, as the FlashAttention papers count (Dao 2023, arXiv:2307.08691, section 4.1).
+    """
+    return 4 * heads * head_dim * context**2 / 2
