@@ -1,8 +1,8 @@
 """Arithmetic of the LLaMA architecture: parameters, floating-point operations and KV cache, from a model's shape.
 
-Weights of one layer (Touvron et al. 2023, arXiv:2302.13971, with grouped queries: Ainslie et al. 2023, arXiv:2305.13245),
-as outputs × inputs: q heads·d × h, k and v kv_heads·d × h, o h × heads·d, gate and up i × h, down h × i; d is the head
-width, h the hidden and i the intermediate size. Two norms of h a layer, one at the end. No biases.
+Weights of one layer (Touvron et al. 2023, arXiv:2302.13971; grouped queries: Ainslie et al. 2023, arXiv:2305.13245) as
+outputs × inputs: q heads·d × h, k and v kv_heads·d × h, o h × heads·d, gate and up i × h, down h × i; d is the head
+width, h the hidden and i the intermediate size. Two norms of h in each layer, one at the end. No biases.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ class Shape:
     def flops(self, tokens: int, context: float) -> float:
         """Return the floating-point operations for ``tokens`` tokens that attend to ``context`` tokens each, on average.
 
-        2 for each token and matmul weight, and for each token 4 · layers · heads · head width · context: the scores and
-        their product with the values. A decode step has one token a sequence; a prompt of n tokens has a mean context
-        of (n + 1) / 2.
+        2 for each token and matmul weight, and for each token 4 · layers · heads · head width · context: the scores
+        and their product with the values. A decode step has one token of each sequence; a prompt of n tokens has a
+        mean context of (n + 1) / 2.
         """
         attention = 4 * self.layers * self.heads * self.head_dim * context
         return tokens * (2 * self.matmul_weights + attention)

@@ -49,7 +49,7 @@ def check(name: str) -> None:
 
 
 def module_of(name: str) -> str:
-    """Return the module of this package, ``llm_int8``, that defines a precision; raises as ``get`` for unknown names."""
+    """Return the module of this package that defines a precision, such as ``llm_int8``; raises as ``get`` does."""
     if name in MODULES:
         return MODULES[name]
     if prefix := _prefix(name):

@@ -1,4 +1,4 @@
-"""``Precision``: how linear weights are stored and multiplied, with every fact that the study needs to know about it."""
+"""``Precision``: one way to store and multiply linear weights, with every fact that the study needs about it."""
 
 from __future__ import annotations
 

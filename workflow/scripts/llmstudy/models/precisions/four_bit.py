@@ -22,7 +22,7 @@ def load(request: LoadRequest, quant_type: str):
 
 
 def make_linear(weight, bias, quant_type: str):
-    """Return the ``Linear4bit`` of a 16-bit weight [out, in] and a bias [out] or None, on the device of the weight."""
+    """Return the ``Linear4bit`` of a 16-bit weight [out, in] and a bias [out] or None, on the weight's device."""
     import bitsandbytes
     import torch
     from torch import nn

@@ -4,7 +4,7 @@
 ``int8-fused-outlier``  the same, with the input columns that carry outlier activations kept in 16 bits.
 ``int8-w8a8``           activations in int8, one scale per token, for more than 16 rows (prefill, large batches).
 
-Weights are quantized as they arrive, one layer at a time, so loading never holds more than the int8 model and one layer.
+Weights are quantized as they arrive, layer by layer, so loading never holds more than the int8 model and one layer.
 
 LLM.int8() (arXiv:2208.07339) searches columns with a magnitude over 6.0 in every call, which synchronizes with the host
 and makes the result of a row depend on its neighbors. ``int8-fused-outlier`` chooses them once, from calibration text:

@@ -1,8 +1,8 @@
 """LLM.int8() of bitsandbytes (Dettmers et al. 2022, arXiv:2208.07339).
 
-``llm-int8`` multiplies activation columns with a magnitude over 6.0 in 16 bits (mixed decomposition), as the paper does.
-``llm-int8-t<x>`` does so over x. ``llm-int8-t0`` switches the decomposition off; ``llm-int8-tinf`` does not: it still
-compares every activation and never finds an outlier, so that their difference is the cost of the search alone.
+``llm-int8`` multiplies activation columns with a magnitude over 6.0 in 16 bits (mixed decomposition), as the paper
+does; ``llm-int8-t<x>`` those over x. ``llm-int8-t0`` switches the decomposition off. ``llm-int8-tinf`` does not: it
+compares every activation and never finds an outlier, so that the difference of the two is the cost of the search.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def load(request: LoadRequest, threshold: float):
 
 
 def make_linear(weight, bias, threshold: float):
-    """Return the ``Linear8bitLt`` of a 16-bit weight [out, in] and a bias [out] or None, on the device of the weight."""
+    """Return the ``Linear8bitLt`` of a 16-bit weight [out, in] and a bias [out] or None, on the weight's device."""
     import bitsandbytes
     import torch
     from torch import nn
@@ -53,7 +53,7 @@ def make_linear(weight, bias, threshold: float):
 
 
 def silence_bitsandbytes() -> None:
-    """Silence the warning that bitsandbytes gives at every call, that it casts to fp16: one run printed 22 470 lines."""
+    """Silence a warning of bitsandbytes at every call (it casts to fp16): one run printed 22 470 lines."""
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
