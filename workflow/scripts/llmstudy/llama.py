@@ -79,7 +79,7 @@ class Shape:
         return self.matmul_weights + norms + (0 if self.tied else self.vocabulary * self.hidden)
 
     def flops(self, tokens: int, context: float) -> float:
-        """Return the floating-point operations for ``tokens`` tokens that attend to ``context`` tokens each, on average.
+        """Return the floating-point operations for ``tokens`` tokens, each of which attends to ``context`` on average.
 
         2 for each token and matmul weight, and for each token 4 · layers · heads · head width · context: the scores
         and their product with the values. A decode step has one token of each sequence; a prompt of n tokens has a
