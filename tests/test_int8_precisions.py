@@ -8,7 +8,7 @@ from conftest import tiny_llama_config
 from llmstudy.errors import Unsupported
 from llmstudy.kernels.linear import Int8Linear
 from llmstudy.models import precisions
-from llmstudy.models.precisions.int8_fused_outlier import THRESHOLD, find_outlier_columns
+from llmstudy.models.precisions.int8 import THRESHOLD, find_outlier_columns
 from transformers import LlamaForCausalLM
 
 NAMES = ["int8-fused", "int8-fused-outlier", "int8-w8a8"]

@@ -66,7 +66,7 @@ def test_the_outlier_decomposition_makes_a_difference_here(folder):
     assert errors[0] < 0.8 * errors[1]
 
 
-@pytest.mark.parametrize("name", sorted(precisions.MODULES))
+@pytest.mark.parametrize("name", [*precisions.names(), "llm-int8-t0", "llm-int8-tinf"])
 def test_every_precision_stays_near_the_reference(folder, name):
     """Cosine similarity of logits with fp32's: 4 bits are coarse, but no precision may lose the model."""
     request = request_for(folder)
@@ -79,7 +79,7 @@ def test_every_precision_stays_near_the_reference(folder, name):
     assert torch.cosine_similarity(found, reference, dim=0) > floor
 
 
-@pytest.mark.parametrize("name", sorted(precisions.MODULES))
+@pytest.mark.parametrize("name", [*precisions.names(), "llm-int8-t0"])
 def test_a_precision_keeps_what_it_promises(folder, name):
     precision = precisions.get(name)
     assert precision.name == name and precision.title
@@ -96,7 +96,7 @@ def test_a_precision_keeps_what_it_promises(folder, name):
     assert all(parameter.device.type == "cpu" for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", sorted(precisions.MODULES))
+@pytest.mark.parametrize("name", precisions.names())
 def test_declared_bits_are_those_stored(tmp_path, name):
     """What sizes jobs before anything is loaded, against the bytes of a loaded model; scales come on top."""
     from llmstudy.measure.footprint import total, weight_bytes
@@ -182,14 +182,66 @@ def test_bitsandbytes_says_nothing_at_every_call(folder, caplog):
     assert not [record for record in caplog.records if record.name.startswith("bitsandbytes")]
 
 
-def test_an_unknown_precision_is_told():
-    with pytest.raises(StudyError, match="'int7'.*llm-int8"):
-        precisions.get("int7")
+MEMBERS = ["llm-int8-t0", "llm-int8-t0.5", "llm-int8-t2", "llm-int8-t6", "llm-int8-t10", "llm-int8-tinf"]
 
 
-def test_every_registered_module_holds_its_precisions():
-    for name in precisions.MODULES:
-        assert precisions.get(name).name == name
+def test_facts_of_every_precision():
+    entries = [precisions.get(name) for name in (*precisions.names(), *MEMBERS)]
+    assert [entry.name for entry in entries] == [*precisions.names(), *MEMBERS]
+    assert len({entry.color for entry in entries}) == len(entries)
+    for entry in entries:
+        assert entry.title and entry.family in ("dense", "int8", "4-bit")
+        assert entry.own == entry.name.startswith("int8-")
+        of_bitsandbytes = entry.name.startswith("llm-int8") or entry.name in ("nf4", "fp4")
+        assert entry.packages == (("bitsandbytes",) if of_bitsandbytes else ())
+        assert min(contrast(entry.color, page) for page in ("#ffffff", "#0d1117")) >= 3
+
+
+def contrast(color: str, other: str) -> float:
+    """WCAG 2.2, relative luminance of sRGB."""
+    levels = []
+    for text in (color, other):
+        channels = (int(text[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        levels.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+    return max(levels) / min(levels)
+
+
+def test_thresholds_of_a_family_reach_bitsandbytes(folder):
+    for name, threshold in [("llm-int8-t2.5", 2.5), ("llm-int8-tinf", float("inf")), ("llm-int8", 6.0)]:
+        assert precisions.get(name).threshold == threshold
+        for request in (request_for(folder), in_place_of_random(request_for(folder))):
+            model = precisions.get(name).load(request)
+            assert model.model.layers[1].mlp.down_proj.state.threshold == threshold
+
+
+@pytest.mark.parametrize("near", [0, 0.25, 2, 8, 20, 100])
+def test_thresholds_near_each_other_have_colors_of_their_own(near):
+    assert precisions.get(f"llm-int8-t{near:g}").color != precisions.get(f"llm-int8-t{near + 1:g}").color
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("int7", "'int7': not known; allowed: .*llm-int8, .*llm-int8-t<x>"),
+        ("llm-int8-t4.0", "'llm-int8-t4.0': .*'llm-int8-t4'"),
+        ("llm-int8-t04", "'llm-int8-t4'"),
+        ("llm-int8-t6.0", "'llm-int8-t6'"),
+        ("llm-int8-t-1", "'-1' is no outlier threshold"),
+        ("llm-int8-t1e3", "'1e3' is no outlier threshold"),
+        ("llm-int8-tnan", "'nan' is no outlier threshold"),
+        ("llm-int8-t", "'' is no outlier threshold"),
+    ],
+)
+def test_a_name_that_is_no_precision_is_refused_in_one_line(name, line):
+    with pytest.raises(StudyError, match=line):
+        precisions.check(name)
+
+
+def test_precisions_are_listed_by_registry_then_threshold():
+    assert precisions.in_order(["gone", "nf4", "llm-int8-t10", "llm-int8-tinf", "llm-int8-t2", "llm-int8", "bf16"]) == [
+        "bf16", "llm-int8", "llm-int8-t2", "llm-int8-t10", "llm-int8-tinf", "nf4", "gone"
+    ]  # fmt: skip
 
 
 def test_a_calibrated_precision_gets_text_in_a_measurement(folder, tiny_corpus, tmp_path, monkeypatch):
@@ -240,10 +292,3 @@ def test_a_library_is_imported_before_loading_and_only_where_it_is_needed(folder
     told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
     wanted = [f"{name} {name == 'llm-int8'} {name == 'llm-int8'}" for name in names]
     assert [line for line in told if line.split(" ")[0] in names] == wanted
-
-
-def test_precisions_of_bitsandbytes_say_so():
-    for name in precisions.MODULES:
-        one = precisions.get(name)
-        of_theirs = name.startswith("llm-int8") or name in ("nf4", "fp4")
-        assert one.packages == (("bitsandbytes",) if of_theirs else ()), name

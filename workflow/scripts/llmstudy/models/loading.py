@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-MakeLinear = Callable[["torch.Tensor", "torch.Tensor | None", str], "nn.Module"]
+MakeLinear = Callable[["torch.Tensor", "torch.Tensor | None"], "nn.Module"]
 
 
 def from_library(request: LoadRequest, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
@@ -41,7 +41,7 @@ def from_library(request: LoadRequest, dtype: torch.dtype, **options: Any) -> Pr
 def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLinear | None = None) -> PreTrainedModel:
     """The model built on the meta device and materialised one parameter at a time.
 
-    ``make_linear(weight [out, in], bias [out] or None, name)`` returns the module that takes the place of a decoder
+    ``make_linear(weight [out, in], bias [out] or None)`` returns the module that takes the place of a decoder
     linear; without it linears stay dense. Embeddings, norms and the head keep ``dtype``: bitsandbytes leaves them too.
     """
     import torch
@@ -66,7 +66,7 @@ def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLi
                 # the next is. Quantised weights that the allocator cuts out of such blocks pin what is left of them: a
                 # quarter more than the weights, once the graph runtime has joined some and freed the parts.
                 torch.cuda.empty_cache()
-                model.set_submodule(path, make_linear(weight, bias, path))
+                model.set_submodule(path, make_linear(weight, bias))
                 del weight
                 torch.cuda.empty_cache()
                 continue

@@ -11,26 +11,25 @@ from importlib import import_module
 from llmstudy.errors import StudyError
 from llmstudy.models.precisions.base import LoadRequest, Precision
 
-# Name → module with a mapping ``PRECISIONS`` from name to ``Precision``, in the order of tables and figures.
-# The digest of a measurement's code follows ``module_of`` its precision alone: a new line here changes no record.
+# Name → module with a mapping ``PRECISIONS`` from name to ``Precision``, in the order of tables and figures. A name
+# with <x> is a family's, whose module has a function ``member`` from the text in the place of <x> to its ``Precision``.
 MODULES = {
     "fp32": "dense",
     "bf16": "dense",
     "fp16": "dense",
     "llm-int8": "llm_int8",
+    "llm-int8-t<x>": "llm_int8",
     "int8-fused": "int8",
     "int8-fused-outlier": "int8",
     "int8-w8a8": "int8",
     "nf4": "four_bit",
     "fp4": "four_bit",
 }
-# Prefix of a family's names → module with a function ``member`` from the rest of a name to its ``Precision``.
-FAMILIES = {"llm-int8-t": "llm_int8"}
 
 
 def names() -> tuple[str, ...]:
     """Return all names but those of families, in the order of tables and figures."""
-    return tuple(MODULES)
+    return tuple(name for name in MODULES if "<" not in name)
 
 
 def get(name: str) -> Precision:
@@ -39,8 +38,9 @@ def get(name: str) -> Precision:
     Raises:
         StudyError: there is none; or ``name`` is another spelling (``llm-int8-t2.50``) of a name, which the line gives.
     """
-    module = import_module(f"{__name__}.{module_of(name)}")
-    return module.PRECISIONS[name] if name in MODULES else module.member(name.removeprefix(_prefix(name)))
+    entry = _entry(name)
+    module = import_module(f"{__name__}.{MODULES[entry]}")
+    return module.PRECISIONS[name] if entry == name else module.member(name.removeprefix(entry.partition("<")[0]))
 
 
 def check(name: str) -> None:
@@ -49,31 +49,30 @@ def check(name: str) -> None:
 
 
 def module_of(name: str) -> str:
-    """Return the module of this package that defines a precision, such as ``llm_int8``; raises as ``get`` does."""
-    if name in MODULES:
-        return MODULES[name]
-    if prefix := _prefix(name):
-        return FAMILIES[prefix]
-    allowed = ", ".join([*MODULES, *(f"{family}<x>" for family in FAMILIES)])
-    raise StudyError(f"precision {name!r}: not known; allowed: {allowed}")
+    """Return the module below ``llmstudy`` that defines a precision; raise ``StudyError`` if none can."""
+    return f"models.precisions.{MODULES[_entry(name)]}"
 
 
 def in_order(given: Iterable[str]) -> list[str]:
-    """Return each name once: in the order of the registry, LLM.int8() by threshold, unknown names last."""
+    """Return each name once: in the order of the registry, a family by threshold, unknown names last."""
     return sorted(set(given), key=_rank)
 
 
-def _prefix(name: str) -> str:
-    return next((prefix for prefix in FAMILIES if name.startswith(prefix)), "")
+def _entry(name: str) -> str:
+    """Return the key of ``MODULES`` that covers a name."""
+    if name in names():
+        return name
+    for entry in MODULES:
+        if "<" in entry and name.startswith(entry.partition("<")[0]):
+            return entry
+    raise StudyError(f"precision {name!r}: not known; allowed: {', '.join(MODULES)}")
 
 
 def _rank(name: str) -> tuple:
     try:
-        module, threshold = module_of(name), get(name).threshold
+        return list(MODULES).index(_entry(name)), get(name).threshold or 0, name
     except StudyError:
-        return len(MODULES), 0, 0, name
-    place = list(MODULES).index(name) if name in MODULES else list(MODULES.values()).index(module)
-    return place, name not in MODULES, threshold or 0, name
+        return len(MODULES), 0, name
 
 
 __all__ = ["LoadRequest", "Precision", "check", "get", "in_order", "module_of", "names"]
