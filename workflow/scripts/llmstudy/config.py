@@ -17,9 +17,8 @@ from llmstudy import runtimes
 from llmstudy.errors import StudyError
 from llmstudy.fetch.shapes import SHAPES
 from llmstudy.files import shared_file
-from llmstudy.llama import Shape
+from llmstudy.llama import Shape, protocol_name
 from llmstudy.models import attention, precisions
-from llmstudy.runner.job import protocol_name
 
 CONTEXT = "max_position_embeddings"
 SHAPE_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")

@@ -360,7 +360,7 @@ def task_files(study: Study) -> list[str]:
 
 def modules(identity: Identity) -> list[str]:
     """Return the modules below ``llmstudy`` that a job runs through, beside what they import."""
-    own = [f"models.precisions.{precisions.module_of(identity.precision)}", runtimes.module_of(identity.runtime)]
+    own = [precisions.module_of(identity.precision), runtimes.module_of(identity.runtime)]
     return ["runner.child", KINDS[identity.kind].module, *own]
 
 

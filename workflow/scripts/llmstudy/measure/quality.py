@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from llmstudy.llama import protocol_name
 from llmstudy.measure.reference import logprobs_file, renormalise, top5_file
 from llmstudy.measure.scoring import score, true_token
 from llmstudy.measure.session import Session, log
 from llmstudy.measure.stream import TokenStream, token_stream
-from llmstudy.runner.job import protocol_name
 
 
 def measure(session: Session) -> dict:

@@ -11,10 +11,10 @@ import shutil
 import numpy as np
 
 from llmstudy.errors import StudyError
+from llmstudy.llama import protocol_name
 from llmstudy.measure.scoring import score
 from llmstudy.measure.session import Session, log
 from llmstudy.measure.stream import token_stream
-from llmstudy.runner.job import protocol_name
 
 
 def measure(session: Session) -> dict:

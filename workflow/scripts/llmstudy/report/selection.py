@@ -7,7 +7,8 @@ import pandas as pd
 from llmstudy.report.study import Study
 from llmstudy.stats.processes import process_interval
 from llmstudy.stats.estimate import critical_value
-from llmstudy.tables.columns import CONFIGURATION, WORKLOAD, nearest_workload
+from llmstudy.tables.columns import CONFIGURATION, WORKLOAD
+from llmstudy.tables.memory import nearest_workload
 from llmstudy.tables.speed import SharedNoise, shared_noise
 
 INTERVALS = ("ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s")  # with an interval over processes

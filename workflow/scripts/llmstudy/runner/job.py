@@ -123,8 +123,3 @@ def sequences(settings: dict) -> Iterator[tuple[str, dict[str, int]]]:
         yield "prompt_tokens", {"prompt_tokens": settings["prompt_tokens"]}
     elif "new_tokens" in settings:
         yield "new_tokens", {"new_tokens": settings["new_tokens"]}
-
-
-def protocol_name(protocol: dict, bos: bool) -> str:
-    """Return the label of a protocol in records and tables, for instance ``w1024-s512-bos``."""
-    return f"w{protocol['window']}-s{protocol['stride']}" + ("-bos" if bos else "")

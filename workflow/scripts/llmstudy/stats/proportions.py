@@ -54,7 +54,7 @@ def paired_change(both: int, lost: int, gained: int, neither: int) -> Estimate:
 
 
 def _correlation(both: int, lost: int, gained: int, neither: int) -> float:
-    """Return phi of the 2 × 2 table, a positive one with Newcombe's continuity correction; 0 where a side is constant."""
+    """Return phi of the 2 × 2 table, with Newcombe's continuity correction if positive; 0 where a side is constant."""
     margins = (both + lost) * (gained + neither) * (both + gained) * (lost + neither)
     if not margins:
         return 0.0

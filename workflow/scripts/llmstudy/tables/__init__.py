@@ -101,8 +101,8 @@ def every() -> dict[str, Table]:
 class Sources:
     """What a table is made of: records with their ``path``, other tables by name, and what the study says of itself.
 
-    ``study`` has ``reference`` (a precision), ``headline`` (per model its reference, workload, corpus and protocol),
-    ``limits``, ``smallest_effect_percent``, ``attention``, ``kernels`` and ``capacity``.
+    ``study`` has ``headline`` (per model the reference precision, and the workload, corpus and protocol of its rows in
+    summary.csv), ``limits``, ``smallest_effect_percent``, ``attention``, ``kernels`` and ``capacity``.
     """
 
     records: list[dict]
@@ -115,7 +115,11 @@ class Sources:
 
     def reference(self, model: str) -> str:
         """Return the precision that the others of a model are compared with."""
-        return self.study["headline"].get(model, self.study)["reference"]
+        return self.study["headline"][model]["reference"]
+
+    def is_reference(self, record: dict) -> bool:
+        """Return whether a record is of the precision that the others of its model are compared with."""
+        return record["identity"]["precision"] == self.reference(record["identity"]["model"])
 
 
 def make(name: str, records: list[str], tables: dict[str, Path], study: dict, output: Path) -> None:

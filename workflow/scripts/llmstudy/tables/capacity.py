@@ -19,27 +19,21 @@ import pandas as pd
 
 from llmstudy.stats.capacity import MemoryModel, Usage, fit_memory
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import CONFIGURATION, IDENTITY, SHARED, Column
+from llmstudy.tables.columns import CONFIGURATION, IDENTITY, SHARED, columns
 from llmstudy.tables.memory import PEAKS, peak_gib, peaks_that_count
 
 COLUMNS = {
     "capacity": [
         *SHARED,
-        Column("device_gib", "device, GiB"),
-        Column("usable_gib", "usable, GiB"),
-        Column("context_tokens", "context", "count"),
-        Column("largest_batch", "largest batch", "count"),
-        Column("fits_gib", "its peak, GiB"),
-        Column("first_too_large", "first too large", "count"),
-        Column("too_large_gib", "its peak, GiB"),
-        Column("largest_ok", "largest that ran", "count"),
-        Column("smallest_oom", "smallest out of memory", "count"),
-        Column("verified_fits", "verified to fit", "count"),
-        Column("verified_oom", "verified too large", "count"),
-        Column("prediction", "prediction", "text"),
-        Column("prediction_reason", "reason of the prediction", "text"),
-        Column("residual_gib", "largest error, GiB"),
-        Column("fitted_rows", "fitted workloads", "count"),
+        *columns("device_gib usable_gib"),
+        *columns("context_tokens largest_batch", "count"),
+        *columns("fits_gib"),
+        *columns("first_too_large", "count"),
+        *columns("too_large_gib"),
+        *columns("largest_ok smallest_oom verified_fits verified_oom", "count"),
+        *columns("prediction prediction_reason", "text"),
+        *columns("residual_gib"),
+        *columns("fitted_rows", "count"),
     ]
 }
 

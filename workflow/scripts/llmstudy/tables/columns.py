@@ -16,6 +16,18 @@ WORKLOAD = ["batch", "prompt_tokens", "new_tokens"]
 PROTOCOL = ["corpus", "protocol"]
 # Text that is never missing; "NA" and "null" are words there.
 TEXT = ("reason", "flags", "text", "reference_text", "kl_reason")
+UNITS = {"ms": "ms", "s": "s", "gib": "GiB", "mib": "MiB", "nats": "nats"}
+TERMS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "end to end", "mbu": "MBU", "rss": "RSS", "nll": "NLL"}
+TERMS |= {
+    "kv": "KV",
+    "kl": "KL",
+    "se": "SE of",
+    "ppl": "PPL",
+    "delta": "Δ",
+    "top1": "top-1",
+    "top5": "top-5",
+    "p999": "p99.9",
+}
 
 
 @dataclass(frozen=True)
@@ -40,23 +52,35 @@ def interval(name: str, low: str, high: str, title: str, show: str = "number") -
     return [Column(name, title, show), Column(low, f"{title}, low", show), Column(high, f"{title}, high", show)]
 
 
+def columns(names: str, show: str = "number") -> list[Column]:
+    """Return columns whose titles follow from their names: "peak load, GiB" of ``peak_load_gib``."""
+    return [Column(name, _title(name), show) for name in names.split()]
+
+
+def pick(columns: Iterable[Column], names: str) -> list[Column]:
+    """Return the columns of another table that have these names."""
+    by_name = {column.name: column for column in columns}
+    return [by_name[name] for name in names.split()]
+
+
+def _title(name: str) -> str:
+    words, _, unit = name.rpartition("_")
+    if unit in UNITS:
+        return f"{_title(words)}, {UNITS[unit]}"
+    return " ".join(TERMS.get(word, word) for word in name.split("_"))
+
+
 SHARED = [
-    Column("study", "study", "text"),
-    Column("model", "model", "code"),
-    Column("weights", "weights", "text"),
-    Column("precision", "precision", "code"),
-    Column("attention", "attention", "text"),
-    Column("runtime", "runtime", "text"),
-    Column("device", "device", "text"),
-    Column("status", "status", "code"),
-    Column("reason", "reason", "text"),
+    *columns("study", "text"),
+    *columns("model", "code"),
+    *columns("weights", "text"),
+    *columns("precision", "code"),
+    *columns("attention runtime device", "text"),
+    *columns("status", "code"),
+    *columns("reason", "text"),
 ]
-AT_WORKLOAD = [
-    Column("batch", "batch", "count"),
-    Column("prompt_tokens", "prompt tokens", "count"),
-    Column("new_tokens", "new tokens", "count"),
-]
-AT_PROTOCOL = [Column("corpus", "corpus", "text"), Column("protocol", "protocol", "code")]
+AT_WORKLOAD = columns("batch prompt_tokens new_tokens", "count")
+AT_PROTOCOL = columns("corpus protocol", "text")
 
 
 def write_table(rows: Iterable[Mapping], columns: Sequence[Column], path: Path, digits: int = 6) -> None:
@@ -80,14 +104,3 @@ def read_table(path: Path) -> pd.DataFrame:
 def text(cells: pd.Series) -> pd.Series:
     """Return a column of text with "" where a cell is missing (a column of missing cells alone is read as numbers)."""
     return cells.astype(object).where(cells.notna(), "")
-
-
-def nearest_workload(table: pd.DataFrame, workload: Mapping[str, int]) -> dict[str, int]:
-    """Return the workload in ``table`` with the same batch and prompt and the nearest number of new tokens, or
-    ``workload`` itself where there is none. A few new tokens more add their KV cache alone to memory."""
-    same = table[(table["batch"] == workload["batch"]) & (table["prompt_tokens"] == workload["prompt_tokens"])]
-    wanted = {column: int(workload[column]) for column in WORKLOAD}
-    counts = same["new_tokens"].dropna().astype(int)
-    if counts.empty:
-        return wanted
-    return wanted | {"new_tokens": min(counts, key=lambda tokens: abs(tokens - wanted["new_tokens"]))}

@@ -226,7 +226,7 @@ def is_other_text(old: pd.Series, new: pd.Series) -> bool:
 
 
 def _paired_arrays(old: pd.Series, new: pd.Series, studies: Studies) -> list[dict] | None:
-    """Return the per-token arrays of this corpus and protocol in both studies; None unless both have the same tokens."""
+    """Return the per-token arrays of a corpus and protocol in both studies; None unless both have the same tokens."""
     prefix = f"{old['corpus']}/{old['protocol']}/"
     sides = []
     for row, folder in ((old, studies.before), (new, studies.after)):
@@ -243,7 +243,7 @@ def _paired_arrays(old: pd.Series, new: pd.Series, studies: Studies) -> list[dic
 
 
 def _from_tables(quantity: str, values: tuple[float, float], ends: list[tuple[float, float]]) -> Estimate:
-    """Return the change from two values with intervals, taken as independent: of ln PPL, else of the quantity itself."""
+    """Return the change between two independent values with intervals: of ln PPL, else of the quantity itself."""
     old, new = values
     if quantity == "ppl":
         difference, se = math.log(new / old), math.hypot(*(log_error(*pair) for pair in ends))

@@ -17,22 +17,17 @@ import pandas as pd
 
 from llmstudy.stats.crossover import CrossOver, cross_over
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import AT_WORKLOAD, CONFIGURATION, SHARED, WORKLOAD, Column
+from llmstudy.tables.columns import AT_WORKLOAD, CONFIGURATION, SHARED, WORKLOAD, columns
 from llmstudy.tables.records import identity
 
 COLUMNS = {
     "crossover": [
         *SHARED,
         *AT_WORKLOAD,
-        Column("reference", "overtaken", "code"),
-        Column("along", "along", "text"),
-        Column("quantity", "quantity", "text"),
-        Column("kind", "kind", "text"),
-        Column("x", "at"),
-        Column("low", "at, low"),
-        Column("high", "at, high"),
-        Column("changes", "changes of leader", "count"),
-        Column("text", "text", "text"),
+        *columns("reference along quantity kind", "text"),
+        *columns("x low high"),
+        *columns("changes", "count"),
+        *columns("text", "text"),
     ]
 }
 PHASES = ("prefill", "decode")

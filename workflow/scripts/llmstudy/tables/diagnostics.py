@@ -32,87 +32,65 @@ from __future__ import annotations
 
 from statistics import median
 
-from llmstudy.measure.flops import causal_attention_flops
+from llmstudy.llama import causal_attention_flops
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import AT_WORKLOAD, SHARED, Column
+from llmstudy.tables.columns import AT_WORKLOAD, SHARED, Column, columns, pick
 from llmstudy.tables.processes import COLUMNS as PROCESSES
-from llmstudy.tables.quality import COLUMNS as QUALITY
 from llmstudy.tables.records import identity
 
 ALL = "all"
 HALF = 0.5
 VALUE_BYTES = 2  # the inputs of an attention kernel are bf16
 MIB = 2**20
-_BY_NAME = {column.name: column for column in [*PROCESSES["processes"], *QUALITY["quality"]]}
 COLUMNS = {
     "outliers": [
         *SHARED,
-        Column("layer", "layer", "text"),
-        Column("linear", "linear layer", "code"),
-        Column("threshold", "threshold"),
-        Column("columns", "input columns", "count"),
-        Column("max_abs", "largest magnitude"),
-        Column("column_share", "columns", "percent"),
-        Column("row_share", "rows", "percent"),
-        Column("entry_share", "values", "percent"),
-        _BY_NAME["tokens"],
+        *columns("layer linear", "text"),
+        *columns("threshold"),
+        *columns("columns", "count"),
+        *columns("max_abs"),
+        *columns("column_share row_share entry_share", "percent"),
+        *columns("tokens", "count"),
     ],
     "sensitivity": [
         *SHARED,
-        Column("layer", "layer", "text"),
-        Column("linear", "linear layer", "code"),
-        _BY_NAME["delta_nll"],
-        _BY_NAME["delta_nll_se"],
-        Column("delta_nll_low", "Δ NLL, low", "signed"),
-        Column("delta_nll_high", "Δ NLL, high", "signed"),
-        _BY_NAME["kl_nats"],
-        Column("kl_se_nats", "SE of KL", "nats"),
-        _BY_NAME["tokens"],
-        _BY_NAME["blocks"],
+        *columns("layer linear", "text"),
+        *columns("delta_nll", "signed"),
+        Column("delta_nll_se", "SE of Δ NLL", "signed"),
+        *columns("delta_nll_low delta_nll_high", "signed"),
+        *columns("kl_nats", "nats"),
+        Column("kl_se_nats", "SE of KL, nats", "nats"),
+        *columns("tokens", "count"),
+        *columns("blocks", "text"),
     ],
     "invariance": [
         *SHARED,
-        AT_WORKLOAD[0],
-        Column("neighbours", "neighbors", "text"),
-        Column("max_abs_delta_logit", "largest Δ logit"),
-        Column("mean_abs_delta_logit", "mean Δ logit"),
-        Column("top1_changes", "first choices that change", "count"),
-        Column("positions", "positions", "count"),
+        *columns("batch", "count"),
+        *columns("neighbours", "text"),
+        *columns("max_abs_delta_logit mean_abs_delta_logit"),
+        *columns("top1_changes positions", "count"),
     ],
     "profile": [
         *SHARED,
         *AT_WORKLOAD,
-        _BY_NAME["tpot_ms"],
-        Column("launches_per_token", "launches"),
-        Column("kernels_per_token", "kernels"),
-        Column("syncs_per_token", "synchronizations"),
-        Column("operators_per_token", "operators"),
-        Column("device_busy_share", "device busy", "percent"),
-        Column("matmul_share", "matrix products", "percent"),
-        _BY_NAME["step_bytes"],
-        _BY_NAME["bandwidth_gb_s"],
-        _BY_NAME["mbu"],
+        *columns("tpot_ms launches_per_token kernels_per_token syncs_per_token operators_per_token"),
+        *columns("device_busy_share matmul_share", "percent"),
+        *pick(PROCESSES["processes"], "step_bytes bandwidth_gb_s mbu"),
         Column("matmul_tflops", "matrix products, TFLOP/s"),
-        Column("flops_share", "of matrix-product rate", "percent"),
-        Column("limit", "limit", "text"),
-        Column("top_operations", "longest operations", "text"),
+        *columns("flops_share", "percent"),
+        *columns("limit top_operations", "text"),
     ],
     "attention": [
         *SHARED,
-        Column("context", "context", "count"),
-        Column("phase", "phase", "text"),
-        AT_WORKLOAD[1],
-        Column("time_ms", "time, ms"),
-        Column("time_low_ms", "least time, ms"),
-        Column("time_high_ms", "most time, ms"),
+        *columns("context", "count"),
+        *columns("phase", "text"),
+        *columns("prompt_tokens", "count"),
+        *columns("time_ms time_low_ms time_high_ms"),
         Column("tflops", "TFLOP/s"),
         Column("gb_s", "GB/s"),
-        Column("extra_mib", "workspace, MiB"),
-        Column("max_abs_error", "largest error"),
-        Column("kernel", "kernel", "text"),
-        Column("heads", "heads", "count"),
-        Column("kv_heads", "key-value heads", "count"),
-        Column("head_dim", "head width", "count"),
+        *columns("extra_mib max_abs_error"),
+        *columns("kernel", "text"),
+        *columns("heads kv_heads head_dim", "count"),
     ],
 }
 

@@ -17,32 +17,25 @@ import pandas as pd
 
 from llmstudy.stats.text import agreement_curve, distinct_n, first_divergence, median_divergence
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import IDENTITY, SHARED, Column
+from llmstudy.tables.columns import IDENTITY, SHARED, columns
 from llmstudy.tables.records import identity
 
 POSITIONS = (8, 16, 32, 64)
 COLUMNS = {
     "generations": [
         *SHARED,
-        Column("prompt", "prompt", "text"),
-        Column("text", "text", "text"),
-        Column("reference_text", "text of the reference", "text"),
-        Column("first_divergence_token", "first token that differs", "count"),
-        Column("new_tokens", "new tokens", "count"),
-        Column("distinct_2", "distinct 2-grams", "percent"),
-        Column("repetition_4", "repeated 4-grams", "percent"),
+        *columns("prompt text reference_text", "text"),
+        *columns("first_divergence_token new_tokens", "count"),
+        *columns("distinct_2 repetition_4", "percent"),
     ],
     "text": [
         *SHARED,
-        Column("prompts", "prompts", "count"),
-        Column("new_tokens", "new tokens", "count"),
-        Column("exact_match", "identical texts", "percent"),
-        Column("never_diverged", "texts that never differ", "count"),
-        Column("first_divergence_median_token", "median first token that differs"),
-        Column("identical_tokens_mean", "identical tokens, mean"),
-        *(Column(f"agreement_{position}", f"identical after {position}", "percent") for position in POSITIONS),
-        Column("distinct_2_mean", "distinct 2-grams, mean", "percent"),
-        Column("repetition_4_mean", "repeated 4-grams, mean", "percent"),
+        *columns("prompts new_tokens", "count"),
+        *columns("exact_match", "percent"),
+        *columns("never_diverged", "count"),
+        *columns("first_divergence_median_token identical_tokens_mean"),
+        *(column for position in POSITIONS for column in columns(f"agreement_{position}", "percent")),
+        *columns("distinct_2_mean repetition_4_mean", "percent"),
     ],
 }
 
@@ -50,9 +43,7 @@ COLUMNS = {
 def generations(sources: Sources) -> list[dict]:
     """Return a row for every prompt that a record was to continue, generated or not."""
     references = {
-        record["identity"]["model"]: _by_prompt(record)
-        for record in sources.records
-        if record["identity"]["precision"] == sources.study["reference"]
+        record["identity"]["model"]: _by_prompt(record) for record in sources.records if sources.is_reference(record)
     }
     return [
         row for record in sources.records for row in rows_of(record, references.get(record["identity"]["model"], {}))
@@ -100,7 +91,7 @@ def text(sources: Sources) -> list[dict]:
                 "distinct_2_mean": done["distinct_2"].mean(),
                 "repetition_4_mean": done["repetition_4"].mean(),
             }
-        if len(compared_texts := compared(done, sources.study["reference"])):
+        if len(compared_texts := compared(done, sources.reference(row["model"]))):
             row |= agreement(compared_texts) | {"prompts": len(compared_texts)}
         rows.append(row)
     return rows

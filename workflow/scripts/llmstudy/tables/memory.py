@@ -6,12 +6,12 @@ Peaks are the CUDA allocator's on a GPU; on a CPU the growth of the process's pe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import AT_WORKLOAD, SHARED, Column
+from llmstudy.tables.columns import AT_WORKLOAD, SHARED, WORKLOAD, columns
 from llmstudy.tables.records import GIB, identity, planned_workloads
 
 PEAKS = ("peak_load_gib", "peak_prefill_gib", "peak_decode_gib")
@@ -20,17 +20,9 @@ COLUMNS = {
     "memory": [
         *SHARED,
         *AT_WORKLOAD,
-        Column("weights_gib", "weights, GiB"),
-        Column("kv_cache_gib", "KV cache, GiB"),
-        Column("workspace_gib", "workspace, GiB"),
-        Column("peak_load_gib", "peak of loading, GiB"),
-        Column("peak_prefill_gib", "peak of prefill, GiB"),
-        Column("peak_decode_gib", "peak of decode, GiB"),
-        Column("peak_rss_gib", "peak RSS, GiB"),
-        Column("peak_reserved_gib", "peak reserved, GiB"),
-        Column("driver_gib", "driver, GiB"),
-        Column("kv_cache_measured_prefill_gib", "KV cache measured after prefill, GiB"),
-        *(Column(f"{component}_gib", f"{component}, GiB") for component in COMPONENTS),
+        *columns("weights_gib kv_cache_gib workspace_gib peak_load_gib peak_prefill_gib peak_decode_gib peak_rss_gib"),
+        *columns("peak_reserved_gib driver_gib kv_cache_measured_prefill_gib"),
+        *(column for component in COMPONENTS for column in columns(f"{component}_gib")),
     ]
 }
 
@@ -108,3 +100,14 @@ def peaks_that_count(memory: pd.DataFrame, phases: Sequence[str]) -> pd.DataFram
     if "device" in memory and "peak_load_gib" in peaks:
         peaks["peak_load_gib"] = peaks["peak_load_gib"].where(memory["device"] != "cpu")
     return peaks
+
+
+def nearest_workload(table: pd.DataFrame, workload: Mapping[str, int]) -> dict[str, int]:
+    """Return the workload in ``table`` with the same batch and prompt and the nearest number of new tokens, or
+    ``workload`` itself where there is none. A few new tokens more add their KV cache alone to memory."""
+    same = table[(table["batch"] == workload["batch"]) & (table["prompt_tokens"] == workload["prompt_tokens"])]
+    wanted = {column: int(workload[column]) for column in WORKLOAD}
+    counts = same["new_tokens"].dropna().astype(int)
+    if counts.empty:
+        return wanted
+    return wanted | {"new_tokens": min(counts, key=lambda tokens: abs(tokens - wanted["new_tokens"]))}

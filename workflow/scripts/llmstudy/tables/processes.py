@@ -15,7 +15,7 @@ import numpy as np
 
 from llmstudy.stats.estimate import percentile
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import AT_WORKLOAD, SHARED, Column
+from llmstudy.tables.columns import AT_WORKLOAD, SHARED, Column, columns
 from llmstudy.tables.records import identity, planned_workloads
 
 COLUMNS = {
@@ -23,23 +23,17 @@ COLUMNS = {
         *SHARED,
         *AT_WORKLOAD,
         Column("repeat", "process", "count"),
-        Column("ttft_ms", "TTFT, ms"),
-        Column("tpot_ms", "TPOT, ms"),
-        Column("itl_p50_ms", "ITL p50, ms"),
-        Column("itl_p90_ms", "ITL p90, ms"),
-        Column("e2e_ms", "end to end, ms"),
+        *columns("ttft_ms tpot_ms itl_p50_ms itl_p90_ms e2e_ms"),
         Column("tokens_per_s", "tokens/s, whole call"),
-        Column("cold_ms", "cold call, ms"),
-        Column("load_s", "load, s"),
-        Column("compile_s", "compile, s"),
+        *columns("cold_ms load_s compile_s"),
         Column("bandwidth_gb_s", "copy bandwidth, GB/s"),
-        Column("mbu", "MBU", "percent"),
+        *columns("mbu", "percent"),
         Column("joules_per_token", "J/token"),
-        Column("flags", "flags", "text"),
+        *columns("flags", "text"),
         Column("runs", "timed calls", "count"),
         Column("step_bytes", "bytes a step", "count"),
-        Column("attention_kernels", "attention kernels", "text"),
-        Column("threads", "threads", "count"),
+        *columns("attention_kernels", "text"),
+        *columns("threads", "count"),
     ]
 }
 UNEVEN = 0.2  # (largest - smallest) / median of the end-to-end times

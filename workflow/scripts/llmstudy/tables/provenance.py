@@ -1,14 +1,11 @@
-"""provenance.json: where a study's numbers come from, so that the report needs tables only.
+"""provenance.json: where the numbers of a study come from, so that the report needs tables alone.
 
-study, config, config_sha256   what was asked for, with the defaults filled in
-headline                          per measured model: reference precision, workload, corpus and protocol of its row in
-                               summary.csv
-models                         per measured model: real or synthetic, parameters, source, architecture
-environments                   one entry for each combination of commit, versions and hardware that measured, with the
-                               number of records and their first and last start
-records, wall_s                how many measuring processes there were, and their time in all, without waiting for
-                               their turns
-missing                        how many records the study asks for that were not measured yet, by kind and model
+``study``, ``config``, ``config_sha256``: what was configured, with the defaults filled in. ``headline``: per measured
+model the reference precision, workload, corpus and protocol of its rows in summary.csv. ``models``: per measured model
+whether its weights are real, parameters, source and architecture. ``environments``: one entry for each combination of
+commit, versions and hardware, with its number of records and their first and last start. ``records``, ``wall_s``:
+number of measuring processes, and their time in all without waiting for the GPU lock. ``missing``: number of records of
+the study that were not measured yet, by kind and model.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from llmstudy.files import write_json
-from llmstudy.tables.common import read_records
+from llmstudy.tables.records import read_records
 
 # What differs from record to record without making another environment.
 PER_RECORD = ("started", "wall_s", "waited_s")
@@ -39,14 +36,18 @@ ARCHITECTURE = (
 def write(
     paths: list[str], missing: list[str], manifests: list[str], config: dict, headline: dict, output: Path
 ) -> None:
-    """Aggregate the provenance of records.
+    """Write provenance.json.
 
-    missing   paths of records that the study asks for and that were not measured yet
-    manifests  the models' manifest.json, where they are at hand; of others ``output`` keeps what it said before
-    config    the completed config
+    Args:
+        paths: Records of the study.
+        missing: Paths of its records that were not measured yet.
+        manifests: manifest.json of its models, where they exist; of other models ``output`` keeps what it had.
+        config: The completed config.
+        headline: See the module.
+        output: File to write.
     """
-    found = read_records(paths)
-    measured = {record["identity"]["model"]: record["identity"]["weights"] for record in found}
+    records = read_records(paths)
+    measured = {record["identity"]["model"]: record["identity"]["weights"] for record in records}
     models = {model["name"]: unseen(model, measured.get(model["name"])) for model in config["models"]}
     if output.exists():
         models |= json.loads(output.read_text(encoding="utf-8"))["models"]
@@ -55,48 +56,50 @@ def write(
         "study": config["study"],
         "config": config,
         "config_sha256": config_hash(config),
-        "headline": {name: spoken for name, spoken in headline.items() if name in measured},
+        "headline": {name: entry for name, entry in headline.items() if name in measured},
         "models": {name: model for name, model in models.items() if name in measured},
-        "environments": environments(found),
-        "records": len(found),
+        "environments": environments(records),
+        "records": len(records),
         "missing": dict(Counter(f"{path.parts[-3]} of {path.parts[-2]}" for path in map(Path, missing))),
-        "statuses": dict(Counter(record["status"] for record in found)),
-        "wall_s": round(sum(map(own_seconds, found)), 1),
+        "statuses": dict(Counter(record["status"] for record in records)),
+        "wall_s": round(sum(map(busy_seconds, records)), 1),
     }
     write_json(output, content)
 
 
-def own_seconds(record: dict) -> float:
-    """How long a measuring process lived, without the time in which it waited for its turn on a GPU."""
+def busy_seconds(record: dict) -> float:
+    """Return the seconds that a measuring process lived, without the time in which it waited for the GPU lock."""
     return record["provenance"].get("wall_s", 0) - record["provenance"].get("waited_s", 0)
 
 
 def config_hash(config: dict) -> str:
-    """SHA-256 of the completed config, whatever the order of its keys."""
+    """Return the SHA-256 of the completed config, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def model_of(manifest: Path) -> tuple[str, dict]:
-    """A model's name, and what its manifest and its config.json say of it."""
+    """Return a model's name, and what its manifest and its config.json say of it.
+
+    A config.json without ``num_key_value_heads`` (LLaMA 1) means as many as query heads.
+    """
     source = json.loads(manifest.read_text(encoding="utf-8"))
     shape = json.loads((manifest.parent / source["weights_folder"] / "config.json").read_text(encoding="utf-8"))
+    shape["num_key_value_heads"] = shape.get("num_key_value_heads") or shape.get("num_attention_heads")
+    architecture = {key: shape[key] for key in ARCHITECTURE if shape.get(key) is not None}
     keys = ("real", "parameters", "source", "fetched_note")
-    return source["name"], {key: source.get(key) for key in keys} | {
-        "architecture": {key: shape[key] for key in ARCHITECTURE if shape.get(key) is not None}
-    }
+    return source["name"], {key: source.get(key) for key in keys} | {"architecture": architecture}
 
 
 def unseen(model: dict, weights: str | None) -> dict:
-    """What the config alone says of a model whose manifest is not at hand."""
-    return {"real": weights == "real", "parameters": None, "source": model["source"], "fetched_note": None} | {
-        "architecture": {}
-    }
+    """Return what the config alone says of a model without a manifest."""
+    known = {"real": weights == "real", "source": model["source"], "architecture": {}}
+    return known | {"parameters": None, "fetched_note": None}
 
 
-def environments(found: list[dict]) -> list[dict]:
-    """The distinct environments, the one with the most records first."""
+def environments(records: list[dict]) -> list[dict]:
+    """Return the distinct environments, the one with the most records first."""
     groups: dict[str, dict] = {}
-    for record in found:
+    for record in records:
         provenance = record["provenance"]
         same = {key: value for key, value in provenance.items() if key not in PER_RECORD}
         group = groups.setdefault(json.dumps(same, sort_keys=True), same | {"records": 0, "started": []})

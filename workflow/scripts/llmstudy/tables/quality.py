@@ -10,48 +10,35 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmstudy.runner.job import protocol_name
+from llmstudy.llama import protocol_name
 from llmstudy.stats.bootstrap import bootstrap_mean, document_blocks
 from llmstudy.stats.estimate import percentile
 from llmstudy.stats.quality import agreement, normalizations, paired_difference, perplexity, true_token_change
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import AT_PROTOCOL, SHARED, Column, interval
+from llmstudy.tables.columns import AT_PROTOCOL, SHARED, Column, columns, interval
 from llmstudy.tables.records import identity, read_arrays
 
 COLUMNS = {
     "quality": [
         *SHARED,
         *AT_PROTOCOL,
-        Column("tokens", "tokens", "count"),
-        Column("words", "words", "count"),
+        *columns("tokens words", "count"),
         Column("utf8_bytes", "bytes", "count"),
-        Column("nll", "NLL", "perplexity"),
+        *columns("nll", "perplexity"),
         *interval("ppl", "ppl_low", "ppl_high", "token PPL", "perplexity"),
-        Column("word_ppl", "word PPL", "perplexity"),
-        Column("byte_ppl", "byte PPL", "perplexity"),
-        Column("bits_per_byte", "bits per byte", "perplexity"),
+        *columns("word_ppl byte_ppl bits_per_byte", "perplexity"),
         *interval("ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "PPL ratio", "ratio"),
         Column("ppl_ratio_p", "p of the PPL ratio", "p"),
-        Column("kl_nats", "KL, nats", "nats"),
-        Column("kl_p99_nats", "KL p99", "nats"),
-        Column("top1_agreement", "top-1 agreement", "percent"),
-        Column("delta_nll", "Δ NLL", "signed"),
-        Column("delta_nll_se", "SE of Δ NLL"),
-        Column("kl_low_nats", "KL, nats, low", "nats"),
-        Column("kl_high_nats", "KL, nats, high", "nats"),
-        Column("kl_median_nats", "KL median", "nats"),
-        Column("kl_p90_nats", "KL p90", "nats"),
-        Column("kl_p999_nats", "KL p99.9", "nats"),
-        Column("kl_max_nats", "KL max", "nats"),
-        Column("kl_tokens", "tokens of KL", "count"),
-        Column("top1_low", "top-1 agreement, low", "percent"),
-        Column("top1_high", "top-1 agreement, high", "percent"),
-        Column("top5_overlap", "top-5 overlap", "percent"),
+        *columns("kl_nats kl_p99_nats", "nats"),
+        *columns("top1_agreement", "percent"),
+        *columns("delta_nll", "signed"),
+        Column("delta_nll_se", "SE of Δ NLL", "signed"),
+        *columns("kl_low_nats kl_high_nats kl_median_nats kl_p90_nats kl_p999_nats kl_max_nats", "nats"),
+        *columns("kl_tokens", "count"),
+        *columns("top1_low top1_high top5_overlap", "percent"),
         *interval("delta_p_mean", "delta_p_low", "delta_p_high", "Δp mean", "signed"),
-        Column("delta_p_rms", "Δp RMS"),
-        *(Column(f"delta_p_{name}", f"Δp {name}", "signed") for name in ("p1", "p5", "median", "p95", "p99")),
-        Column("blocks", "blocks", "text"),
-        Column("kl_reason", "why there is no KL", "text"),
+        *(Column(f"delta_p_{name}", f"Δp {name}", "signed") for name in ("rms", "p1", "p5", "median", "p95", "p99")),
+        *columns("blocks kl_reason", "text"),
     ]
 }
 OTHER_TEXT = "not the text that the reference scored: measure both again"
@@ -62,11 +49,7 @@ LATER_PROTOCOL = "compared under the first protocol alone"
 
 def quality(sources: Sources) -> list[dict]:
     """Return a row for every corpus and protocol that a record was to measure, measured or not."""
-    references = {
-        record["identity"]["model"]: record
-        for record in sources.records
-        if record["identity"]["precision"] == sources.study["reference"]
-    }
+    references = {record["identity"]["model"]: record for record in sources.records if sources.is_reference(record)}
     return [row for record in sources.records for row in rows_of(record, references.get(record["identity"]["model"]))]
 
 

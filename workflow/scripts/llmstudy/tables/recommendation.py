@@ -26,17 +26,11 @@ import pandas as pd
 from llmstudy.stats.estimate import critical_value, log_error
 from llmstudy.stats.processes import student_interval
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import SHARED, Column
+from llmstudy.tables.columns import SHARED, columns
 from llmstudy.tables.phrases import interval, name, number
 from llmstudy.tables.verdict import SIGNIFICANCE
 
-COLUMNS = {
-    "recommendation": [
-        *SHARED,
-        Column("meets_limits", "meets the limits", "text"),
-        Column("sentence", "recommendation", "text"),
-    ]
-}
+COLUMNS = {"recommendation": [*SHARED, *columns("meets_limits sentence", "text")]}
 
 
 def recommendation(sources: Sources) -> list[dict]:

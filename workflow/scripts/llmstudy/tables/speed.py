@@ -22,26 +22,25 @@ import pandas as pd
 from llmstudy.stats.estimate import without_interval
 from llmstudy.stats.processes import Noise, pooled_noise, process_interval, ratio
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import AT_WORKLOAD, CONFIGURATION, IDENTITY, SHARED, WORKLOAD, Column, interval, text
+from llmstudy.tables.columns import CONFIGURATION, IDENTITY, SHARED, WORKLOAD, Column, columns, interval, pick, text
 from llmstudy.tables.processes import COLUMNS as PROCESSES
 
 QUANTITIES = ("ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s")  # with an interval over processes
 MEDIANS = ("itl_p50_ms", "itl_p90_ms", "cold_ms", "load_s", "compile_s", "bandwidth_gb_s", "joules_per_token")
-_BY_NAME = {column.name: column for column in PROCESSES["processes"]}
+_TITLES = {column.name: column.title for column in PROCESSES["processes"]}
 COLUMNS = {
     "speed": [
         *SHARED,
-        *AT_WORKLOAD,
-        Column("processes", "processes", "count"),
-        *(end for name in QUANTITIES for end in interval(name, f"{name}_low", f"{name}_high", _BY_NAME[name].title)),
-        Column("tpot_degrees", "degrees of freedom", "count"),
-        *(_BY_NAME[name] for name in MEDIANS if name not in ("bandwidth_gb_s", "joules_per_token")),
-        *(_BY_NAME[name] for name in ("mbu", "bandwidth_gb_s", "step_bytes")),
-        Column("floor_ms", "floor of TPOT, ms"),
-        _BY_NAME["joules_per_token"],
+        *pick(PROCESSES["processes"], "batch prompt_tokens new_tokens"),
+        *columns("processes", "count"),
+        *(end for name in QUANTITIES for end in interval(name, f"{name}_low", f"{name}_high", _TITLES[name])),
+        *columns("tpot_degrees", "count"),
+        *pick(PROCESSES["processes"], "itl_p50_ms itl_p90_ms cold_ms load_s compile_s mbu bandwidth_gb_s step_bytes"),
+        *columns("floor_ms"),
+        *pick(PROCESSES["processes"], "joules_per_token"),
         *interval("speedup", "speedup_low", "speedup_high", "speed-up"),
         Column("speedup_p", "p of the speed-up", "p"),
-        *(_BY_NAME[name] for name in ("flags", "attention_kernels")),
+        *pick(PROCESSES["processes"], "flags attention_kernels"),
     ]
 }
 NEAR = ["model", "runtime", *WORKLOAD]

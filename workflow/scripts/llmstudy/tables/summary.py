@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pandas as pd
 
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import CONFIGURATION, IDENTITY, PROTOCOL, SHARED, WORKLOAD, Column, nearest_workload
-from llmstudy.tables.memory import COLUMNS as MEMORY
-from llmstudy.tables.memory import peak_gib
+from llmstudy.tables.columns import CONFIGURATION, IDENTITY, PROTOCOL, SHARED, WORKLOAD, Column, columns, pick
+from llmstudy.tables.memory import nearest_workload, peak_gib
 from llmstudy.tables.quality import COLUMNS as QUALITY
 from llmstudy.tables.speed import COLUMNS as SPEED
 from llmstudy.tables.speed import outcome
@@ -39,22 +39,17 @@ OF_QUALITY = [
     *("ppl", "ppl_low", "ppl_high", "ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "ppl_ratio_p"),
     *("kl_nats", "kl_low_nats", "kl_high_nats", "top1_agreement", "top1_low", "top1_high"),
 ]
-_SPEED = {column.name: column for column in SPEED["speed"]}
-_QUALITY = {column.name: column for column in QUALITY["quality"]}
 COLUMNS = {
     "summary": [
         *SHARED,
-        *(Column(name, _SPEED[source].title, _SPEED[source].show) for name, source in TIMES.items()),
-        Column("memory_gib", "memory, GiB"),
-        next(column for column in MEMORY["memory"] if column.name == "weights_gib"),
-        Column("memory_ratio", "memory ratio", "ratio"),
-        *(_QUALITY[name] for name in OF_QUALITY),
-        Column("quality_from", "quality measured with", "text"),
+        *(replace(column, name=name) for name, source in TIMES.items() for column in pick(SPEED["speed"], source)),
+        *columns("memory_gib weights_gib"),
+        *columns("memory_ratio", "ratio"),
+        *pick(QUALITY["quality"], " ".join(OF_QUALITY)),
+        *columns("quality_from", "text"),
         Column("speedup_p_holm", "adjusted p of the speed-up", "p"),
         Column("ppl_ratio_p_holm", "adjusted p of the PPL ratio", "p"),
-        Column("pareto", "on the Pareto front", "text"),
-        Column("verdict", "verdict", "text"),
-        Column("verdict_reason", "reason of the verdict", "text"),
+        *columns("pareto verdict verdict_reason", "text"),
     ]
 }
 

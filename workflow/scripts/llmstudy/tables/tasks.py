@@ -13,23 +13,19 @@ import numpy as np
 from llmstudy.stats.estimate import CONFIDENCE, holm
 from llmstudy.stats.proportions import paired_change, wilson
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import SHARED, Column, interval
+from llmstudy.tables.columns import SHARED, columns, interval
 from llmstudy.tables.records import identity, read_arrays
 
 COLUMNS = {
     "tasks": [
         *SHARED,
-        Column("task", "task", "code"),
-        Column("metric", "metric", "text"),
-        Column("documents", "documents", "count"),
+        *columns("task metric", "text"),
+        *columns("documents", "count"),
         *interval("accuracy", "accuracy_low", "accuracy_high", "accuracy", "percent"),
         *interval("accuracy_change", "accuracy_change_low", "accuracy_change_high", "change of accuracy", "signed"),
-        Column("answers_changed", "answers changed", "count"),
-        Column("correct_to_wrong", "correct → wrong", "count"),
-        Column("wrong_to_correct", "wrong → correct", "count"),
-        Column("mcnemar_p", "p (McNemar)", "p"),
-        Column("mcnemar_p_holm", "adjusted p", "p"),
-        Column("distinguishable", "distinguishable", "text"),
+        *columns("answers_changed correct_to_wrong wrong_to_correct", "count"),
+        *columns("mcnemar_p mcnemar_p_holm", "p"),
+        *columns("distinguishable", "text"),
     ]
 }
 OTHER_DOCUMENTS = "not the documents of the reference: measure both again"
@@ -38,19 +34,15 @@ OTHER_DOCUMENTS = "not the documents of the reference: measure both again"
 def tasks(sources: Sources) -> list[dict]:
     """Return a row for every task that a record was to measure, with p-values adjusted over each model."""
     arrays = {
-        record["identity"]["model"]: read_arrays(record) for record in sources.records if _is_reference(record, sources)
+        record["identity"]["model"]: read_arrays(record) for record in sources.records if sources.is_reference(record)
     }
     rows = []
     for record in sources.records:
-        reference = None if _is_reference(record, sources) else arrays.get(record["identity"]["model"], {})
+        reference = None if sources.is_reference(record) else arrays.get(record["identity"]["model"], {})
         rows += rows_of(record, reference)
     for model in dict.fromkeys(row["model"] for row in rows):
         adjust([row for row in rows if row["model"] == model and "mcnemar_p" in row])
     return rows
-
-
-def _is_reference(record: dict, sources: Sources) -> bool:
-    return record["identity"]["precision"] == sources.reference(record["identity"]["model"])
 
 
 def rows_of(record: dict, reference: dict[str, np.ndarray] | None) -> list[dict]:
