@@ -101,7 +101,8 @@ def _space_left(path: Path) -> str:
 def shared_file(name: str) -> Path:
     """Return a file or folder that the library shares with the workflow (``schemas/…``, ``report``).
 
-    It is below ``workflow/`` in a checkout, below the package where it was installed with pip.
+    It is below ``workflow/`` in a checkout, below ``shared`` of the package where pip installed it.
     """
     package = Path(__file__).resolve().parent
-    return next((root / name for root in (package.parents[1], package) if (root / name).exists()), package / name)
+    checkout, installed = package.parents[1] / name, package / "shared" / name
+    return checkout if checkout.exists() else installed
