@@ -9,4 +9,4 @@ class StudyError(Exception):
 
 
 class Unsupported(Exception):
-    """What was asked for cannot run here (device, kernel, model); becomes a record with status ``unsupported``."""
+    """A configuration cannot run here (device, kernel, model); becomes a record with status ``unsupported``."""

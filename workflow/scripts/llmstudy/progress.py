@@ -14,7 +14,7 @@ LOG_INTERVAL_S = 10.0
 class LogBar(tqdm):
     """A ``tqdm`` that writes whole lines instead of redrawing one: carriage returns make a log unreadable.
 
-    It can stand wherever a library takes a ``tqdm`` class.
+    Use it wherever a library takes a ``tqdm`` class.
     """
 
     def __init__(self, *args, **settings):
@@ -28,7 +28,7 @@ class LogBar(tqdm):
     def close(self):
         if not self.disable:
             self.display()
-            self.sp = None  # the final line stands; tqdm would add an empty one
+            self.sp = None  # the final line stays; tqdm would add an empty one
         super().close()
 
     @staticmethod

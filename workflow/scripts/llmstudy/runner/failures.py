@@ -16,7 +16,7 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate mem
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on the device or on the host."""
+    """Return whether an allocation failed, on the device or on the host."""
     if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorOutOfMemoryError"):
         return True
     if isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in _OUT_OF_MEMORY):
@@ -26,7 +26,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def classify(error: BaseException) -> tuple[str, str]:
-    """(status, reason in one line) of an exception."""
+    """Return (status, reason in one line) of an exception."""
     message = " ".join(str(error).split())[:400]
     if is_out_of_memory(error):
         return "oom", message or "out of memory"
@@ -38,7 +38,7 @@ def classify(error: BaseException) -> tuple[str, str]:
 
 
 def attempted(run: Callable[[], dict]) -> dict:
-    """What ``run`` measured with status ok, or status and reason of its failure: one part must not cost the others."""
+    """Return what ``run`` measured with status ok, or status and reason of its failure, which costs no other case."""
     try:
         return {"status": "ok", "reason": ""} | run()
     except Exception as error:
@@ -49,8 +49,8 @@ def attempted(run: Callable[[], dict]) -> dict:
 
 
 def traceback_tail(error: BaseException, lines: int = 15) -> list[str]:
-    """The last lines of the traceback, its files named from the checkout or the environment on: a record is published,
-    and folders name users."""
+    """Return the last lines of the traceback, with paths relative to the checkout or the environment: a record is
+    published, and folders name users."""
     text = "".join(traceback.format_exception(error))
     for folder in (CHECKOUT, sys.prefix, sys.base_prefix):
         text = text.replace(f"{folder}/", "")

@@ -43,16 +43,16 @@ def destroy_contexts() -> None:
 
 
 def visible_gpus() -> list[str]:
-    """The UUIDs of the GPUs that CUDA shows: indices differ between processes that see different GPUs."""
+    """Return the UUIDs of the GPUs that CUDA shows: indices differ between processes that see different GPUs."""
     import torch
 
     return [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
 
 
 def locks(gpus: Iterable[str]) -> list[Path]:
-    """The lock file of each GPU, in an order that all processes share, so that none can wait for another in a circle.
+    """Return the lock file of each GPU, in an order that all processes share, so that none waits in a circle.
 
-    They belong to the user: on a shared machine nobody can hold up somebody else's study.
+    The files belong to the user: on a shared machine nobody can hold up somebody else's study.
     """
     return [Path(tempfile.gettempdir()) / f"llmstudy-{os.getuid()}-{gpu}.lock" for gpu in sorted(gpus)]
 

@@ -69,9 +69,9 @@ def run_child(job: Job, log: Path, artifacts: Path) -> Outcome:
 
 
 def _environment(allocator: str | None) -> dict[str, str]:
-    """The child's environment: the library on its path and the hub switched off (compute nodes have no network).
+    """Return the child's environment: the library on its path, the hub switched off (compute nodes have no network).
 
-    ``allocator``: settings of PyTorch's, which reads them once, at its start.
+    ``allocator``: settings of PyTorch's CUDA allocator, which reads them once, when it starts.
     """
     path = os.pathsep.join(filter(None, [str(LIBRARY), os.environ.get("PYTHONPATH")]))
     chosen = {"PYTORCH_ALLOC_CONF": allocator} if allocator else {}
@@ -112,7 +112,7 @@ class _terminate_as_exception:
 
 
 def _kernel_oom_kills() -> int:
-    """How many processes the kernel has killed for memory since boot; 0 where it does not say."""
+    """Return how many processes the kernel has killed for lack of memory since boot; 0 where it does not say."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -121,7 +121,7 @@ def _kernel_oom_kills() -> int:
 
 
 def _last_line(log: Path, begin: int) -> str:
-    """The last line written to a log after its first ``begin`` bytes: what a library says before it gives up."""
+    """Return the last line written to a log after its first ``begin`` bytes: what a library prints before it fails."""
     with log.open("rb") as stream:
         stream.seek(max(begin, log.stat().st_size - 4096))
         lines = stream.read().decode(errors="replace").split("\n")
@@ -129,7 +129,7 @@ def _last_line(log: Path, begin: int) -> str:
 
 
 def _judge(returncode: int, killed_for_memory: bool, result: dict, seconds: float) -> tuple[str, str]:
-    if "status" in result:  # stands there at the end alone: what kills the process after it changes nothing
+    if "status" in result:  # written at the end alone: what kills the process afterwards changes nothing
         return result["status"], result["reason"]
     if returncode == -signal.SIGALRM:
         return "timeout", f"stopped after its limit of {seconds:.0f} s"
@@ -137,4 +137,4 @@ def _judge(returncode: int, killed_for_memory: bool, result: dict, seconds: floa
         return "oom", "the kernel killed the measuring process because memory ran out"
     if returncode < 0:
         return "error", f"killed by signal {-returncode} ({signal.Signals(-returncode).name})"
-    return "error", f"the measuring process left without a result, exit code {returncode}; see its log"
+    return "error", f"the measuring process ended without a result, exit code {returncode}; see its log"

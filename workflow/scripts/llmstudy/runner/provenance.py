@@ -1,4 +1,4 @@
-"""What a record must say about where it was measured: code, versions, hardware. No hostnames, users or tokens."""
+"""Where a record was measured: code, versions, hardware. No hostnames, users or tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CPU_CAPABILITIES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16",
 
 
 def of_repository() -> dict:
-    """The commit that measured, and whether the code beside it had changes; empty outside a git checkout."""
+    """Return the commit and whether tracked code differs from it; empty outside a git checkout."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str | None:
@@ -37,12 +37,12 @@ def of_repository() -> dict:
 
 
 def device_memory_gib(found: dict) -> float:
-    """Memory of what a process measured on, from its provenance: of one GPU, else of the host; infinite if unknown."""
+    """Return the memory of a record's device from its provenance: of one GPU, else of the host; infinite if unknown."""
     return found.get("gpu", {}).get("memory_gib") or found.get("host_memory_gib") or float("inf")
 
 
 def of_process(device: str) -> dict:
-    """Versions, CPU, threads and, on CUDA, the GPU of this process. Imports torch."""
+    """Return versions, CPU, threads and, on CUDA, the GPU of this process. Imports torch."""
     import torch
 
     found = {
@@ -71,7 +71,7 @@ def of_process(device: str) -> dict:
 
 
 def installed(packages: tuple[str, ...]) -> dict[str, str]:
-    """The versions of those of the packages that are installed."""
+    """Return the version of each installed package among ``packages``."""
     versions = {}
     for package in packages:
         try:
@@ -82,7 +82,7 @@ def installed(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def cpu_model() -> str:
-    """The processor's name as the kernel gives it."""
+    """Return the processor's name as the kernel gives it."""
     for line in _cpuinfo():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -90,7 +90,7 @@ def cpu_model() -> str:
 
 
 def cpu_capabilities() -> list[str]:
-    """Those instruction-set extensions that matter here and that this processor has."""
+    """Return which of ``CPU_CAPABILITIES`` this processor has."""
     for line in _cpuinfo():
         if line.startswith(("flags", "Features")):
             flags = set(line.split(":", 1)[1].split())

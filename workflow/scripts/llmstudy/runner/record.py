@@ -2,7 +2,7 @@
 
 identity    study, kind, model, weights (real | synthetic), precision, attention, runtime, repeat, device
 status      ok | oom | unsupported | timeout | error, with a reason in one line and the traceback's tail
-settings    what was asked for: workloads, protocols, prompts
+settings    of the job: workloads, protocols, prompts
 provenance  versions, hardware, git commit, times
 results     what was measured, one entry per workload, protocol or prompt
 """

@@ -1,4 +1,4 @@
-"""What the study asks SLURM: its partitions, the jobs an earlier run left queued, the time and memory a job has."""
+"""Questions to SLURM: partitions, jobs of an earlier run that are still queued, time and memory of a job."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MB = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job in SLURM's queue: its number there, its state, and the rule and wildcards that it runs."""
+    """A job in SLURM's queue: SLURM's number, state, and the rule and wildcards that it runs."""
 
     number: str
     state: str
@@ -31,7 +31,7 @@ class QueuedJob:
 
 
 def queued_jobs(folder: Path) -> list[QueuedJob]:
-    """The user's unfinished jobs that a Snakemake in ``folder`` submitted; StudyError if SLURM does not answer."""
+    """Return the user's unfinished jobs that a Snakemake in ``folder`` submitted; StudyError if SLURM does not answer."""
     jobs = []
     for line in _ask("squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i|%T|%j|%k|%Z").splitlines():
         number, state, name, what, where = line.split("|", 4)
@@ -71,7 +71,7 @@ def check_partitions(wanted: set[str | None]) -> None:
 
 
 def seconds_left(job: str) -> float | None:
-    """Seconds until SLURM ends a job; None where it has no limit or SLURM does not say."""
+    """Return the seconds until SLURM ends a job; None without a limit or an answer."""
     try:
         return parse_duration(_ask("squeue", "--noheader", "--jobs", job, "--format", "%L"))
     except StudyError:
@@ -79,9 +79,9 @@ def seconds_left(job: str) -> float | None:
 
 
 def granted_mb(job: str) -> int | None:
-    """Host memory that SLURM granted a job, MB; None where it does not say, or grants none of its own.
+    """Return the host memory that SLURM granted a job, MB; None without a grant or an answer.
 
-    Asked of the queue: Snakemake's executor removes SLURM_MEM_PER_NODE from the environment of what it starts.
+    From the queue: Snakemake's executor removes SLURM_MEM_PER_NODE from the environment of what it starts.
     """
     try:
         granted = _ask("squeue", "--noheader", "--jobs", job, "--Format", "tres-alloc:200")
@@ -92,7 +92,7 @@ def granted_mb(job: str) -> int | None:
 
 
 def parse_duration(text: str) -> float | None:
-    """Seconds of SLURM's ``[days-][[hours:]minutes:]seconds``; None for words such as UNLIMITED and INVALID."""
+    """Return the seconds of SLURM's ``[days-][[hours:]minutes:]seconds``; None for words such as UNLIMITED and INVALID."""
     found = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text.strip())
     if not found:
         return None
@@ -101,7 +101,7 @@ def parse_duration(text: str) -> float | None:
 
 
 def _ask(*command: str) -> str:
-    """What a SLURM command prints."""
+    """Return what a SLURM command prints."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
