@@ -31,7 +31,7 @@ class QueuedJob:
 
 
 def queued_jobs(folder: Path) -> list[QueuedJob]:
-    """Return the user's unfinished jobs that a Snakemake in ``folder`` submitted; StudyError if SLURM does not answer."""
+    """Return the user's unfinished jobs that a Snakemake in ``folder`` submitted; StudyError without an answer."""
     jobs = []
     for line in _ask("squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i|%T|%j|%k|%Z").splitlines():
         number, state, name, what, where = line.split("|", 4)
@@ -92,7 +92,7 @@ def granted_mb(job: str) -> int | None:
 
 
 def parse_duration(text: str) -> float | None:
-    """Return the seconds of SLURM's ``[days-][[hours:]minutes:]seconds``; None for words such as UNLIMITED and INVALID."""
+    """Return the seconds of SLURM's ``[days-][[hours:]minutes:]seconds``; None for words such as UNLIMITED."""
     found = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text.strip())
     if not found:
         return None
