@@ -41,6 +41,7 @@ class Table:
     digits: int = 6
 
 
+EXPLAINS = "Diagnostics"
 TABLES = {
     "processes": Table("tables.processes", ("speed",), title="Times of one process at one workload"),
     "speed": Table("tables.speed", tables=("processes",), title="Speed of a configuration at a workload", digits=9),
@@ -57,29 +58,25 @@ TABLES = {
     "recommendation": Table(
         "tables.recommendation", tables=("summary",), title="Which configuration to take", category="Answer"
     ),
-    "outliers": Table("tables.diagnostics", ("outliers",), title="Outliers of a linear layer", category="Diagnostics"),
-    "sensitivity": Table(
-        "tables.diagnostics", ("sensitivity",), title="Loss when one part is rounded", category="Diagnostics"
-    ),
-    "invariance": Table(
-        "tables.diagnostics", ("invariance",), title="Dependence on neighbours in the batch", category="Diagnostics"
-    ),
-    "profile": Table("tables.diagnostics", ("profile",), title="Time of a decode step", category="Diagnostics"),
-    "attention": Table("tables.diagnostics", ("attention",), title="An attention kernel alone", category="Diagnostics"),
+    "outliers": Table("tables.diagnostics", ("outliers",), title="Outliers of a linear layer", category=EXPLAINS),
+    "sensitivity": Table("tables.diagnostics", ("sensitivity",), title="Loss by rounding a part", category=EXPLAINS),
+    "invariance": Table("tables.diagnostics", ("invariance",), title="Influence of neighbors", category=EXPLAINS),
+    "profile": Table("tables.diagnostics", ("profile",), title="Time of a decode step", category=EXPLAINS),
+    "attention": Table("tables.diagnostics", ("attention",), title="An attention kernel alone", category=EXPLAINS),
     "tasks": Table("tables.tasks", ("tasks",), arrays=True, title="Accuracy of a precision in a task"),
     "crossover": Table(
         "tables.crossover",
         ("attention",),
         ("processes",),
         title="Where one configuration overtakes another",
-        category="Diagnostics",
+        category=EXPLAINS,
     ),
     "capacity": Table(
         "tables.capacity",
         ("memory", "capacity"),
         ("memory",),
         title="Largest batch that fits the device",
-        category="Diagnostics",
+        category=EXPLAINS,
     ),
 }
 
@@ -90,7 +87,7 @@ def every() -> dict[str, Table]:
 
     read = {kind for table in TABLES.values() for kind in table.kinds}
     alone = {
-        name: Table(kind.table, (name,), title=kind.title, category="Diagnostics")
+        name: Table(kind.table, (name,), title=kind.title, category=EXPLAINS)
         for name, kind in KINDS.items()
         if kind.table and name not in read
     }
@@ -146,6 +143,6 @@ def columns_of(name: str) -> list[Column]:
 
 
 @cache
-def columns() -> dict[str, Column]:
-    """Return every column of every table by name. Tables that share a column share its declaration."""
+def every_column() -> dict[str, Column]:
+    """Return the columns of all tables by name. Tables that share a column share its declaration."""
     return {column.name: column for name in every() for column in columns_of(name)}

@@ -89,7 +89,7 @@ def write_table(rows: Iterable[Mapping], columns: Sequence[Column], path: Path, 
     table = pd.DataFrame(list(rows), columns=[column.name for column in columns])
     for column in columns:
         if column.show == "count":  # a missing cell would make floats of the others, and of 1290591 "1.29059e+06"
-            table[column.name] = table[column.name].astype("Float64").astype("Int64")
+            table[column.name] = table[column.name].astype("float64").astype("Int64")
     with atomic_write(path) as file:
         table.to_csv(file, index=False, float_format=f"%.{digits}g")
 

@@ -109,7 +109,7 @@ def _outcome(speed: pd.DataFrame, memory: pd.DataFrame, quality: pd.DataFrame) -
 
 def _times(speed: pd.DataFrame) -> dict:
     if speed.empty:
-        return {"repeats": 0, "flags": ""}
+        return dict.fromkeys(TIMES, math.nan) | {"repeats": 0, "flags": ""}
     return {name: speed.iloc[0][source] for name, source in TIMES.items()}
 
 

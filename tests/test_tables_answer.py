@@ -5,16 +5,21 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from llmstudy.errors import StudyError
-from llmstudy.tables.speed import shared_noise
 from llmstudy.tables.phrases import percent
 from llmstudy.tables.recommendation import recommend
-from llmstudy.tables.summarise import Headline, summarise
 from llmstudy.tables.verdict import judge
+from table_kit import make
 
 REFERENCE = {"m": "bf16"}
 SMALLEST = {"tpot": 3.0, "memory": 3.0, "ppl": 0.5}
-FOCUS = Headline(batch=1, prompt_tokens=128, new_tokens=32, corpus="wiki", protocol="w1024")
+HEADLINE = {
+    "reference": "bf16",
+    "batch": 1,
+    "prompt_tokens": 128,
+    "new_tokens": 32,
+    "corpus": "wiki",
+    "protocol": "w1024",
+}
 SURE = 1e-6
 
 
@@ -27,6 +32,7 @@ def row(precision, tpot, memory, ratio, *, p=SURE, spread=0.01, quality_spread=0
     columns |= {"speedup": speedup, "speedup_low": speedup * 0.99, "speedup_high": speedup * 1.01, "speedup_p": p}
     columns |= {"memory_gib": memory, "memory_ratio": memory / base[1], "ppl_ratio": ratio, "top1_agreement": 0.97}
     columns |= {"ppl_ratio_low": ratio * math.exp(-quality_spread), "ppl_ratio_high": ratio * math.exp(quality_spread)}
+    columns |= {"e2e_ms": math.nan}
     columns["ppl_ratio_p"] = math.erfc(abs(math.log(ratio)) / (quality_spread / 1.96) / math.sqrt(2))  # normal
     return columns | changes
 
@@ -77,7 +83,7 @@ def test_many_comparisons_are_adjusted_within_a_model():
     assert judged(row("a", 15.0, 12.0, 1.0, p=0.02), *failed)["verdict"]["a"] == "better"
 
 
-def test_a_speed_without_interval_that_would_matter_leaves_the_verdict_undecided():
+def test_a_speed_without_interval_that_would_matter_makes_the_verdict_undecided():
     single = {"speedup_low": math.nan, "speedup_high": math.nan, "tpot_degrees": math.nan, "p": math.nan}
     found = judged(
         row("fast", 5.0, 12.0, 1.0, **single),
@@ -91,7 +97,7 @@ def test_a_speed_without_interval_that_would_matter_leaves_the_verdict_undecided
     assert found["verdict_reason"]["small"].startswith("speed not distinguishable: 0.995 x")
 
 
-def test_the_reference_under_graph_is_judged_against_the_reference_under_eager():
+def test_the_reference_under_graph_is_judged_against_the_reference_under_generate():
     found = judge(pd.DataFrame([BASE, row("bf16", 5.0, 12.0, math.nan, runtime="graph")]), REFERENCE, SMALLEST)
     assert found["verdict"].tolist() == ["reference", "better"]
     assert "quality not compared" in found["verdict_reason"][1]
@@ -107,15 +113,6 @@ def test_random_weights_and_broken_models():
     found = judged(row("random", 5.0, 12.0, 1.5, weights="synthetic"), row("broken", 20.0, 12.0, math.inf, p=1.0))
     assert found["verdict"]["random"] == "better" and "random weights" in found["verdict_reason"]["random"]
     assert found["verdict"]["broken"] == "worse"
-
-
-def test_missing_columns():
-    table = pd.DataFrame([BASE, row("a", 10.0, 7.0, 1.0)])
-    found = judge(table.drop(columns=["ppl_ratio", "top1_agreement", "reason"]), REFERENCE, SMALLEST)
-    assert found["verdict"][1] == "undecided" and found["pareto"].tolist() == [False, True]
-    with pytest.raises(StudyError, match="column runtime is missing"):
-        judge(table.drop(columns="runtime"), REFERENCE, SMALLEST)
-    assert "verdict" not in table
 
 
 def test_pareto_set_by_exhaustive_definition_with_ties():
@@ -140,22 +137,22 @@ def test_the_fastest_within_the_limits_is_taken():
     rows = [row("int8", 12.0, 7.0, 1.001), row("nf4", 8.0, 4.0, 1.2)]
     found = recommended(*rows, limits={"ppl_loss_percent": 1.0, "memory_gib": 8.0, "tpot_ms": None})
     assert found["precision"] == "int8" and found["meets_limits"]
-    assert found["sentence"].startswith("Take int8 (sdpa, eager), the only configuration within the limits: ")
+    assert found["sentence"].startswith("Take int8 (sdpa, generate), the only configuration within the limits: ")
     assert "memory 7 GiB <= 8 GiB" in found["sentence"] and "PPL loss 0.1 % <= 1 %" in found["sentence"]
-    assert found["sentence"].endswith("; 1.67 x the decode speed of bf16 (sdpa, eager) at 0.583 x its memory.")
+    assert found["sentence"].endswith("; 1.67 x the decode speed of bf16 (sdpa, generate) at 0.583 x its memory.")
 
 
-def test_the_gain_is_told_against_the_reference_at_its_fastest_too():
+def test_the_gain_is_against_the_reference_at_its_fastest_too():
     graph = {"runtime": "graph"}
     dense = row("bf16", 6.0, 13.0, math.nan, top1_agreement=math.nan, e2e_ms=80.0, **graph)
     found = recommended(dense, row("int8", 4.0, 6.5, 1.0, e2e_ms=90.0, **graph))
     assert found["sentence"].endswith(
         "; 1.5 x the decode speed of bf16 (sdpa, graph) at 0.5 x its memory (end to end 90 ms against 80 ms), 5 x "
-        "the decode speed of bf16 (sdpa, eager) at 0.542 x its memory."
+        "the decode speed of bf16 (sdpa, generate) at 0.542 x its memory."
     )
     found = recommended(dense, row("int8", 9.0, 6.5, 1.0, **graph))
     assert found["sentence"].startswith("Take bf16 (sdpa, graph)")
-    assert found["sentence"].endswith("; 3.33 x the decode speed of bf16 (sdpa, eager) at 1.08 x its memory.")
+    assert found["sentence"].endswith("; 3.33 x the decode speed of bf16 (sdpa, generate) at 1.08 x its memory.")
     assert "x the decode speed" not in recommended(row("int8", 90.0, 6.5, 1.0))["sentence"]
 
 
@@ -199,13 +196,13 @@ def test_a_loss_without_an_interval_is_neither_shown_nor_overlooked():
     assert recommended(row("fp4", 10.0, 4.0, 1.8, **NO_INTERVAL))["precision"] == "bf16"
 
 
-def test_a_quality_that_could_not_be_measured_leaves_the_verdict_undecided():
+def test_a_quality_that_could_not_be_measured_makes_the_verdict_undecided():
     broken = row("int8", 10.0, 7.0, math.nan, reason="quality: 7 of 100 tokens are not finite")
     found = judged(broken)
     assert found["verdict"]["int8"] == "undecided" and "not finite" in found["verdict_reason"]["int8"]
 
 
-def test_the_interval_of_a_loss_is_told():
+def test_the_interval_of_a_loss_is_in_the_sentence():
     wide = row("fp4", 10.0, 4.0, 1.10, quality_spread=0.2)
     assert "PPL loss 10 % (95 % -9.94 to 34.4)" in recommended(wide)["sentence"]
     limited = recommended(wide, limits={"ppl_loss_percent": 20.0})
@@ -224,10 +221,9 @@ def test_quality_counts_once_per_precision_in_its_family():
     assert crowd.loc[crowd["precision"] == "bf16", "ppl_ratio_p_holm"].isna().all()
 
 
-def test_large_changes_are_told_without_exponents():
-    assert [percent(ratio) for ratio in (1.0186, 1.996, 4.0, 0.5, 40.0)] == [
-        "+1.9 %", "+100 %", "+300 %", "-50 %", "x 40"
-    ]  # fmt: skip
+def test_large_changes_have_no_exponents():
+    changes = [percent(ratio) for ratio in (1.0186, 1.996, 4.0, 0.5, 40.0)]
+    assert changes == ["+1.9 %", "+100 %", "+300 %", "-50 %", "x 40"]
 
 
 def test_a_tie_in_speed_goes_to_quality_then_memory():
@@ -236,11 +232,11 @@ def test_a_tie_in_speed_goes_to_quality_then_memory():
     limits = {"ppl_loss_percent": 5.0}
     found = recommended(*rows, limits=limits)
     assert found["precision"] == "c"
-    assert "not distinguishable in speed from a (sdpa, eager) (10 ms) and lower in PPL" in found["sentence"]
+    assert "not distinguishable in speed from a (sdpa, generate) (10 ms) and lower in PPL" in found["sentence"]
     trap = [row("A", 10.0, 7.0, 1.006), row("B", 10.2, 9.0, 1.0), row("C", 10.1, 9.0, 1.0049)]
     found = recommended(*trap, limits=limits)
     assert found["precision"] == "C"
-    assert "at most 3 % slower than A (sdpa, eager) (10 ms) and lower in PPL" in found["sentence"]
+    assert "at most 3 % slower than A (sdpa, generate) (10 ms) and lower in PPL" in found["sentence"]
     narrow = [line | {"tpot_low_ms": line["tpot_ms"] * 0.999, "tpot_high_ms": line["tpot_ms"] * 1.001} for line in rows]
     assert recommended(*narrow, limits=limits)["precision"] == "a"
 
@@ -251,7 +247,7 @@ def test_one_repeat_still_gets_an_answer_without_an_interval():
     assert found["precision"] == "a" and "TPOT 10 ms (no interval)" in found["sentence"]
 
 
-def test_an_interval_that_crosses_the_limit_is_told():
+def test_an_interval_that_crosses_the_limit_is_mentioned():
     found = recommended(row("a", 9.9, 7.0, 1.0, spread=0.1), limits={"tpot_ms": 10.0})
     assert found["meets_limits"] and "reaches 10.9 ms" in found["sentence"]
 
@@ -267,7 +263,7 @@ def test_when_nothing_meets_the_limits_the_sentence_says_which_and_what_is_neare
 
 
 def test_a_limit_on_what_was_not_measured_is_not_met():
-    table = judge(pd.DataFrame([BASE]).drop(columns="memory_gib"), REFERENCE, SMALLEST)
+    table = judge(pd.DataFrame([BASE]).assign(memory_gib=math.nan), REFERENCE, SMALLEST)
     found = recommend(table, REFERENCE, {"memory_gib": 100.0}, SMALLEST).iloc[0]
     assert not found["meets_limits"] and "memory not measured" in found["sentence"]
 
@@ -277,7 +273,9 @@ def test_the_reference_may_be_the_answer_and_everything_may_fail():
     assert found["precision"] == "bf16" and "the decode speed of" not in found["sentence"]
     table = judge(pd.DataFrame([BASE | {"status": "oom"}, row("a", 1, 1, 1, status="timeout")]), REFERENCE, SMALLEST)
     found = recommend(table, REFERENCE, {}, SMALLEST).iloc[0]
-    assert found["sentence"] == "No configuration was measured (bf16 (sdpa, eager): oom, a (sdpa, eager): timeout)."
+    assert (
+        found["sentence"] == "No configuration was measured (bf16 (sdpa, generate): oom, a (sdpa, generate): timeout)."
+    )
     assert found["precision"] == "" and not found["meets_limits"]
     assert found[["device", "status"]].tolist() == ["d", "oom"]
 
@@ -289,75 +287,84 @@ def test_random_weights_are_chosen_by_speed_and_memory():
     assert found["precision"] == "fast" and "PPL" not in found["sentence"] and "Random weights" in found["sentence"]
 
 
-def tables():
-    """Three configurations with three repeats: TPOT of int8 half of bf16's, graph a quarter; the last one failed."""
+def study_tables():
+    """Return three tables: TPOT of int8 is half of bf16's, graph a quarter; the last configuration failed."""
     noise = np.exp([0.0, 0.02, -0.02])
-    latency, memory, quality = [], [], []
+    processes, memory, quality = [], [], []
     for precision, runtime, tpot, peak, status in (
-        ("bf16", "eager", 20.0, 12.0, "ok"),
-        ("int8", "eager", 10.0, 7.0, "ok"),
+        ("bf16", "generate", 20.0, 12.0, "ok"),
+        ("int8", "generate", 10.0, 7.0, "ok"),
         ("int8", "graph", 5.0, 7.5, "ok"),
-        ("fp32", "eager", math.nan, math.nan, "oom"),
+        ("fp32", "generate", math.nan, math.nan, "oom"),
     ):
         shared = {"study": "s", "model": "m", "weights": "real", "precision": precision, "attention": "sdpa"}
         shared |= {"runtime": runtime, "device": "d", "status": status, "reason": "" if status == "ok" else "too large"}
+        other = dict.fromkeys(("itl_p50_ms", "itl_p90_ms", "cold_ms", "load_s", "compile_s", "joules_per_token"))
+        other |= {"bandwidth_gb_s": 20.0, "step_bytes": 1e9, "attention_kernels": "flash"}
         for batch in (1, 8):
             workload = {"batch": batch, "prompt_tokens": 128, "new_tokens": 32}
             for repeat, factor in enumerate(noise):
                 times = {"ttft_ms": 50.0, "tpot_ms": batch * tpot * factor, "e2e_ms": 700.0, "tokens_per_s": 45.0}
-                latency.append(shared | workload | times | {"repeat": repeat, "mbu": 0.5, "flags": "clocks; load"})
+                times |= {"repeat": repeat, "mbu": 0.5, "flags": "clocks; load"}
+                processes.append(shared | other | workload | times)
             memory.append(shared | workload | {"weights_gib": peak - 1, "peak_load_gib": 0.0, "peak_decode_gib": peak})
-        if runtime == "eager":
+        if runtime == "generate":
             at_protocol = {"corpus": "wiki", "protocol": "w1024", "ppl": 20.0, "ppl_ratio": 1.01, "kl_nats": 0.02}
             at_protocol["top1_agreement"] = 0.95
             quality.append(shared | at_protocol | {"ppl_ratio_low": 1.0, "ppl_ratio_high": 1.02, "ppl_ratio_p": 0.05})
-    return pd.DataFrame(latency), pd.DataFrame(memory), pd.DataFrame(quality)
+    return {"processes": pd.DataFrame(processes), "memory": pd.DataFrame(memory), "quality": pd.DataFrame(quality)}
 
 
-def summarised(latency, memory, quality, headline=FOCUS):
-    return summarise(latency, memory, quality, REFERENCE, headline, shared_noise(latency, "tpot_ms"))
+def summarized(folder, sources, **headline):
+    study = {"headline": {"m": HEADLINE | headline}}
+    make(folder, "speed", sources={"processes": sources.pop("processes")}, **study)
+    return make(folder, "summary", sources=sources, **study).set_index(["precision", "runtime"])
 
 
-def test_summary_joins_the_tables_at_the_focus():
-    found = summarised(*tables()).set_index(["precision", "runtime"])
-    assert len(found) == 4
-    fast = found.loc[("int8", "graph")]
+def test_summary_joins_the_tables_at_the_headline(tmp_path):
+    table = summarized(tmp_path, study_tables())
+    assert len(table) == 4
+    fast = table.loc[("int8", "graph")]
     assert (fast["tpot_ms"], fast["speedup"]) == pytest.approx((5.0, 4.0))
     assert fast["tpot_low_ms"] < 5.0 < fast["tpot_high_ms"] and fast["speedup_low"] < 4.0 < fast["speedup_high"]
     assert fast["memory_ratio"] == pytest.approx(7.5 / 12) and fast["weights_gib"] == 6.5
-    assert fast["ppl_ratio"] == 1.01 and fast["quality_from"] == "sdpa, eager"
-    assert found.loc[("int8", "eager"), "quality_from"] == ""
-    assert found.loc[("int8", "eager"), "flags"] == "clocks; load"
-    base = found.loc[("bf16", "eager")]
+    assert fast["ppl_ratio"] == 1.01 and fast["quality_from"] == "sdpa, generate"
+    assert pd.isna(table.loc[("int8", "generate"), "quality_from"])
+    assert table.loc[("int8", "generate"), "flags"] == "clocks; load"
+    base = table.loc[("bf16", "generate")]
     assert base["speedup"] == 1 and base[["speedup_low", "speedup_high", "speedup_p"]].isna().all()
-    lost = found.loc[("fp32", "eager")]
+    assert base["ppl_ratio"] == 1.0
+    lost = table.loc[("fp32", "generate")]
     assert (lost["status"], lost["reason"], lost["repeats"]) == ("oom", "too large", 0)
-    assert math.isnan(lost["tpot_ms"]) and math.isnan(lost["speedup"])
-
-
-def test_summary_takes_memory_from_the_nearest_number_of_new_tokens():
-    latency, memory, quality = tables()
-    near, far = (memory.assign(new_tokens=tokens, peak_decode_gib=peak) for tokens, peak in ((24, 5.0), (128, 9.0)))
-    found = summarised(latency, pd.concat([far, near]), quality).set_index(["precision", "runtime"])
-    assert found.loc[("int8", "eager"), "memory_gib"] == 5.0
-    elsewhere = summarised(latency, memory.assign(prompt_tokens=64), quality)
-    assert elsewhere["memory_gib"].isna().all()
-
-
-def test_summary_of_partly_failed_repeats_and_of_an_unmeasured_workload():
-    latency, memory, quality = tables()
-    latency.loc[latency["repeat"] == 0, ["status", "reason"]] = ["timeout", "600 s"]
-    memory.loc[memory["precision"] == "int8", ["status", "reason"]] = ["error", "driver"]
-    found = summarised(latency, memory, quality).set_index(["precision", "runtime"])
-    assert found.loc[("int8", "eager"), "status"] == "ok" and found.loc[("int8", "eager"), "repeats"] == 2
-    assert found.loc[("int8", "eager"), "reason"] == "1 of 3 repeats failed (timeout: 600 s); memory: driver"
-    assert math.isnan(found.loc[("int8", "eager"), "memory_gib"])
-    other = summarised(latency, memory, quality, Headline(4, 128, 32, "wiki", "w1024"))
-    assert other["reason"].str.startswith("this workload was not measured").all()
-
-
-def test_from_tables_to_a_sentence():
-    table = judge(summarised(*tables()), REFERENCE, SMALLEST)
+    assert lost[["tpot_ms", "speedup", "memory_gib", "ppl"]].isna().all()
     assert table["verdict"].tolist() == ["reference", "better", "better", "not measured"]
-    found = recommend(table, REFERENCE, {"memory_gib": 8, "ppl_loss_percent": 2}, SMALLEST).iloc[0]
-    assert found[["precision", "runtime"]].tolist() == ["int8", "graph"]
+
+
+def test_summary_takes_memory_from_the_nearest_number_of_new_tokens(tmp_path):
+    sources = study_tables()
+    near, far = (sources["memory"].assign(new_tokens=n, peak_decode_gib=peak) for n, peak in ((24, 5.0), (128, 9.0)))
+    table = summarized(tmp_path, sources | {"memory": pd.concat([far, near])})
+    assert table.loc[("int8", "generate"), "memory_gib"] == 5.0
+    elsewhere = study_tables()
+    elsewhere["memory"] = elsewhere["memory"].assign(prompt_tokens=64)
+    assert summarized(tmp_path, elsewhere)["memory_gib"].isna().all()
+
+
+def test_summary_of_partly_failed_repeats_and_of_an_unmeasured_workload(tmp_path):
+    sources = study_tables()
+    processes, memory = sources["processes"], sources["memory"]
+    processes.loc[processes["repeat"] == 0, ["status", "reason"]] = ["timeout", "600 s"]
+    memory.loc[memory["precision"] == "int8", ["status", "reason"]] = ["error", "driver"]
+    row = summarized(tmp_path, sources).loc[("int8", "generate")]
+    assert (row["status"], row["repeats"]) == ("ok", 2) and math.isnan(row["memory_gib"])
+    assert row["reason"] == "1 of 3 repeats failed (timeout: 600 s); memory: driver"
+    other = summarized(tmp_path, study_tables(), batch=4)
+    assert (other["reason"] == "this workload was not measured").all() and (other["verdict"] == "not measured").all()
+
+
+def test_from_tables_to_a_sentence(tmp_path):
+    limits = {"memory_gib": 8, "ppl_loss_percent": 2}
+    summarized(tmp_path, study_tables())
+    (row,) = make(tmp_path, "recommendation", headline={"m": HEADLINE}, limits=limits).to_dict("records")
+    assert (row["precision"], row["runtime"], row["meets_limits"]) == ("int8", "graph", True)
+    assert row["sentence"].startswith("Take int8 (sdpa, graph), the fastest by TPOT of 2 within the limits: ")
