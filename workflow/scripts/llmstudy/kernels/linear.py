@@ -1,4 +1,4 @@
-"""The modules that take a linear's place, usable in the library's own forward and fusable by the graph runtime."""
+"""8-bit modules in place of ``nn.Linear``, for the library's forward and, fused, for the graph runtime."""
 
 from __future__ import annotations
 
@@ -115,13 +115,13 @@ class W8A8Linear(Int8Linear):
     Few rows are bound by reading the weights, where int8 activations save nothing: they keep their 16 bit.
     """
 
-    def quantises(self, rows: int) -> bool:
+    def quantizes(self, rows: int) -> bool:
         """Whether the activations of so many rows are multiplied in int8."""
         return rows > INT_MM_ROWS and self.in_features % 8 == 0 and self.out_features % 8 == 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
-        if not self.quantises(rows.shape[0]):
+        if not self.quantizes(rows.shape[0]):
             return super().forward(x)
         scale = rows.abs().amax(dim=1, keepdim=True).float().clamp_(min=torch.finfo(torch.float32).tiny) / 127
         q = (rows / scale).round_().to(torch.int8)
