@@ -15,16 +15,9 @@ from llmstudy.kernels.convert import silu
 
 @triton.jit
 def rms_norm_kernel(
-    x_ptr,
-    added_ptr,
-    norm_ptr,
-    out_ptr,
-    eps,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ADD: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    x_ptr, added_ptr, norm_ptr, out_ptr, eps,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """One row a program; ADD: the row of ``added`` is added to x in place first. Rounds to the output's dtype before it
     multiplies by the weight, as the library does."""
     if PDL:
@@ -45,19 +38,10 @@ def rms_norm_kernel(
 
 @triton.jit
 def rotate_prompt_kernel(
-    qkv_ptr,
-    keys_ptr,
-    values_ptr,
-    cos_ptr,
-    sin_ptr,
-    tokens,
-    length,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HALF_BLOCK: tl.constexpr,
+    qkv_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, tokens, length,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF_BLOCK: tl.constexpr,
     HEAD_BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     """RoPE of a prompt: queries in place, keys and values into the cache; grid (batch * tokens,)."""
     HALF: tl.constexpr = HEAD_DIM // 2
     dtype: tl.constexpr = qkv_ptr.dtype.element_ty
@@ -104,28 +88,12 @@ def swiglu_kernel(gate_up_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 
 @triton.jit
 def attention_kernel(
-    qkv_ptr,
-    keys_ptr,
-    values_ptr,
-    cos_ptr,
-    sin_ptr,
-    position_ptr,
-    partial_ptr,
-    stats_ptr,
-    arrivals_ptr,
-    out_ptr,
-    length,
-    scale_log2,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    SPLITS: tl.constexpr,
-    GROUP_BLOCK: tl.constexpr,
-    MERGE_BLOCK: tl.constexpr,
-    DIM_BLOCK: tl.constexpr,
-    TOKEN_BLOCK: tl.constexpr,
+    qkv_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, position_ptr, partial_ptr, stats_ptr, arrivals_ptr, out_ptr,
+    length, scale_log2,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr,
+    GROUP_BLOCK: tl.constexpr, MERGE_BLOCK: tl.constexpr, DIM_BLOCK: tl.constexpr, TOKEN_BLOCK: tl.constexpr,
     PDL: tl.constexpr,
-):
+):  # fmt: skip
     """RoPE, cache write and attention of one new token; grid (batch * KV_HEADS, SPLITS).
 
     A program handles the query heads that share a key head over its share of the valid context (flash decoding). The
@@ -236,19 +204,9 @@ def attention_kernel(
 
 @triton.jit
 def sample_kernel(
-    logits_ptr,
-    embedding_ptr,
-    position_ptr,
-    tokens_ptr,
-    x_ptr,
-    prompt_tokens,
-    new_tokens,
-    VOCABULARY: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HIDDEN_BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    logits_ptr, embedding_ptr, position_ptr, tokens_ptr, x_ptr, prompt_tokens, new_tokens,
+    VOCABULARY: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, HIDDEN_BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """Greedy: the first largest logit of a row becomes the next token; one row a program.
 
     Writes it to tokens [batch, new_tokens], its embedding to x, and moves the row's position on by one.

@@ -213,21 +213,10 @@ def linear(
             vectors = [vector.view(torch.int64) for vector in vectors]
             weight = weight.view(torch.int32)
         matvec_kernel[(triton.cdiv(n_out, tile.block_n * tile.rounds),)](
-            *vectors,
-            weight,
-            *tensors,
-            n_out,
-            eps,
-            **flags,
-            FIXED=fixed,
-            BLOCK_OUTLIERS=triton.next_power_of_2(max(outliers, 1)),
-            NORM=norm is not None,
-            BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k,
-            ROUNDS=tile.rounds,
-            num_warps=tile.warps,
-            **options,
-        )
+            *vectors, weight, *tensors, n_out, eps,
+            **flags, FIXED=fixed, BLOCK_OUTLIERS=triton.next_power_of_2(max(outliers, 1)), NORM=norm is not None,
+            BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, ROUNDS=tile.rounds, num_warps=tile.warps, **options,
+        )  # fmt: skip
         return out
     if norm is not None:
         raise ValueError("only the matrix-vector kernel applies a norm; give the others normalised rows")
@@ -237,21 +226,10 @@ def linear(
     else:
         kernel, more = tile_kernel, {}
     kernel[grid](
-        x,
-        operand.weight,
-        *tensors,
-        m,
-        n_out,
-        **flags,
-        **more,
-        BLOCK_OUTLIERS=16 if outliers <= 16 else 32,
-        BLOCK_M=tile.block_m,
-        BLOCK_N=tile.block_n,
-        BLOCK_K=tile.block_k,
-        STAGES=tile.stages,
-        num_warps=tile.warps,
-        **options,
-    )
+        x, operand.weight, *tensors, m, n_out,
+        **flags, **more, BLOCK_OUTLIERS=16 if outliers <= 16 else 32, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+        BLOCK_K=tile.block_k, STAGES=tile.stages, num_warps=tile.warps, **options,
+    )  # fmt: skip
     return out
 
 

@@ -104,31 +104,11 @@ def multiply_rows(
 
 @triton.jit
 def matvec_kernel(
-    x_ptr,
-    norm_ptr,
-    w_ptr,
-    scale_ptr,
-    bias_ptr,
-    columns_ptr,
-    outlier_ptr,
-    residual_ptr,
-    out_ptr,
-    n_out,
-    eps,
-    K: tl.constexpr,
-    FIXED: tl.constexpr,
-    OUTLIERS: tl.constexpr,
-    BLOCK_OUTLIERS: tl.constexpr,
-    NORM: tl.constexpr,
-    BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    GATED: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    ROUNDS: tl.constexpr,
-    PDL: tl.constexpr,
-    FAST: tl.constexpr,
-):
+    x_ptr, norm_ptr, w_ptr, scale_ptr, bias_ptr, columns_ptr, outlier_ptr, residual_ptr, out_ptr, n_out, eps,
+    K: tl.constexpr, FIXED: tl.constexpr, OUTLIERS: tl.constexpr, BLOCK_OUTLIERS: tl.constexpr, NORM: tl.constexpr,
+    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    ROUNDS: tl.constexpr, PDL: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
     """One row of x on the ordinary cores; a program makes ROUNDS times BLOCK_N outputs and loads the weights of the
     next round before it multiplies those of this one. NORM multiplies x by the RMSNorm weight first and the sum by
     1/rms last, so that the norm costs no kernel of its own. FIXED: int8 weights, x and norm come in words of four

@@ -72,21 +72,10 @@ class DecodeStep:
         """Take the next token from ``logits``; advance position, tokens and x."""
         weights = self.weights
         kernels.sample_kernel[(self.batch,)](
-            self.logits,
-            weights.embedding,
-            self.position,
-            self.tokens,
-            self.x,
-            self.prompt_tokens,
-            self.new_tokens,
-            VOCABULARY=weights.vocabulary,
-            HIDDEN=weights.hidden,
-            BLOCK=4096,
-            HIDDEN_BLOCK=triton.next_power_of_2(weights.hidden),
-            PDL=pdl,
-            num_warps=8,
-            **_overlap(pdl),
-        )
+            self.logits, weights.embedding, self.position, self.tokens, self.x, self.prompt_tokens, self.new_tokens,
+            VOCABULARY=weights.vocabulary, HIDDEN=weights.hidden, BLOCK=4096,
+            HIDDEN_BLOCK=triton.next_power_of_2(weights.hidden), PDL=pdl, num_warps=8, **_overlap(pdl),
+        )  # fmt: skip
 
     def project(
         self,
@@ -117,48 +106,21 @@ class DecodeStep:
     def _rms_norm(self, x: torch.Tensor, norm: torch.Tensor, pdl: bool) -> torch.Tensor:
         width = x.shape[1]
         kernels.rms_norm_kernel[(self.batch,)](
-            x,
-            x,
-            norm,
-            self.normed,
-            self.weights.eps,
-            WIDTH=width,
-            BLOCK=triton.next_power_of_2(width),
-            ADD=False,
-            PDL=pdl,
-            num_warps=8,
-            **_overlap(pdl),
-        )
+            x, x, norm, self.normed, self.weights.eps,
+            WIDTH=width, BLOCK=triton.next_power_of_2(width), ADD=False, PDL=pdl, num_warps=8, **_overlap(pdl),
+        )  # fmt: skip
         return self.normed
 
     def attend(self, index: int, qkv: torch.Tensor) -> torch.Tensor:
         """See ``layer.Operations``."""
         weights = self.weights
         kernels.attention_kernel[(self.batch * weights.kv_heads, self.splits)](
-            qkv,
-            self.cache.keys[index],
-            self.cache.values[index],
-            self.cos,
-            self.sin,
-            self.position,
-            self.partial,
-            self.stats,
-            self.arrivals,
-            self.attended,
-            self.cache.length,
-            weights.softmax_scale * math.log2(math.e),
-            HEADS=weights.heads,
-            KV_HEADS=weights.kv_heads,
-            HEAD_DIM=weights.head_dim,
-            SPLITS=self.splits,
-            GROUP_BLOCK=self.group_block,
-            MERGE_BLOCK=self.merge_block,
-            DIM_BLOCK=self.dim_block,
-            TOKEN_BLOCK=TOKEN_BLOCK,
-            PDL=self.pdl,
-            num_warps=self.attention_warps,
-            **_overlap(self.pdl),
-        )
+            qkv, self.cache.keys[index], self.cache.values[index], self.cos, self.sin, self.position, self.partial,
+            self.stats, self.arrivals, self.attended, self.cache.length, weights.softmax_scale * math.log2(math.e),
+            HEADS=weights.heads, KV_HEADS=weights.kv_heads, HEAD_DIM=weights.head_dim, SPLITS=self.splits,
+            GROUP_BLOCK=self.group_block, MERGE_BLOCK=self.merge_block, DIM_BLOCK=self.dim_block,
+            TOKEN_BLOCK=TOKEN_BLOCK, PDL=self.pdl, num_warps=self.attention_warps, **_overlap(self.pdl),
+        )  # fmt: skip
         return self.attended
 
 
