@@ -19,7 +19,7 @@ def finish(
     K: tl.constexpr, OUTLIERS: tl.constexpr, BLOCK_OUTLIERS: tl.constexpr, INT8: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
-    """Epilogue of a tile acc [BLOCK_N, BLOCK_M]: scale, outlier columns, bias, SwiGLU, residual, store."""
+    """Finish a tile acc [BLOCK_N, BLOCK_M]: scale, outlier columns, bias, SwiGLU, residual, store."""
     x_mask = x_rows < m
     row_mask = rows < n_out
     if INT8:
@@ -60,8 +60,8 @@ def rows_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
     PDL: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """A few rows of x [m, K], BLOCK_N outputs a program, on tensor cores. Every warp takes its own slice of K (a
-    batched product over WARPS slices), so that no warp converts a weight that another one converts too."""
+    """Multiply a few rows of x [m, K], BLOCK_N outputs a program. Every warp takes a slice of K (a batched product over
+    WARPS slices), so that no two warps convert the same weight."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     INT8: tl.constexpr = w_ptr.dtype.element_ty == tl.int8
     pid = tl.program_id(0)
@@ -113,8 +113,8 @@ def tile_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
-    """x [m, K] in tiles of BLOCK_M rows. W is the left operand, so that few rows of x pad to a narrow tile and int8
-    weights are converted in registers."""
+    """Multiply x [m, K] in tiles of BLOCK_M rows. W is the left operand, so that few rows of x pad to a narrow tile and
+    int8 weights are converted in registers."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     INT8: tl.constexpr = w_ptr.dtype.element_ty == tl.int8
     pid = tl.program_id(0)
