@@ -86,7 +86,7 @@ def test_the_last_logits_are_the_library_s():
     ids, _, graph, runtime = both(model, 2)
     with torch.no_grad():
         logits = model(torch.cat([ids, graph.tokens[:, :-1]], dim=1)).logits[:, -1]
-    torch.testing.assert_close(runtime.logits_of_last_step, logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(runtime.engine.logits, logits, rtol=1e-4, atol=1e-4)
 
 
 def test_the_model_still_works_and_shares_memory_with_the_fused_weights():

@@ -141,7 +141,7 @@ def test_joining_the_projections_leaves_no_holes_in_memory():
     from bench_kernels import RandomWeights
     from llmstudy.fetch.synthetic import SHAPES as TRUE_SHAPES
     from llmstudy.models.precisions import LoadRequest, get
-    from llmstudy.runtimes.engine.weights import extract
+    from llmstudy.runtimes.graph.weights import extract
 
     shape = TRUE_SHAPES["llama-2-13b"] | {"num_hidden_layers": 8}
     torch.cuda.empty_cache()
@@ -158,7 +158,7 @@ def test_llm_int8_with_outliers_cannot_be_captured():
 
     from llmstudy.models.precisions.llm_int8 import make_linear
 
-    model = build(torch.float16, partial(make_linear, name="", threshold=6.0), **SHAPES["head-64-tied"])
+    model = build(torch.float16, partial(make_linear, threshold=6.0), **SHAPES["head-64-tied"])
     with pytest.raises(Unsupported, match="cannot be captured"):
         GraphRuntime(model, 1, PROMPT, NEW).prepare()
     torch.cuda.synchronize()

@@ -7,12 +7,12 @@ import torch
 import triton_on_numpy  # noqa: F401
 from conftest import tiny_llama_config
 from llmstudy.kernels.linear import INT_MM_ROWS, Int8Linear, W8A8Linear
-from llmstudy.runtimes.engine import step as step_module
-from llmstudy.runtimes.engine.forward import last_logits
-from llmstudy.runtimes.engine.prompt import run_prompt
-from llmstudy.runtimes.engine.step import DecodeStep, attention_warps, operand_of
-from llmstudy.runtimes.engine.weights import extract
 from llmstudy.runtimes.generate import GenerateRuntime
+from llmstudy.runtimes.graph import step as step_module
+from llmstudy.runtimes.graph.layer import last_logits
+from llmstudy.runtimes.graph.prompt import Prompt
+from llmstudy.runtimes.graph.step import DecodeStep, attention_warps, operand_of
+from llmstudy.runtimes.graph.weights import extract
 from torch import nn
 from transformers import LlamaForCausalLM
 
@@ -44,7 +44,7 @@ def test_tokens_equal_those_of_generate(monkeypatch, batch, int8, changes, split
     with torch.inference_mode():
         step = DecodeStep(weights, batch, PROMPT, NEW)
         step.position.fill_(PROMPT - 1)
-        step.logits.copy_(last_logits(weights, run_prompt(weights, step.cache, ids, step.cos, step.sin)))
+        step.logits.copy_(last_logits(weights, Prompt(weights, step.cache, step.cos, step.sin).run(ids)))
         step.sample()
         for _ in range(NEW - 1):
             step.run()
@@ -81,7 +81,7 @@ def test_a_prompt_keeps_no_activation_longer_than_it_is_used():
             module.register_forward_hook(hook)
     with torch.inference_mode():
         step = DecodeStep(weights, 1, PROMPT, NEW)
-        run_prompt(weights, step.cache, torch.zeros(1, PROMPT, dtype=torch.int64), step.cos, step.sin)
+        Prompt(weights, step.cache, step.cos, step.sin).run(torch.zeros(1, PROMPT, dtype=torch.int64))
     # Only the output of the block before, until it is added to the residual stream; the first block has none before it.
     assert alive == [0, 0, 1, 1] + [1, 1, 1, 1] * 2
 

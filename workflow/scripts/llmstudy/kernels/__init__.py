@@ -1,1 +1,1 @@
-"""8-bit linears of our own: quantisation, its reference in plain PyTorch, and the kernels that multiply it."""
+"""Linear layers in 8 bits and Triton kernels: of tensors alone, without models or studies. See README.md."""

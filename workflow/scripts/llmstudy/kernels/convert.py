@@ -1,4 +1,4 @@
-"""Triton: int8 weights into floating-point numbers, and the activation that two kernels share."""
+"""Triton: int8 weights to floating-point numbers, and the activation function that several kernels share."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import triton.language as tl
 
 @triton.jit
 def to_float32(q, FAST: tl.constexpr):
-    """Weights → float32. For int8 the conversion unit of an SM is slower than memory here, so FAST builds the number
-    from bits: byte + 128 as the low mantissa byte of 2²³, minus 2²³ + 128."""
+    """Convert weights to float32. For int8 the conversion unit of an SM is slower than memory here, so FAST builds the
+    number from bits: byte + 128 as the low mantissa byte of 2²³, minus 2²³ + 128."""
     if FAST and q.dtype == tl.int8:
         converted = tl.inline_asm_elementwise(
             asm="""{
@@ -34,8 +34,8 @@ def to_float32(q, FAST: tl.constexpr):
 
 @triton.jit
 def int8_to_operand(q, dtype: tl.constexpr, FAST: tl.constexpr):
-    """int8 → the dtype of a tensor-core operand, exactly. For fp16 FAST puts byte + 128 under the exponent of 1024;
-    for bf16 the compiler's own sequence is already of that kind."""
+    """Convert int8 to the dtype of a tensor-core operand, exactly. For fp16 FAST puts byte + 128 under the exponent of
+    1024; for bf16 the compiler's sequence is already of that kind."""
     if FAST and dtype == tl.float16:
         converted = tl.inline_asm_elementwise(
             asm="""{
@@ -65,7 +65,7 @@ def silu(x):
 
 @triton.jit
 def dequantize_kernel(q_ptr, scale_ptr, out_ptr, n_out, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """q [n_out, K] times its row's scale in the output's dtype; grid (row blocks, column blocks)."""
+    """Store q [n_out, K] times the scale of each row in the output's dtype; grid (row blocks, column blocks)."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     at = rows.to(tl.int64)[:, None] * K + k[None, :]

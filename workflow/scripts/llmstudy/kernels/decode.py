@@ -1,7 +1,7 @@
-"""Triton kernels of a decode step that are not linears: RMSNorm, attention over the static cache, greedy sampling.
+"""Triton kernels of a LLaMA that are not products: RMSNorm, RoPE, SwiGLU, attention of a token, greedy sampling.
 
-Each waits for its predecessor before it touches anything that a kernel writes (programmatic dependent launch, see
-``precisions/int8/triton_matvec.py``); since all do, a kernel that passed its wait knows every earlier one complete.
+In a decode step each waits for its predecessor before it touches anything that a kernel writes (programmatic dependent
+launch, see ``matvec``); since all do, every earlier kernel is complete when a kernel has passed its wait.
 """
 
 from __future__ import annotations
@@ -15,18 +15,11 @@ from llmstudy.kernels.convert import silu
 
 @triton.jit
 def rms_norm_kernel(
-    x_ptr,
-    added_ptr,
-    norm_ptr,
-    out_ptr,
-    eps,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ADD: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """One row a program; ADD: the row of ``added`` is added to x in place first. Rounds to the output's dtype before it
-    multiplies by the weight, as the library does."""
+    x_ptr, added_ptr, norm_ptr, out_ptr, eps,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Normalize one row a program; ADD: add the row of ``added`` to x in place first. Rounds to the dtype of the output
+    before the product with the weight, as the library does."""
     if PDL:
         tl_cuda.gdc_launch_dependents()
         tl_cuda.gdc_wait()
@@ -45,20 +38,11 @@ def rms_norm_kernel(
 
 @triton.jit
 def rotate_prompt_kernel(
-    qkv_ptr,
-    keys_ptr,
-    values_ptr,
-    cos_ptr,
-    sin_ptr,
-    tokens,
-    length,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HALF_BLOCK: tl.constexpr,
+    qkv_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, tokens, length,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF_BLOCK: tl.constexpr,
     HEAD_BLOCK: tl.constexpr,
-):
-    """RoPE of a prompt: queries in place, keys and values into the cache; grid (batch * tokens,)."""
+):  # fmt: skip
+    """Rotate a prompt: queries in place, keys and values into the cache; grid (batch * tokens,)."""
     HALF: tl.constexpr = HEAD_DIM // 2
     dtype: tl.constexpr = qkv_ptr.dtype.element_ty
     sequence = tl.program_id(0) // tokens
@@ -93,7 +77,7 @@ def rotate_prompt_kernel(
 
 @triton.jit
 def swiglu_kernel(gate_up_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """silu(gate) * up of rows [2 * WIDTH]; grid (rows, blocks of columns)."""
+    """Store silu(gate) * up of rows [2 * WIDTH]; grid (rows, blocks of columns)."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = i < WIDTH
@@ -104,29 +88,13 @@ def swiglu_kernel(gate_up_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 
 @triton.jit
 def attention_kernel(
-    qkv_ptr,
-    keys_ptr,
-    values_ptr,
-    cos_ptr,
-    sin_ptr,
-    position_ptr,
-    partial_ptr,
-    stats_ptr,
-    arrivals_ptr,
-    out_ptr,
-    length,
-    scale_log2,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    SPLITS: tl.constexpr,
-    GROUP_BLOCK: tl.constexpr,
-    MERGE_BLOCK: tl.constexpr,
-    DIM_BLOCK: tl.constexpr,
-    TOKEN_BLOCK: tl.constexpr,
+    qkv_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, position_ptr, partial_ptr, stats_ptr, arrivals_ptr, out_ptr,
+    length, scale_log2,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr,
+    GROUP_BLOCK: tl.constexpr, MERGE_BLOCK: tl.constexpr, DIM_BLOCK: tl.constexpr, TOKEN_BLOCK: tl.constexpr,
     PDL: tl.constexpr,
-):
-    """RoPE, cache write and attention of one new token; grid (batch * KV_HEADS, SPLITS).
+):  # fmt: skip
+    """Rotate, write to the cache and attend for one new token; grid (batch * KV_HEADS, SPLITS).
 
     A program handles the query heads that share a key head over its share of the valid context (flash decoding). The
     first split also takes the new token itself, from registers, and writes it to the cache. The last split to arrive
@@ -175,8 +143,8 @@ def attention_kernel(
     first = split == 0
     tl.store(keys_ptr + cache + position * HEAD_DIM + d, k_new, mask=d_mask & first)
     tl.store(values_ptr + cache + position * HEAD_DIM + d, v_new, mask=d_mask & first)
-    own = tl.sum(q.to(tl.float32) * k_new.to(tl.float32)[None, :], axis=1) * scale_log2
-    peak = tl.where(first, own, float("-inf"))
+    new_score = tl.sum(q.to(tl.float32) * k_new.to(tl.float32)[None, :], axis=1) * scale_log2
+    peak = tl.where(first, new_score, float("-inf"))
     total = tl.where(first, 1.0, 0.0) + tl.zeros([GROUP_BLOCK], tl.float32)
     acc = tl.where(first, 1.0, 0.0) * v_new.to(tl.float32)[None, :] + tl.zeros([GROUP_BLOCK, DIM_BLOCK], tl.float32)
 
@@ -236,22 +204,12 @@ def attention_kernel(
 
 @triton.jit
 def sample_kernel(
-    logits_ptr,
-    embedding_ptr,
-    position_ptr,
-    tokens_ptr,
-    x_ptr,
-    prompt_tokens,
-    new_tokens,
-    VOCABULARY: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HIDDEN_BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Greedy: the first largest logit of a row becomes the next token; one row a program.
+    logits_ptr, embedding_ptr, position_ptr, tokens_ptr, x_ptr, prompt_tokens, new_tokens,
+    VOCABULARY: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, HIDDEN_BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Take the first largest logit of a row as the next token (greedy); one row a program.
 
-    Writes it to tokens [batch, new_tokens], its embedding to x, and moves the row's position on by one.
+    Writes it to tokens [batch, new_tokens] and its embedding to x, and advances the position of the row by one.
     """
     if PDL:
         tl_cuda.gdc_launch_dependents()

@@ -1,11 +1,11 @@
 """Triton: products of int8 weights with 16-bit activations in integers.
 
-A group of 16 activations becomes fixed-point numbers of 16 bits with a step of its own, x ≈ step · i, |i| <= 32767, and
+Each group of 16 activations becomes fixed-point numbers of 16 bits that share a step, x ≈ step · i, |i| <= 32767, and
 ``dp2a`` multiplies two of them by two weights in one instruction, exactly. Each loses at most 2⁻¹⁶ of the group's
-largest, of which bf16's rounding has lost up to 2⁻⁹ and fp16's up to 2⁻¹²; a number that is less than 1/128 of the
-largest loses more than its own rounding to bf16 did.
+largest, of which rounding to bf16 has lost up to 2⁻⁹ and to fp16 up to 2⁻¹²; a number of less than 1/128 of the largest
+loses more than its rounding to bf16 did.
 
-Four numbers that lie beside each other are a word: four weights an int32, four activations an int64.
+A word is four consecutive numbers: four weights in an int32, four activations in an int64.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _larger(a, b):
 
 @triton.jit
 def unpack(word, place: tl.constexpr, dtype: tl.constexpr):
-    """Number ``place`` (0–3) of int64 words, float32."""
+    """Return number ``place`` (0–3) of int64 words, float32."""
     half = (word >> (32 * (place // 2))).to(tl.int32)
     if dtype == tl.bfloat16:
         # the upper half of a float32
@@ -36,7 +36,7 @@ def unpack(word, place: tl.constexpr, dtype: tl.constexpr):
 
 @triton.jit
 def number_at(x_ptr, at, mask, FIXED: tl.constexpr, dtype: tl.constexpr):
-    """Numbers ``at`` of a vector, float32; FIXED: the pointer is one to int64 words."""
+    """Return the numbers at the indices ``at`` of a vector, float32; FIXED: the pointer is to int64 words."""
     if FIXED:
         word = tl.load(x_ptr + at // 4, mask=mask, other=0)
         number = (word >> (at % 4 * 16)).to(tl.int16).to(dtype, bitcast=True)
@@ -53,8 +53,8 @@ def _round(x, inverse):
 
 @triton.jit
 def to_fixed(x0, x1, x2, x3, WORDS: tl.constexpr):
-    """Activations of WORDS words, number 0–3 of each → int64 words of the four integers, and the steps of the groups
-    [WORDS // 4]."""
+    """Return int64 words of the integers of WORDS words, of which x0 … x3 are the numbers 0 … 3, and the steps of the
+    groups [WORDS // 4]."""
     GROUPS: tl.constexpr = WORDS // GROUP_WORDS
     LEVELS: tl.constexpr = 32767.0
     peak = _larger(_larger(tl.abs(x0), tl.abs(x1)), _larger(tl.abs(x2), tl.abs(x3)))
@@ -69,7 +69,7 @@ def to_fixed(x0, x1, x2, x3, WORDS: tl.constexpr):
 
 @triton.jit
 def dot_words(weights, x, FAST: tl.constexpr):
-    """Sums of four products each: int32 words of int8 weights times int64 words of ``to_fixed``."""
+    """Return sums of four products: of int32 words of int8 weights times int64 words of ``to_fixed``."""
     if FAST:
         total = tl.inline_asm_elementwise(
             asm="""{
@@ -95,7 +95,7 @@ def dot_words(weights, x, FAST: tl.constexpr):
 
 @triton.jit
 def dot_groups(weights, x, BLOCK_N: tl.constexpr, WORDS: tl.constexpr, FAST: tl.constexpr):
-    """int32 words of weights [BLOCK_N, WORDS] times x of ``to_fixed`` → float32 [BLOCK_N, WORDS // 4]."""
+    """Return int32 words of weights [BLOCK_N, WORDS] times x of ``to_fixed``: float32 [BLOCK_N, WORDS // 4]."""
     words, step = x
     sums = dot_words(weights, words[None, :], FAST)
     sums = tl.sum(tl.reshape(sums, [BLOCK_N, WORDS // GROUP_WORDS, GROUP_WORDS]), axis=2)

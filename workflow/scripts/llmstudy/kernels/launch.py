@@ -1,6 +1,6 @@
-"""Launches the Triton kernels: which one and with which tiles, from the shape alone.
+"""Launches the Triton kernels: which kernel with which tile, from the shape alone.
 
-Tiles come from sweeps on an NVIDIA H200 (``sweep_tiles.py``, docs/performance.md): a fixed table, because an
+Tiles come from sweeps on an NVIDIA H200 (``tools/sweep_tiles.py``, docs/performance.md): a fixed table, because an
 autotuner would run inside a captured graph, and would make two runs of the study differ.
 """
 
@@ -16,16 +16,22 @@ from llmstudy.kernels.matvec import matvec_kernel
 from llmstudy.kernels.tiles import rows_kernel, tile_kernel
 
 INTERPRETED = triton.knobs.runtime.interpret
+# Above this many rows the library's dense product is faster than the kernels here (float32 has no tensor cores in IEEE
+# precision: ``Tile`` serves it for agreement and not for speed).
+INT8_ROWS = 64
+DENSE_ROWS = 16
 
 
 @dataclass(frozen=True)
 class LinearOperand:
-    """What the kernels multiply by.
+    """The right-hand side of a product.
 
-    weight   [out, in], row-major: int8, or the dtype of the activations
-    scale    float32 [out] for int8, else None
-    bias     [out] or None
-    columns, outlier   int64 [c] and [out, c] in 16 bit (static outlier columns), or None
+    Attributes:
+        weight: [out, in], row-major, int8 or the dtype of the activations.
+        scale: float32 [out] for int8, else None.
+        bias: [out] or None.
+        columns: int64 [c], static outlier columns, or None.
+        outlier: their weights [out, c] in 16 bit, or None.
     """
 
     weight: torch.Tensor
@@ -33,12 +39,6 @@ class LinearOperand:
     bias: torch.Tensor | None = None
     columns: torch.Tensor | None = None
     outlier: torch.Tensor | None = None
-
-
-# Above this many rows the library's dense product wins over the kernels here (float32 has no tensor cores in IEEE
-# precision, so that ``Tile`` serves it for agreement and not for speed).
-INT8_ROWS = 64
-DENSE_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class MatvecTile:
 
 
 @dataclass(frozen=True)
-class RowsTile:
-    """A few rows of x: every warp multiplies its own ``block_k`` columns of a step."""
+class Tile:
+    """Any number of rows: the usual tiled product."""
 
     block_m: int
     block_n: int
@@ -63,14 +63,8 @@ class RowsTile:
 
 
 @dataclass(frozen=True)
-class Tile:
-    """Any number of rows: the usual tiled product."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    warps: int
-    stages: int
+class RowsTile(Tile):
+    """A few rows of x: every warp multiplies its own ``block_k`` columns of a step."""
 
 
 # (outputs, inputs, gated) → (block_n, warps, rounds) of the fastest tile on an H200: the fused linears of Llama 2.
@@ -94,19 +88,21 @@ SWEPT = {
 
 
 def fits(m: int, operand: LinearOperand) -> bool:
-    """Whether the kernels here are the right way to multiply m rows by the operand."""
+    """Return whether the kernels here are the fastest way to multiply m rows by the operand."""
     if operand.weight.dtype == torch.int8:
         return m <= INT8_ROWS
     return m == 1 or (m <= DENSE_ROWS and operand.weight.dtype != torch.float32)
 
 
 def in_integers(in_features: int, dtype: torch.dtype, weight_dtype: torch.dtype) -> bool:
-    """Whether the product with one row is computed in integers; its groups of 16 must be whole (``triton_fixed``)."""
+    """Return whether the product with one row is computed in integers; its groups of 16 must be whole (``fixed``)."""
     return weight_dtype == torch.int8 and dtype.itemsize == 2 and in_features % 16 == 0
 
 
-def choose(m: int, n_out: int, in_features: int, dtype: torch.dtype, weight_dtype: torch.dtype, gated: bool):
-    """Kernel and tile for m rows of activations in ``dtype``."""
+def choose(
+    m: int, n_out: int, in_features: int, dtype: torch.dtype, weight_dtype: torch.dtype, gated: bool
+) -> MatvecTile | Tile:
+    """Return the tile, whose type names the kernel, for m rows of activations in ``dtype``."""
     if m == 1:
         if in_integers(in_features, dtype, weight_dtype):
             tile = _integer_tile(n_out, in_features, gated)
@@ -120,7 +116,14 @@ def choose(m: int, n_out: int, in_features: int, dtype: torch.dtype, weight_dtyp
     block_m = max(8, triton.next_power_of_2(m))
     if weight_dtype.itemsize == 2:
         return RowsTile(block_m, block_n=32, block_k=64, warps=4, stages=3 if gated else 4)
-    return _int8_rows_tile(block_m, n_out)
+    wide = n_out >= 8192
+    if block_m == 8:
+        return RowsTile(block_m, block_n=16, block_k=128, warps=4, stages=4)
+    if block_m == 16:
+        return RowsTile(block_m, block_n=32 if wide else 16, block_k=128 if wide else 256, warps=4, stages=3)
+    if block_m == 32 and not wide:
+        return RowsTile(block_m, block_n=32, block_k=128, warps=4, stages=4)
+    return RowsTile(block_m, block_n=32, block_k=64, warps=4, stages=4 if block_m == 32 else 3)
 
 
 def _integer_tile(n_out: int, in_features: int, gated: bool) -> MatvecTile:
@@ -135,7 +138,7 @@ def _integer_tile(n_out: int, in_features: int, gated: bool) -> MatvecTile:
 
 
 def integer_block_k(in_features: int, warps: int) -> int:
-    """16 weights a thread, which is one load; twice as many as long as that divides the row."""
+    """Return 16 weights a thread, which is one load, for all threads; twice as many as long as that divides the row."""
     block_k = 512 * warps
     while in_features % (2 * block_k) == 0:
         block_k *= 2
@@ -152,17 +155,6 @@ def _matvec_tile(n_out: int, in_features: int, itemsize: int, gated: bool) -> Ma
     return MatvecTile(block_n=4 if warps == 4 else 2, block_k=512 * warps, warps=warps)
 
 
-def _int8_rows_tile(block_m: int, n_out: int) -> RowsTile:
-    wide = n_out >= 8192
-    if block_m == 8:
-        return RowsTile(block_m, block_n=16, block_k=128, warps=4, stages=4)
-    if block_m == 16:
-        return RowsTile(block_m, block_n=32 if wide else 16, block_k=128 if wide else 256, warps=4, stages=3)
-    if block_m == 32 and not wide:
-        return RowsTile(block_m, block_n=32, block_k=128, warps=4, stages=4)
-    return RowsTile(block_m, block_n=32, block_k=64, warps=4, stages=4 if block_m == 32 else 3)
-
-
 def linear(
     x: torch.Tensor,
     operand: LinearOperand,
@@ -173,13 +165,22 @@ def linear(
     eps: float = 0.0,
     gated: bool = False,
     pdl: bool = False,
-    tile: MatvecTile | RowsTile | Tile | None = None,
+    tile: MatvecTile | Tile | None = None,
 ) -> torch.Tensor:
-    """``x`` [m, in] contiguous → ``out`` [m, n]; n is half the operand's rows if ``gated`` (gate rows above up rows).
+    """Return x times the operand, plus its bias; with SwiGLU and a residual if they are given.
 
-    residual [m, n] is added last. norm [in] is an RMSNorm weight that is applied to x, for one row only. out and norm
-    have the dtype of x.
-    pdl: the launch may overlap the kernel before it, which must then be one that ends its reads before it returns.
+    Args:
+        x: [m, in], contiguous.
+        operand: the weight; if ``gated``, its gate rows above its up rows.
+        out: the result [m, n], allocated if None; n is the operand's rows, half of them if ``gated``.
+        residual: [m, n], added last.
+        norm: an RMSNorm weight [in] to apply to x first, for one row alone; ``eps`` is the norm's.
+        gated: whether to return silu(gate) * up.
+        pdl: whether the launch may overlap the kernel before it, which must then end its reads before it returns.
+        tile: the tile to take in place of ``choose``'s.
+
+    Raises:
+        ValueError: norm, out and x have several dtypes, or several rows come with a norm.
     """
     m, in_features = x.shape
     n_out = operand.weight.shape[0] // (2 if gated else 1)
@@ -197,7 +198,7 @@ def linear(
         "PDL": pdl and not INTERPRETED,
         "FAST": not INTERPRETED,
     }
-    # A kernel takes a pointer for every tensor; one that its flags switch off is never read.
+    # A kernel takes a pointer for every tensor; those that its flags switch off are never read.
     scale, bias, columns, outlier = (
         x if tensor is None else tensor for tensor in (operand.scale, operand.bias, operand.columns, operand.outlier)
     )
@@ -213,50 +214,25 @@ def linear(
             vectors = [vector.view(torch.int64) for vector in vectors]
             weight = weight.view(torch.int32)
         matvec_kernel[(triton.cdiv(n_out, tile.block_n * tile.rounds),)](
-            *vectors,
-            weight,
-            *tensors,
-            n_out,
-            eps,
-            **flags,
-            FIXED=fixed,
-            BLOCK_OUTLIERS=triton.next_power_of_2(max(outliers, 1)),
-            NORM=norm is not None,
-            BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k,
-            ROUNDS=tile.rounds,
-            num_warps=tile.warps,
-            **options,
-        )
+            *vectors, weight, *tensors, n_out, eps,
+            **flags, FIXED=fixed, BLOCK_OUTLIERS=triton.next_power_of_2(max(outliers, 1)), NORM=norm is not None,
+            BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, ROUNDS=tile.rounds, num_warps=tile.warps, **options,
+        )  # fmt: skip
         return out
     if norm is not None:
-        raise ValueError("only the matrix-vector kernel applies a norm; give the others normalised rows")
-    grid = (triton.cdiv(m, tile.block_m) * triton.cdiv(n_out, tile.block_n),)
-    if isinstance(tile, RowsTile):
-        kernel, more = rows_kernel, {"WARPS": tile.warps}
-    else:
-        kernel, more = tile_kernel, {}
-    kernel[grid](
-        x,
-        operand.weight,
-        *tensors,
-        m,
-        n_out,
-        **flags,
-        **more,
-        BLOCK_OUTLIERS=16 if outliers <= 16 else 32,
-        BLOCK_M=tile.block_m,
-        BLOCK_N=tile.block_n,
-        BLOCK_K=tile.block_k,
-        STAGES=tile.stages,
-        num_warps=tile.warps,
+        raise ValueError("only the matrix-vector kernel applies a norm; give the others normalized rows")
+    sliced = isinstance(tile, RowsTile)
+    (rows_kernel if sliced else tile_kernel)[(triton.cdiv(m, tile.block_m) * triton.cdiv(n_out, tile.block_n),)](
+        x, operand.weight, *tensors, m, n_out,
+        **flags, **({"WARPS": tile.warps} if sliced else {}), BLOCK_OUTLIERS=16 if outliers <= 16 else 32,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, STAGES=tile.stages, num_warps=tile.warps,
         **options,
-    )
+    )  # fmt: skip
     return out
 
 
 def dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """q int8 [out, in] times scale [out] in ``dtype``, at the speed of the memory."""
+    """Return q, int8 [out, in], times scale [out] in ``dtype``, at the speed of the memory."""
     n_out, in_features = q.shape
     out = torch.empty(q.shape, dtype=dtype, device=q.device)
     block_k = min(1024, triton.next_power_of_2(in_features))

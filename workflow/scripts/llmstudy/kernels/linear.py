@@ -1,4 +1,4 @@
-"""The modules that take a linear's place, usable in the library's own forward and fusable by the graph runtime."""
+"""8-bit modules in place of ``nn.Linear``, for the library's forward and, fused, for the graph runtime."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from llmstudy.kernels.quantize import QuantizedWeight, dequantize, quantize, reference_linear
 
-# Above this many rows a product is bound by arithmetic, and the dense product over a dequantised weight wins.
+# Above this many rows arithmetic limits a product, and the dense product over a dequantized weight is faster.
 CPU_ROWS = 64
-# torch.int_mm wants more than 16 rows and multiples of 8 (cuBLAS): below it W8A8 falls back to the weight-only kernel.
+# torch._int_mm requires more than 16 rows and multiples of 8 (cuBLAS); W8A8 takes the weight-only kernel below that.
 INT_MM_ROWS = 16
-# _weight_int8pack_mm reads 16 weights at a time and runs over the end of a row that has fewer.
+# _weight_int8pack_mm reads 16 weights at a time, past the end of a row that is no multiple of that.
 PACK_COLUMNS = 16
 
 
@@ -37,14 +37,17 @@ class Int8Linear(nn.Module):
     def from_weight(
         cls, weight: torch.Tensor, bias: torch.Tensor | None, outlier_columns: torch.Tensor | None = None
     ) -> Int8Linear:
-        """Quantise a floating-point weight [out, in] where it lies."""
+        """Quantize a floating-point weight [out, in] on its device."""
         return cls(quantize(weight, outlier_columns), bias)
 
     @classmethod
     def fuse(cls, parts: Sequence[Int8Linear]) -> Int8Linear:
-        """One linear with the outputs of ``parts`` side by side; they must share their input.
+        """Return one layer with the outputs of ``parts``, which share their input, side by side.
 
-        The parts become views of the fused tensors, so that fusing costs no memory that stays.
+        The parts become views of the fused tensors, so that no memory is used twice.
+
+        Raises:
+            ValueError: the parts have different outlier columns.
         """
         first = parts[0]
         columns = first.outlier_columns
@@ -53,7 +56,7 @@ class Int8Linear(nn.Module):
             or (columns is not None and not torch.equal(part.outlier_columns, columns))
             for part in parts
         ):
-            raise ValueError("linears with different outlier columns cannot be fused")
+            raise ValueError("layers with different outlier columns cannot be fused")
         joined = {name: _join(parts, name) for name in ("weight", "scale", "outlier_weight", "bias")}
         return cls(
             QuantizedWeight(joined["weight"], joined["scale"], columns, joined["outlier_weight"]), joined["bias"]
@@ -61,11 +64,12 @@ class Int8Linear(nn.Module):
 
     @property
     def quantized(self) -> QuantizedWeight:
+        """The weight and its scale, without the bias."""
         return QuantizedWeight(self.weight, self.scale, self.outlier_columns, self.outlier_weight)
 
     @property
     def operand(self):
-        """What the Triton kernels multiply by."""
+        """The ``LinearOperand`` of the Triton kernels."""
         from llmstudy.kernels.launch import LinearOperand
 
         return LinearOperand(self.weight, self.scale, self.bias, self.outlier_columns, self.outlier_weight)
@@ -99,7 +103,7 @@ class Int8Linear(nn.Module):
         return out if self.bias is None else out.add_(self.bias)
 
     def _scale_in(self, dtype: torch.dtype) -> torch.Tensor:
-        """The scale in the activations' dtype, as the packed product wants it; made once."""
+        """Return the scale in the dtype of the activations, which the packed product requires; converted once."""
         if getattr(self, "_scale", None) is None or self._scale.dtype != dtype:
             self._scale = self.scale.to(dtype)
         return self._scale
@@ -110,18 +114,18 @@ class Int8Linear(nn.Module):
 
 
 class W8A8Linear(Int8Linear):
-    """Int8 weights and, for more than 16 rows, activations quantised to int8 with one absmax scale per token.
+    """Int8 weights and, for more than 16 rows, activations quantized to int8 with one absmax scale per token.
 
-    Few rows are bound by reading the weights, where int8 activations save nothing: they keep their 16 bit.
+    With few rows the reading of weights is the limit, and int8 activations would save nothing: they keep their dtype.
     """
 
-    def quantises(self, rows: int) -> bool:
-        """Whether the activations of so many rows are multiplied in int8."""
+    def quantizes(self, rows: int) -> bool:
+        """Return whether the activations of so many rows are multiplied in int8."""
         return rows > INT_MM_ROWS and self.in_features % 8 == 0 and self.out_features % 8 == 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
-        if not self.quantises(rows.shape[0]):
+        if not self.quantizes(rows.shape[0]):
             return super().forward(x)
         scale = rows.abs().amax(dim=1, keepdim=True).float().clamp_(min=torch.finfo(torch.float32).tiny) / 127
         q = (rows / scale).round_().to(torch.int8)

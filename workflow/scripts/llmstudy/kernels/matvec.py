@@ -2,9 +2,9 @@
 
 Decoding reads each weight once, so the kernel is judged by the share of the memory bandwidth that it reaches. Three
 things decide it: enough loads in flight, few instructions for a weight, and no gap between one kernel and the next. For
-the second int8 weights are multiplied in integers (``triton_fixed``); for the third the kernels take part in
-programmatic dependent launch (PDL): a kernel starts while its predecessor drains, loads weights, which no kernel
-writes, and only then waits for the activations.
+the second int8 weights are multiplied in integers (``fixed``); for the third the kernels take part in programmatic
+dependent launch (PDL): a kernel starts while its predecessor drains, loads weights, which no kernel writes, and only
+then waits for the activations.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llmstudy.kernels.fixed import dot_groups, number_at, to_fixed, unpack
 
 @triton.jit
 def load_rows(w_ptr, rows, lanes, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """``rows`` of a matrix as a tuple of tiles [BLOCK_N, BLOCK], all loads in flight at once."""
+    """Return ``rows`` of a matrix as a tuple of tiles [BLOCK_N, BLOCK], all loads in flight at once."""
     tiles = ()
     for start in tl.static_range(0, WIDTH, BLOCK):
         at = w_ptr + rows.to(tl.int64)[:, None] * WIDTH + (start + lanes)[None, :]
@@ -34,7 +34,7 @@ def load_rows(w_ptr, rows, lanes, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def load_factors(scale_ptr, bias_ptr, rows, INT8: tl.constexpr, BIAS: tl.constexpr):
-    """Scale and bias of outputs, float32. On their way with the weights, so that no product waits for them."""
+    """Return scale and bias of outputs, float32, loaded with the weights, so that no product waits for them."""
     scale = 1.0
     bias = 0.0
     if INT8:
@@ -46,7 +46,7 @@ def load_factors(scale_ptr, bias_ptr, rows, INT8: tl.constexpr, BIAS: tl.constex
 
 @triton.jit
 def load_vector(ptr, lanes, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """A vector as a tuple of chunks [BLOCK]."""
+    """Return a vector as a tuple of chunks [BLOCK]."""
     chunks = ()
     for start in tl.static_range(0, WIDTH, BLOCK):
         chunks = chunks + (tl.load(ptr + start + lanes, mask=start + lanes < WIDTH, other=0),)
@@ -57,7 +57,7 @@ def load_vector(ptr, lanes, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 def prepare(
     x, norm, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, NORM: tl.constexpr, FIXED: tl.constexpr, dtype: tl.constexpr
 ):
-    """Chunks of x, times the norm's weight, as ``multiply_rows`` takes them; and the squares of x [BLOCK]."""
+    """Return chunks of x, times the weight of the norm, for ``multiply_rows``; and the sums of squares of x [BLOCK]."""
     xs = ()
     squares = tl.zeros([BLOCK], tl.float32)
     for chunk in tl.static_range(CHUNKS):
@@ -72,17 +72,17 @@ def prepare(
                 x3 *= unpack(norm[chunk], 3, dtype)
             xs = xs + (to_fixed(x0, x1, x2, x3, BLOCK),)
         else:
-            one = x[chunk].to(tl.float32)
+            number = x[chunk].to(tl.float32)
             if NORM:
-                squares += one * one
-                one *= norm[chunk].to(tl.float32)
-            xs = xs + (one,)
+                squares += number * number
+                number *= norm[chunk].to(tl.float32)
+            xs = xs + (number,)
     return xs, squares
 
 
 @triton.jit
 def multiply(tile, x, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr, FIXED: tl.constexpr, FAST: tl.constexpr):
-    """Products of a tile of weights with a chunk of x, float32; FIXED: summed over groups of 16."""
+    """Return products of a tile of weights with a chunk of x, float32; FIXED: summed over groups of 16."""
     if FIXED:
         product = dot_groups(tile, x, BLOCK_N, BLOCK, FAST)
     else:
@@ -94,7 +94,7 @@ def multiply(tile, x, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr, FIXED: tl.cons
 def multiply_rows(
     tiles, xs, CHUNKS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr, FIXED: tl.constexpr, FAST: tl.constexpr
 ):
-    """Dot products of the rows with x, both in chunks; float32 [BLOCK_N]."""
+    """Return dot products of the rows with x, both in chunks; float32 [BLOCK_N]."""
     # The first product starts the sum, not zeros: every later one is then a single multiply-add.
     acc = multiply(tiles[0], xs[0], BLOCK_N, BLOCK, FIXED, FAST)
     for chunk in tl.static_range(1, CHUNKS):
@@ -104,35 +104,17 @@ def multiply_rows(
 
 @triton.jit
 def matvec_kernel(
-    x_ptr,
-    norm_ptr,
-    w_ptr,
-    scale_ptr,
-    bias_ptr,
-    columns_ptr,
-    outlier_ptr,
-    residual_ptr,
-    out_ptr,
-    n_out,
-    eps,
-    K: tl.constexpr,
-    FIXED: tl.constexpr,
-    OUTLIERS: tl.constexpr,
-    BLOCK_OUTLIERS: tl.constexpr,
-    NORM: tl.constexpr,
-    BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    GATED: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    ROUNDS: tl.constexpr,
-    PDL: tl.constexpr,
-    FAST: tl.constexpr,
-):
-    """One row of x on the ordinary cores; a program makes ROUNDS times BLOCK_N outputs and loads the weights of the
-    next round before it multiplies those of this one. NORM multiplies x by the RMSNorm weight first and the sum by
-    1/rms last, so that the norm costs no kernel of its own. FIXED: int8 weights, x and norm come in words of four
-    numbers (``triton_fixed``)."""
+    x_ptr, norm_ptr, w_ptr, scale_ptr, bias_ptr, columns_ptr, outlier_ptr, residual_ptr, out_ptr, n_out, eps,
+    K: tl.constexpr, FIXED: tl.constexpr, OUTLIERS: tl.constexpr, BLOCK_OUTLIERS: tl.constexpr, NORM: tl.constexpr,
+    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    ROUNDS: tl.constexpr, PDL: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Multiply one row of x on the ordinary cores.
+
+    A program makes ROUNDS times BLOCK_N outputs and loads the weights of the next round before it multiplies those of
+    the present one. NORM multiplies x by the RMSNorm weight first and the sum by 1/rms last, so that the norm needs no
+    kernel. FIXED: int8 weights, x and norm come in words of four numbers (``fixed``).
+    """
     INT8: tl.constexpr = FIXED or w_ptr.dtype.element_ty == tl.int8
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     WIDTH: tl.constexpr = K // 4 if FIXED else K

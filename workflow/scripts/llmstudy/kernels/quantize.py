@@ -1,4 +1,4 @@
-"""Vector-wise absmax int8 quantisation of a linear's weight, and the product as plain PyTorch.
+"""Absmax int8 quantization of a weight, and its product in plain PyTorch.
 
 One scale per output channel, as the weight half of LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339, section 2.1).
 """
@@ -9,18 +9,19 @@ from dataclasses import dataclass
 
 import torch
 
-LEVELS = 127  # symmetric: -128 stays unused, so that -w quantises to -q
+LEVELS = 127  # symmetric: -128 stays unused, so that -w quantizes to -q
 SLICE_ROWS = 1024
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """``weight ≈ q * scale[:, None]``, plus columns that were left in 16 bit.
+    """``weight ≈ q * scale[:, None]``, and columns that stay in 16 bits.
 
-    q                int8 [out, in]; zero in the outlier columns
-    scale            float32 [out], every value exact in bfloat16
-    outlier_columns  int64 [c], ascending; None without outliers
-    outlier_weight   [out, c] in the dtype of the weight; None without outliers
+    Attributes:
+        q: int8 [out, in]; zero in the outlier columns.
+        scale: float32 [out], every value exact in bfloat16.
+        outlier_columns: int64 [c], ascending; None without outliers.
+        outlier_weight: [out, c] in the dtype of the weight; None without outliers.
     """
 
     q: torch.Tensor
@@ -30,7 +31,7 @@ class QuantizedWeight:
 
 
 def quantize(weight: torch.Tensor, outlier_columns: torch.Tensor | None = None) -> QuantizedWeight:
-    """Quantise a floating-point weight [out, in]; ``outlier_columns`` int64 [c] keep the weight's own dtype.
+    """Quantize a floating-point weight [out, in], except for its ``outlier_columns``, int64 [c].
 
     The scale is rounded to bfloat16 *before* the weight is divided by it. That moves it by at most 2⁻⁹, so the largest
     quotient is 127.25 and |weight - q * scale| <= scale / 2 still holds everywhere, while every backend (some take the
@@ -53,7 +54,7 @@ def quantize(weight: torch.Tensor, outlier_columns: torch.Tensor | None = None) 
 
 
 def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
-    """The weight [out, in] that the quantised product stands for, outlier columns put back."""
+    """Return the weight [out, in] with its rounding errors, outlier columns included."""
     full = weight.q * weight.scale.to(dtype)[:, None]  # int8 × float promotes: one kernel, no copy in between
     if weight.outlier_columns is not None:
         full[:, weight.outlier_columns] = weight.outlier_weight.to(dtype)
@@ -61,7 +62,7 @@ def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
 
 
 def reference_linear(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``x`` [..., in] times the quantised weight, accumulated in float32; returns [..., out] in ``x``'s dtype."""
+    """Return x [..., in] times the quantized weight, accumulated in float32: [..., out] in the dtype of x."""
     out = torch.matmul(x.float(), weight.q.float().t()) * weight.scale
     if weight.outlier_columns is not None:
         out += torch.matmul(x[..., weight.outlier_columns].float(), weight.outlier_weight.float().t())

@@ -15,28 +15,11 @@ from llmstudy.kernels.convert import int8_to_operand, silu
 
 @triton.jit
 def finish(
-    acc,
-    acc_up,
-    x_ptr,
-    scale_ptr,
-    bias_ptr,
-    columns_ptr,
-    outlier_ptr,
-    residual_ptr,
-    out_ptr,
-    x_rows,
-    rows,
-    m,
-    n_out,
-    K: tl.constexpr,
-    OUTLIERS: tl.constexpr,
-    BLOCK_OUTLIERS: tl.constexpr,
-    INT8: tl.constexpr,
-    BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    GATED: tl.constexpr,
-):
-    """Epilogue of a tile acc [BLOCK_N, BLOCK_M]: scale, outlier columns, bias, SwiGLU, residual, store."""
+    acc, acc_up, x_ptr, scale_ptr, bias_ptr, columns_ptr, outlier_ptr, residual_ptr, out_ptr, x_rows, rows, m, n_out,
+    K: tl.constexpr, OUTLIERS: tl.constexpr, BLOCK_OUTLIERS: tl.constexpr, INT8: tl.constexpr, BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """Finish a tile acc [BLOCK_N, BLOCK_M]: scale, outlier columns, bias, SwiGLU, residual, store."""
     x_mask = x_rows < m
     row_mask = rows < n_out
     if INT8:
@@ -71,32 +54,14 @@ def finish(
 
 @triton.jit
 def rows_kernel(
-    x_ptr,
-    w_ptr,
-    scale_ptr,
-    bias_ptr,
-    columns_ptr,
-    outlier_ptr,
-    residual_ptr,
-    out_ptr,
-    m,
-    n_out,
-    K: tl.constexpr,
-    OUTLIERS: tl.constexpr,
-    BLOCK_OUTLIERS: tl.constexpr,
-    BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
+    x_ptr, w_ptr, scale_ptr, bias_ptr, columns_ptr, outlier_ptr, residual_ptr, out_ptr, m, n_out,
+    K: tl.constexpr, OUTLIERS: tl.constexpr, BLOCK_OUTLIERS: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     GATED: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    WARPS: tl.constexpr,
-    STAGES: tl.constexpr,
-    PDL: tl.constexpr,
-    FAST: tl.constexpr,
-):
-    """A few rows of x [m, K], BLOCK_N outputs a program, on tensor cores. Every warp takes its own slice of K (a
-    batched product over WARPS slices), so that no warp converts a weight that another one converts too."""
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
+    PDL: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Multiply a few rows of x [m, K], BLOCK_N outputs a program. Every warp takes a slice of K (a batched product over
+    WARPS slices), so that no two warps convert the same weight."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     INT8: tl.constexpr = w_ptr.dtype.element_ty == tl.int8
     pid = tl.program_id(0)
@@ -135,56 +100,21 @@ def rows_kernel(
                 w_up = int8_to_operand(w_up, dtype, FAST)
             acc_up = tl.dot(w_up, x, acc_up, input_precision="ieee")
     finish(
-        tl.sum(acc, axis=0),
-        tl.sum(acc_up, axis=0),
-        x_ptr,
-        scale_ptr,
-        bias_ptr,
-        columns_ptr,
-        outlier_ptr,
-        residual_ptr,
-        out_ptr,
-        x_rows,
-        rows,
-        m,
-        n_out,
-        K,
-        OUTLIERS,
-        BLOCK_OUTLIERS,
-        INT8,
-        BIAS,
-        RESIDUAL,
-        GATED,
-    )
+        tl.sum(acc, axis=0), tl.sum(acc_up, axis=0), x_ptr, scale_ptr, bias_ptr, columns_ptr, outlier_ptr, residual_ptr,
+        out_ptr, x_rows, rows, m, n_out, K, OUTLIERS, BLOCK_OUTLIERS, INT8, BIAS, RESIDUAL, GATED,
+    )  # fmt: skip
 
 
 @triton.jit
 def tile_kernel(
-    x_ptr,
-    w_ptr,
-    scale_ptr,
-    bias_ptr,
-    columns_ptr,
-    outlier_ptr,
-    residual_ptr,
-    out_ptr,
-    m,
-    n_out,
-    K: tl.constexpr,
-    OUTLIERS: tl.constexpr,
-    BLOCK_OUTLIERS: tl.constexpr,
-    BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
+    x_ptr, w_ptr, scale_ptr, bias_ptr, columns_ptr, outlier_ptr, residual_ptr, out_ptr, m, n_out,
+    K: tl.constexpr, OUTLIERS: tl.constexpr, BLOCK_OUTLIERS: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     GATED: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr,
-    PDL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
     FAST: tl.constexpr,
-):
-    """x [m, K] in tiles of BLOCK_M rows. W is the left operand, so that few rows of x pad to a narrow tile and int8
-    weights are converted in registers."""
+):  # fmt: skip
+    """Multiply x [m, K] in tiles of BLOCK_M rows. W is the left operand, so that few rows of x pad to a narrow tile and
+    int8 weights are converted in registers."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     INT8: tl.constexpr = w_ptr.dtype.element_ty == tl.int8
     pid = tl.program_id(0)
@@ -222,24 +152,6 @@ def tile_kernel(
                 w_up = int8_to_operand(w_up, dtype, FAST)
             acc_up = tl.dot(w_up, x, acc_up, input_precision="ieee")
     finish(
-        acc,
-        acc_up,
-        x_ptr,
-        scale_ptr,
-        bias_ptr,
-        columns_ptr,
-        outlier_ptr,
-        residual_ptr,
-        out_ptr,
-        x_rows,
-        rows,
-        m,
-        n_out,
-        K,
-        OUTLIERS,
-        BLOCK_OUTLIERS,
-        INT8,
-        BIAS,
-        RESIDUAL,
-        GATED,
-    )
+        acc, acc_up, x_ptr, scale_ptr, bias_ptr, columns_ptr, outlier_ptr, residual_ptr, out_ptr, x_rows, rows, m,
+        n_out, K, OUTLIERS, BLOCK_OUTLIERS, INT8, BIAS, RESIDUAL, GATED,
+    )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Choosing an attention kernel and proving which one ran.
+"""Choose an attention kernel, and prove which kernel ran.
 
-PyTorch falls back silently when a kernel cannot serve a shape, a dtype or a device. A measurement therefore asks the
-profiler which operator ran; another one than was asked for is ``unsupported``, never a number.
+PyTorch falls back silently when a kernel cannot serve a shape, a dtype or a device. A measurement therefore reads from
+the profiler which operator ran; if it is not the configured one, the result is ``unsupported``, never a number.
 """
 
 from __future__ import annotations
@@ -15,8 +15,13 @@ from llmstudy.errors import StudyError, Unsupported
 
 @dataclass(frozen=True)
 class Attention:
-    """implementation: transformers' name; backend: member of ``torch.nn.attention.SDPBackend`` to force, or None;
-    operators: the beginning of each kernel's name that is what was asked for, empty for plain matrix products."""
+    """A value of the config key ``attention``.
+
+    Attributes:
+        implementation: transformers' ``attn_implementation``.
+        backend: member of ``torch.nn.attention.SDPBackend`` to force, or None.
+        operators: beginnings of the names of the kernels that it may run; empty for plain matrix products.
+    """
 
     implementation: str
     backend: str | None
@@ -25,7 +30,7 @@ class Attention:
 
 CHOICES = {
     "eager": Attention("eager", None, ()),
-    # PyTorch's own choice; the record says which kernel it took.
+    # PyTorch chooses; the record has the kernel that it took.
     "sdpa": Attention("sdpa", None, ("_scaled_dot_product",)),
     "sdpa-math": Attention("sdpa", "MATH", ("_scaled_dot_product_attention_math",)),
     "sdpa-flash": Attention("sdpa", "FLASH_ATTENTION", ("_scaled_dot_product_flash_attention",)),
@@ -35,7 +40,7 @@ CHOICES = {
     "flash_attention_3": Attention("flash_attention_3", None, ("flash_attn_3",)),
 }
 
-# Operators that name a kernel, most specific first: sdpa's dispatcher shows beside the kernel that it chose.
+# Operators that name a kernel, most specific first: the profiler shows SDPA's dispatcher beside the chosen kernel.
 _KERNELS = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention",
@@ -47,12 +52,12 @@ _KERNELS = (
 # Packages whose operators are all one kernel: flash_attn::_flash_attn_forward, flash_attn_3::fwd.
 _PACKAGES = ("flash_attn", "flash_attn_3")
 
-# What PyTorch says on a CPU and on a GPU when the forced backend cannot serve a call.
+# PyTorch's errors on a CPU and on a GPU when the forced backend cannot serve a call.
 _NO_KERNEL = ("No viable backend for scaled_dot_product_attention", "No available kernel")
 
 
 def get(name: str) -> Attention:
-    """The choice called ``name``; raises StudyError if there is none."""
+    """Return the choice called ``name``; raise ``StudyError`` if there is none."""
     if name not in CHOICES:
         raise StudyError(f"attention {name!r}: not known; allowed: {', '.join(CHOICES)}")
     return CHOICES[name]
@@ -60,9 +65,10 @@ def get(name: str) -> Attention:
 
 @contextmanager
 def forced(name: str) -> Iterator[None]:
-    """Within this context PyTorch may use no other SDPA backend than the one that ``name`` asks for.
+    """Allow PyTorch no other SDPA backend than that of ``name`` within this context.
 
-    Raises Unsupported where that backend has no kernel for the device, dtype or shape.
+    Raises:
+        Unsupported: the backend has no kernel for the device, dtype or shape.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -79,32 +85,25 @@ def forced(name: str) -> Iterator[None]:
 
 
 def kernels_that_ran(run: Callable[[], object]) -> set[str]:
-    """The attention operators that ``run`` launched, from the profiler; ``{"matmul-softmax"}`` if it used none."""
+    """Return the attention operators that ``run`` launched, from the profiler; ``{"matmul-softmax"}`` if none."""
     import torch
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
     names = [event.key.split("::") for event in profile.key_averages()]
-    found = {kernel for kernel in _KERNELS for name in names if name[-1].startswith(kernel)}
-    found |= {package for package in _PACKAGES for name in names if package in name[:-1]}
-    if "_scaled_dot_product_flash_attention_for_cpu" in found:
-        found.discard("_scaled_dot_product_flash_attention")
-    return found or {"matmul-softmax"}
-
-
-def is_one_of(kernel: str, asked: tuple[str, ...]) -> bool:
-    """Whether a kernel is what was asked for; of a package's only the whole name, for one begins with the other's."""
-    return kernel in asked if kernel in _PACKAGES else kernel.startswith(asked)
+    kernels = {kernel for kernel in _KERNELS for name in names if name[-1].startswith(kernel)}
+    kernels |= {package for package in _PACKAGES for name in names if package in name[:-1]}
+    if "_scaled_dot_product_flash_attention_for_cpu" in kernels:
+        kernels.discard("_scaled_dot_product_flash_attention")
+    return kernels or {"matmul-softmax"}
 
 
 def prove(name: str, run: Callable[[], object]) -> list[str]:
-    """The kernels that ``run`` used, sorted; raises Unsupported if any is not what ``name`` promises."""
-    attention = get(name)
+    """Return the kernels that ``run`` launched, sorted; raise ``Unsupported`` if ``name`` does not allow one."""
+    allowed = get(name).operators or ("matmul-softmax",)
     ran = sorted(kernels_that_ran(run))
-    if attention.operators:
-        wrong = [kernel for kernel in ran if not is_one_of(kernel, attention.operators)]
-    else:
-        wrong = [kernel for kernel in ran if kernel != "matmul-softmax"]
+    # A package by its whole name: flash_attn_3 begins with flash_attn.
+    wrong = [kernel for kernel in ran if not (kernel in allowed if kernel in _PACKAGES else kernel.startswith(allowed))]
     if wrong:
         raise Unsupported(f"attention {name!r}: {', '.join(wrong)} ran instead")
     return ran

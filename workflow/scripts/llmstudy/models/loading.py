@@ -1,8 +1,8 @@
-"""Two ways to bring a model to its device: through the library, or parameter by parameter.
+"""Two ways to load a model onto its device: through the library, or parameter by parameter.
 
-The library's ``from_pretrained`` is what users run, so real weights go through it wherever it knows the precision.
-``layer_by_layer`` serves what it cannot do: synthetic weights that never touch the disk, and precisions of our own,
-with a peak of the finished model plus one 16-bit layer.
+Users run the library's ``from_pretrained``, so real weights go through it wherever it knows the precision.
+``layer_by_layer`` is for what it cannot do: synthetic weights, which are never written to disk, and precisions of this
+project. Its peak is the finished model and one 16-bit layer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MakeLinear = Callable[["torch.Tensor", "torch.Tensor | None"], "nn.Module"]
 
 
 def from_library(request: LoadRequest, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
-    """The model through ``AutoModelForCausalLM.from_pretrained``; options go to it (``quantization_config``)."""
+    """Return the model of ``from_pretrained``, to which ``options`` go (``quantization_config``)."""
     from transformers import AutoModelForCausalLM
 
     device_map = request.device_map or {"": request.device}
@@ -39,10 +39,16 @@ def from_library(request: LoadRequest, dtype: torch.dtype, **options: Any) -> Pr
 
 
 def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLinear | None = None) -> PreTrainedModel:
-    """The model built on the meta device and materialised one parameter at a time.
+    """Return the model, built on the meta device and filled one parameter at a time.
 
-    ``make_linear(weight [out, in], bias [out] or None)`` returns the module that takes the place of a decoder
-    linear; without it linears stay dense. Embeddings, norms and the head keep ``dtype``: bitsandbytes leaves them too.
+    Args:
+        request: what to load.
+        dtype: dtype of embeddings, norms and head, which bitsandbytes does not quantize either, and of dense weights.
+        make_linear: makes the module that replaces a decoder linear, from its weight [out, in] and its bias, [out] or
+            None, on the device; without it the linear layers stay dense.
+
+    Raises:
+        Unsupported: the request spreads the model over several devices.
     """
     import torch
     from torch import nn
@@ -62,9 +68,10 @@ def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLi
             if make_linear and isinstance(module, nn.Linear) and not path.endswith("lm_head"):
                 weight = tensor(f"{path}.weight", module.weight)
                 bias = None if module.bias is None else tensor(f"{path}.bias", module.bias)
-                # What drawing took is returned before the quantised weight is allocated, and the 16-bit weight before
-                # the next is. Quantised weights that the allocator cuts out of such blocks pin what is left of them: a
-                # quarter more than the weights, once the graph runtime has joined some and freed the parts.
+                # Memory that drawing used is given back before the quantized weight is allocated, and that of the
+                # 16-bit weight before the next one is. A quantized weight that the allocator cuts out of such a block
+                # pins the rest of it: a quarter more than the weights, once the graph runtime has joined some and
+                # freed the parts.
                 torch.cuda.empty_cache()
                 model.set_submodule(path, make_linear(weight, bias))
                 del weight
@@ -81,13 +88,13 @@ def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLi
 
 
 def _rebuild_rotary(module: nn.Module, device: str) -> None:
-    """Rotary frequencies are computed, not stored: a module built on the meta device must compute them again."""
+    """Compute rotary frequencies, which no file stores, of a module that was built on the meta device."""
     import torch
 
     if hasattr(module, "inv_freq"):
         with torch.device(device):
-            fresh = type(module)(config=module.config)
-        for name, buffer in fresh.named_buffers(recurse=False):
+            computed = type(module)(config=module.config)
+        for name, buffer in computed.named_buffers(recurse=False):
             module.register_buffer(name, buffer, persistent=False)
-        if hasattr(fresh, "original_inv_freq"):
-            module.original_inv_freq = fresh.original_inv_freq
+        if hasattr(computed, "original_inv_freq"):
+            module.original_inv_freq = computed.original_inv_freq

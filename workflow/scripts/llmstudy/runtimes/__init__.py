@@ -1,4 +1,4 @@
-"""Runtimes: what drives the token loop. One line in ``MODULES`` and one module each.
+"""The registry of runtimes: what drives the token loop. A new one is one module here and one line in ``MODULES``.
 
 Nothing here imports torch: the workflow checks a config against the registry while it is parsed.
 """
@@ -8,19 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
 
 from llmstudy.errors import StudyError
+
+if TYPE_CHECKING:
+    import torch
 
 BASE = "generate"  # every runtime is compared with the reference precision under this one
 
 
 @dataclass(frozen=True)
-class Runtime:
+class Facts:
     """Facts about a runtime.
 
     Attributes:
         module: the module of this package that holds it.
-        name: the class in there.
+        name: its class in there, a ``Runtime``.
         attention: the attention kernels that it can take; empty for all. A runtime with an attention of its own is
             labelled with the kernel that it is compared under.
         own_cache: whether it keeps a KV cache of its own instead of the library's.
@@ -33,22 +37,55 @@ class Runtime:
 
 
 MODULES = {
-    "generate": Runtime("generate", "GenerateRuntime"),
-    "graph": Runtime("graph", "GraphRuntime", attention=("sdpa",), own_cache=True),
+    "generate": Facts("generate", "GenerateRuntime"),
+    "graph": Facts("graph", "GraphRuntime", attention=("sdpa",), own_cache=True),
 }
 
 
-def facts(name: str) -> Runtime:
-    """Return the facts about the runtime ``name``; raise StudyError if there is none."""
+@dataclass(frozen=True)
+class PrepareInfo:
+    """compile_s: seconds of allocation, compilation and capture before the first call; 0 if there was none."""
+
+    compile_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """One greedy generation.
+
+    Attributes:
+        tokens: int64 [batch, new_tokens] on the CPU.
+        token_s: seconds from the start of the call until each token was there, ascending, length new_tokens.
+    """
+
+    tokens: torch.Tensor
+    token_s: list[float]
+
+
+class Runtime(Protocol):
+    """``Runtime(model, batch, prompt_tokens, new_tokens)``: one workload on one model, a transformers causal LM."""
+
+    def prepare(self) -> PrepareInfo:
+        """Allocate, compile and capture; raise ``Unsupported`` where the runtime cannot run the model."""
+
+    def generate(self, input_ids: torch.Tensor) -> Timeline:
+        """Generate after ``input_ids``, int64 [batch, prompt_tokens]; an end-of-text token does not stop it."""
+
+    def close(self) -> None:
+        """Free what ``prepare`` allocated."""
+
+
+def facts(name: str) -> Facts:
+    """Return the facts about the runtime ``name``; raise ``StudyError`` if there is none."""
     if name not in MODULES:
         raise StudyError(f"runtime {name!r}: not known; allowed: {', '.join(MODULES)}")
     return MODULES[name]
 
 
-def get(name: str) -> type:
-    """Return the runtime class called ``name``; raise StudyError if there is none."""
-    found = facts(name)
-    return getattr(import_module(f"llmstudy.runtimes.{found.module}"), found.name)
+def get(name: str) -> type[Runtime]:
+    """Return the class of the runtime ``name``; raise ``StudyError`` if there is none."""
+    entry = facts(name)
+    return getattr(import_module(f"{__name__}.{entry.module}"), entry.name)
 
 
 def module_of(name: str) -> str:

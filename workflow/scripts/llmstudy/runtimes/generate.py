@@ -1,17 +1,18 @@
-"""The library's ``generate`` as its users call it, one kernel launch after the other."""
+"""The library's ``generate`` as its users call it: a dynamic KV cache, one kernel launch after the other."""
 
 from __future__ import annotations
 
 import time
 
+import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from llmstudy.runtimes.base import PrepareInfo, Timeline
+from llmstudy.runtimes import PrepareInfo, Timeline
 
 
 class TokenClock(BaseStreamer):
-    """Stamps every token as ``generate`` hands it to the host; the first call hands over the prompt."""
+    """Record the time at which ``generate`` hands each token to the host; the first call hands over the prompt."""
 
     def __init__(self):
         self.stamps = []
@@ -24,10 +25,10 @@ class TokenClock(BaseStreamer):
 
 
 def greedy(model, new_tokens: int) -> GenerationConfig:
-    """The config for exactly ``new_tokens`` greedy tokens.
+    """Return the config for exactly ``new_tokens`` greedy tokens, and make it the model's.
 
-    It takes the place of the model's own too: transformers fills what a config leaves at None from there, and a
-    publisher's end of text, penalty or temperature would change how many tokens are timed, and which.
+    transformers fills what a config leaves at None from the model's own config, and a publisher's end of text, penalty
+    or temperature would change how many tokens are timed, and which.
     """
     config = GenerationConfig(
         max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0, use_cache=True
@@ -37,7 +38,7 @@ def greedy(model, new_tokens: int) -> GenerationConfig:
 
 
 class GenerateRuntime:
-    """Greedy ``model.generate`` with a dynamic KV cache."""
+    """Greedy ``model.generate``; see ``runtimes.Runtime``."""
 
     def __init__(self, model, batch: int, prompt_tokens: int, new_tokens: int):
         self.model = model
@@ -46,9 +47,7 @@ class GenerateRuntime:
     def prepare(self) -> PrepareInfo:
         return PrepareInfo()
 
-    def generate(self, input_ids) -> Timeline:
-        import torch
-
+    def generate(self, input_ids: torch.Tensor) -> Timeline:
         clock = TokenClock()
         if input_ids.is_cuda:
             torch.cuda.synchronize(input_ids.device)
@@ -64,4 +63,4 @@ class GenerateRuntime:
         return Timeline(tokens=tokens, token_s=[stamp - start for stamp in clock.stamps[1:]])
 
     def close(self) -> None:
-        """The dynamic cache went with the call."""
+        """Free nothing: the dynamic cache is freed with each call."""

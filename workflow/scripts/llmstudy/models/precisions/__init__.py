@@ -40,7 +40,8 @@ def get(name: str) -> Precision:
     """
     entry = _entry(name)
     module = import_module(f"{__name__}.{MODULES[entry]}")
-    return module.PRECISIONS[name] if entry == name else module.member(name.removeprefix(entry.partition("<")[0]))
+    prefix, family, _ = entry.partition("<")
+    return module.member(name.removeprefix(prefix)) if family else module.PRECISIONS[name]
 
 
 def check(name: str) -> None:

@@ -1,4 +1,4 @@
-"""A LLaMA's parameters, taken out of the library's model and arranged for a token loop."""
+"""The parameters of a LLaMA, from the library's model, arranged for a token loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmstudy.kernels.linear import Int8Linear
 
 
 class DenseLinear(nn.Module):
-    """Several ``nn.Linear`` on the same input as one: weight [sum of out, in], which the parts now view."""
+    """Several ``nn.Linear`` on the same input as one: weight [sum of out, in], of which the parts become views."""
 
     def __init__(self, parts: Sequence[nn.Linear]):
         super().__init__()
@@ -25,8 +25,8 @@ class DenseLinear(nn.Module):
         return functional.linear(x, self.weight, self.bias)
 
 
-class Opaque(nn.Module):
-    """Linears that only their own library can multiply (bitsandbytes): called one after the other."""
+class UnfusedLinear(nn.Module):
+    """Linear layers that only their library can multiply (bitsandbytes, torchao): called one after the other."""
 
     def __init__(self, parts: Sequence[nn.Module]):
         super().__init__()
@@ -39,7 +39,7 @@ class Opaque(nn.Module):
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer: norms [hidden], projections as modules on [..., in]."""
+    """The weights of a decoder layer: norms [hidden], projections as modules on [..., in]."""
 
     input_norm: torch.Tensor
     qkv: nn.Module
@@ -51,7 +51,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class LlamaWeights:
-    """Everything that a step reads. ``rotary(x, position_ids)`` is the library's, so that rope scaling is too."""
+    """Everything that a step reads, and the sizes that it needs.
+
+    ``rotary(x, position_ids)`` is the library's module, whose cos and sin have every kind of rope scaling in them.
+    """
 
     embedding: torch.Tensor
     layers: tuple[Layer, ...]
@@ -82,14 +85,19 @@ class LlamaWeights:
 
     @property
     def fused(self) -> bool:
-        """Whether every projection is one whose weights the kernels can read."""
-        return not any(isinstance(part, Opaque) for layer in self.layers for part in (layer.qkv, layer.down))
+        """Whether the kernels can read the weights of every projection."""
+        projections = [self.head]
+        for layer in self.layers:
+            projections += [layer.qkv, layer.output, layer.gate_up, layer.down]
+        return not any(isinstance(module, UnfusedLinear) for module in projections)
 
 
 def extract(model: nn.Module) -> LlamaWeights:
-    """The weights of a ``LlamaForCausalLM``; fuses q, k, v and gate, up in place, the model stays usable.
+    """Return the weights of a ``LlamaForCausalLM``; fuse q, k, v and gate, up in place: the model stays usable.
 
-    Raises Unsupported for another architecture, and for a model that is spread over several devices.
+    Raises:
+        Unsupported: another architecture or activation, changing rotary angles, an embedding that is not dense, or a
+            model that is spread over several devices.
     """
     if not isinstance(model, LlamaForCausalLM):
         raise Unsupported(f"the graph runtime knows LlamaForCausalLM, not {type(model).__name__}")
@@ -103,8 +111,11 @@ def extract(model: nn.Module) -> LlamaWeights:
     rope_type = getattr(model.model.rotary_emb, "rope_type", "default")
     if rope_type in ("dynamic", "longrope"):
         raise Unsupported(f"the graph runtime computes rotary angles once; rope type {rope_type!r} changes them")
+    embedding = model.model.embed_tokens.weight
+    if not _dense(embedding):
+        raise Unsupported(f"the graph runtime reads a dense embedding, not a {type(embedding).__name__}")
     return LlamaWeights(
-        embedding=model.model.embed_tokens.weight.detach(),
+        embedding=embedding.detach(),
         layers=tuple(map(_layer, model.model.layers)),
         norm=model.model.norm.weight.detach(),
         head=fuse([model.lm_head]),
@@ -118,17 +129,23 @@ def extract(model: nn.Module) -> LlamaWeights:
 
 
 def fuse(parts: Sequence[nn.Module]) -> nn.Module:
-    """One module with the outputs of ``parts`` side by side."""
-    if all(type(part) is nn.Linear for part in parts):
+    """Return one module with the outputs of ``parts``, which share their input, side by side."""
+    if all(type(part) is nn.Linear and _dense(part.weight) for part in parts):
         return DenseLinear(parts)
     if all(isinstance(part, Int8Linear) for part in parts):
         return parts[0] if len(parts) == 1 else type(parts[0]).fuse(parts)
-    return Opaque(parts)
+    return UnfusedLinear(parts)
+
+
+def _dense(weight: torch.Tensor) -> bool:
+    """Whether a weight is a plain tensor: torchao keeps ``nn.Linear`` and makes its weight a subclass of Tensor, which
+    has no memory of its own that a kernel could read."""
+    return type(weight) in (nn.Parameter, torch.Tensor)
 
 
 def _layer(layer: nn.Module) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
-    found = Layer(
+    weights = Layer(
         input_norm=layer.input_layernorm.weight.detach(),
         qkv=fuse([attention.q_proj, attention.k_proj, attention.v_proj]),
         output=fuse([attention.o_proj]),
@@ -136,13 +153,13 @@ def _layer(layer: nn.Module) -> Layer:
         gate_up=fuse([mlp.gate_proj, mlp.up_proj]),
         down=fuse([mlp.down_proj]),
     )
-    # The parts' own tensors are free now. Kept, they would be cut up for the next layer's and leave holes.
+    # The tensors of the parts are free now. Kept, they would be cut up for those of the next layer and leave holes.
     torch.cuda.empty_cache()
-    return found
+    return weights
 
 
 def _join(parts: Sequence[nn.Linear], name: str) -> torch.Tensor | None:
-    """One tensor of all parts along the outputs; with several parts, these become views of it."""
+    """Return the tensors of all parts joined along the outputs; with several parts, these become views of it."""
     tensors = [getattr(part, name) for part in parts]
     if tensors[0] is None:
         return None

@@ -1,7 +1,7 @@
-"""The graph runtime: a static KV cache and a token step without launch overhead.
+"""The runtime ``graph``: a static KV cache and a token step without launch overhead.
 
-On CUDA prefill and decode step are captured graphs of our own kernels; on the CPU the same arrangement of weights runs
-as a plain loop. Greedy, end-of-text disabled.
+On CUDA prefill and decode step are captured graphs of this project's kernels; on a CPU the same layer runs as a plain
+loop. ``layer.py`` has the decoder layer, ``kernels/README.md`` says which operations it is run with and why.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import time
 
 import torch
 
-from llmstudy.runtimes.base import PrepareInfo, Timeline
-from llmstudy.runtimes.engine.cpu import CpuEngine
-from llmstudy.runtimes.engine.weights import extract
+from llmstudy.runtimes import PrepareInfo, Timeline
+from llmstudy.runtimes.graph.plain import CpuEngine
+from llmstudy.runtimes.graph.weights import extract
 
 
 class GraphRuntime:
-    """One workload on one ``LlamaForCausalLM``; see ``runtimes.base.Runtime``.
+    """One workload on one ``LlamaForCausalLM``; see ``runtimes.Runtime``.
 
-    ``prepare`` raises Unsupported where the model's architecture or its linears cannot take part.
+    ``prepare`` raises ``Unsupported`` where the model's architecture or its linear layers cannot take part.
     """
 
     def __init__(self, model, batch: int, prompt_tokens: int, new_tokens: int):
@@ -30,7 +30,7 @@ class GraphRuntime:
         begin = time.perf_counter()
         weights = extract(self.model)
         if weights.device.type == "cuda":
-            from llmstudy.runtimes.engine.cuda import CudaEngine
+            from llmstudy.runtimes.graph.cuda import CudaEngine
 
             self.engine = CudaEngine(weights, *self.shape)
             self.engine.capture()
@@ -39,16 +39,11 @@ class GraphRuntime:
         return PrepareInfo(compile_s=time.perf_counter() - begin)
 
     def generate(self, input_ids: torch.Tensor) -> Timeline:
-        """input_ids int64 [batch, prompt_tokens] on the model's device."""
+        """Generate after ``input_ids``, int64 [batch, prompt_tokens] on the model's device."""
         if tuple(input_ids.shape) != self.shape[:2]:
             raise ValueError(f"input_ids {tuple(input_ids.shape)}: this runtime was prepared for {self.shape[:2]}")
         with torch.inference_mode():
             return self.engine.generate(input_ids)
-
-    @property
-    def logits_of_last_step(self) -> torch.Tensor:
-        """[batch, vocabulary] from which the last token was taken."""
-        return self.engine.logits
 
     def close(self) -> None:
         self.engine = None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from llmstudy.errors import Unsupported
-from llmstudy.runtimes.base import Timeline
-from llmstudy.runtimes.engine.forward import last_logits
-from llmstudy.runtimes.engine.prompt import run_prompt
-from llmstudy.runtimes.engine.step import DecodeStep
-from llmstudy.runtimes.engine.weights import LlamaWeights
+from llmstudy.runtimes import Timeline
+from llmstudy.runtimes.graph.layer import last_logits
+from llmstudy.runtimes.graph.prompt import Prompt
+from llmstudy.runtimes.graph.step import DecodeStep
+from llmstudy.runtimes.graph.weights import LlamaWeights
 
 
 class CudaEngine:
@@ -18,16 +18,18 @@ class CudaEngine:
     def __init__(self, weights: LlamaWeights, batch: int, prompt_tokens: int, new_tokens: int):
         self.weights = weights
         self.step = DecodeStep(weights, batch, prompt_tokens, new_tokens)
-        self.prompt = torch.zeros(batch, prompt_tokens, dtype=torch.int64, device=weights.device)
+        self.prompt = Prompt(weights, self.step.cache, self.step.cos, self.step.sin)
+        self.ids = torch.zeros(batch, prompt_tokens, dtype=torch.int64, device=weights.device)
         self.prefill_graph, self.step_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         self.events = [torch.cuda.Event(enable_timing=True) for _ in range(new_tokens + 1)]
 
     @property
     def logits(self) -> torch.Tensor:
+        """[batch, vocabulary], from which the last token was taken."""
         return self.step.logits
 
     def capture(self) -> None:
-        """Compile every kernel by running once, then capture. Raises Unsupported if a projection cannot be captured."""
+        """Compile every kernel by running once, then capture; raise ``Unsupported`` if a projection cannot be."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.inference_mode():
@@ -50,11 +52,11 @@ class CudaEngine:
             raise Unsupported(f"a linear of this precision cannot be captured in a CUDA graph: {reason}") from error
 
     def generate(self, input_ids: torch.Tensor) -> Timeline:
-        """See ``runtimes.base.Runtime``. Nothing waits for the device until all launches are queued."""
+        """See ``runtimes.Runtime``. Nothing waits for the device until all launches are queued."""
         torch.cuda.synchronize()
         start, *ready = self.events
         start.record()
-        self.prompt.copy_(input_ids)
+        self.ids.copy_(input_ids)
         self.prefill_graph.replay()
         ready[0].record()
         for event in ready[1:]:
@@ -66,6 +68,5 @@ class CudaEngine:
     def _prefill(self) -> None:
         step = self.step
         step.position.fill_(step.prompt_tokens - 1)
-        x = run_prompt(self.weights, step.cache, self.prompt, step.cos, step.sin)
-        step.logits.copy_(last_logits(self.weights, x))
+        step.logits.copy_(last_logits(self.weights, self.prompt.run(self.ids)))
         step.sample()
