@@ -1,4 +1,4 @@
-"""Write the tables of config/README.md, every key of a study and what may stand there, from schema and registries.
+"""Write the tables of config/README.md, every key of a study and its values, from the schema and the registries.
 
 Run it from the repository's root after a change of either: python tools/describe_config.py
 """
@@ -17,8 +17,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
 
 from llmstudy.config import SCHEMA  # noqa: E402
-from llmstudy.models import attention  # noqa: E402
-from llmstudy.report import precisions as rendering  # noqa: E402
+from llmstudy.models import attention, precisions  # noqa: E402
 
 README = Path("config/README.md")
 BEGIN = "<!-- Written by tools/describe_config.py: edit the schema instead. -->"
@@ -27,7 +26,7 @@ BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "minLengt
 
 
 class Group(NamedTuple):
-    """The keys of one object: where it stands, what it is, a row per key."""
+    """The keys of one object: its heading, a sentence, and a row for each key."""
 
     title: str
     text: str
@@ -35,7 +34,7 @@ class Group(NamedTuple):
 
 
 def describe(schema: dict) -> str:
-    """All tables, in the schema's order."""
+    """Return all tables in the schema's order."""
     parts = []
     for group in groups(schema, schema, "", set()):
         lines = table(["key", "value", "default", "meaning"], group.rows)
@@ -44,7 +43,7 @@ def describe(schema: dict) -> str:
 
 
 def groups(node: dict, schema: dict, path: str, seen: set[str], title: str = "") -> Iterator[Group]:
-    """An object and all objects below it; a definition that returns is described once."""
+    """Yield an object and all objects below it; a definition that is used twice is described once."""
     required = node.get("required", [])
     rows, below = [], []
     for name, raw in node["properties"].items():
@@ -55,19 +54,19 @@ def groups(node: dict, schema: dict, path: str, seen: set[str], title: str = "")
     if rows:
         text = node.get("description", "") if path and not path.endswith("[].") else ""
         yield Group(title or (f"`{path.rstrip('.')}`" if path else "The study"), text, rows)
-    for place, child, heading in below:
-        yield from groups(child, schema, f"{place}.", seen, heading)
+    for child_path, child, heading in below:
+        yield from groups(child, schema, f"{child_path}.", seen, heading)
 
 
 def objects(raw: dict, schema: dict, path: str, seen: set[str]) -> list[tuple[str, dict, str]]:
-    """(path, schema, heading) of the objects that a value may be or hold."""
-    found = []
+    """Return (path, schema, heading) of the objects that a value may be or hold."""
+    found: list[tuple[str, dict, str]] = []
     part = resolve(raw, schema)
-    for candidate, place in ((raw, path), (part.get("items", {}), f"{path}[]")):
+    for candidate, at in ((raw, path), (part.get("items", {}), f"{path}[]")):
         item = resolve(candidate, schema)
         if "properties" in item and candidate.get("$ref") not in seen:
             seen.update(filter(None, [candidate.get("$ref")]))
-            found.append((place, item, ""))
+            found.append((at, item, ""))
     for branch in part.get("oneOf", []):
         if "type" in branch.get("properties", {}):
             found.append((path, branch, f"`{path}` with `type: {branch['properties']['type']['const']}`"))
@@ -75,21 +74,21 @@ def objects(raw: dict, schema: dict, path: str, seen: set[str]) -> list[tuple[st
 
 
 def resolve(node: dict, schema: dict) -> dict:
-    """The node with what it refers to; its own keys win."""
+    """Return the node merged with the definition that it refers to; the node's keys win."""
     while "$ref" in node:
-        own = {key: value for key, value in node.items() if key != "$ref"}
-        node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]] | own
+        definition = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+        node = definition | {key: value for key, value in node.items() if key != "$ref"}
     return node
 
 
 def row(name: str, part: dict, schema: dict, required: bool) -> list[str]:
-    """Key, values, default and meaning."""
+    """Return the cells of a key: its name, values, default and meaning."""
     default = "required" if required else f"`{json.dumps(part['default'])}`" if "default" in part else "–"
     return [f"`{name}`", kind(part, schema), default, part.get("description", "")]
 
 
 def kind(part: dict, schema: dict) -> str:
-    """What values a key takes."""
+    """Return the values that a key takes."""
     part = resolve(part, schema)
     if "const" in part:
         return f"`{part['const']}`"
@@ -110,12 +109,19 @@ def kind(part: dict, schema: dict) -> str:
 
 
 def precision_table() -> str:
-    """The precisions of the registry."""
-    return "### Values of `precisions`\n\n" + rendering.table()
+    """Return the table of all precisions; x stands for the threshold of a family's members."""
+    rows = []
+    for name in precisions.MODULES:
+        one = precisions.get(name.replace("<x>", "7"))
+        title = one.title.replace("7.0", "x") if "<x>" in name else one.title
+        facts = [f"{one.weight_bits:g}", f"`{one.compute_dtype}`", "this project" if one.own else "library"]
+        rows.append([f"`{name}`", title, *facts, ", ".join(one.devices)])
+    head = ["precision", "what it is", "bits per linear weight", "computes in", "kernels", "devices"]
+    return "### Values of `precisions`\n\n" + table(head, rows)
 
 
 def attention_table() -> str:
-    """The attention kernels that can be asked for."""
+    """Return the table of all attention kernels."""
     rows = [
         [f"`{name}`", f"`{one.implementation}`", f"`{one.backend}`" if one.backend else "not forced"]
         for name, one in attention.CHOICES.items()
@@ -124,7 +130,7 @@ def attention_table() -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     cells = [head, ["---"] * len(head), *rows]
     return "\n".join(
         "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in cells
@@ -132,7 +138,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def insert(page: str, tables: str) -> str:
-    """The page with the tables between its two markers."""
+    """Return the page with the tables between its two markers."""
     return re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: f"{BEGIN}\n\n{tables}\n\n{END}", page, flags=re.S)
 
 

@@ -1,4 +1,4 @@
-"""How long Snakemake itself takes for studies of 10 to 10 000 measuring jobs; docs/scaling.md holds a run's numbers.
+"""Time Snakemake itself on studies of 10 to 10 000 measuring jobs; docs/scaling.md holds the numbers of a run.
 
 Every study is the workflow with a config of synthetic models, of which nothing is fetched or measured: a dry run times
 the building of the graph, and an executor that writes the outputs at once times scheduling and bookkeeping.
@@ -72,7 +72,7 @@ class Executor(RealExecutor):
 
 
 def study(jobs: int) -> dict:
-    """A config with exactly ``jobs`` measuring jobs."""
+    """Return a config with exactly ``jobs`` measuring jobs."""
     models, kernels, repeats = SIZES[jobs]
     return {
         "study": f"scaling-{jobs}",
@@ -92,7 +92,7 @@ def study(jobs: int) -> dict:
 
 
 def simulate(jobs: int, run: bool) -> Iterator[dict]:
-    """Time a dry run and, if asked, a run in which every job is done at once; a row for each."""
+    """Yield a row for a dry run and, with ``run``, for a run in which every job is done at once."""
     with tempfile.TemporaryDirectory(prefix="scaling-") as name:
         folder = Path(name)
         for part in ("workflow", "config", "envs"):
@@ -113,7 +113,7 @@ def simulate(jobs: int, run: bool) -> Iterator[dict]:
 
 
 def timed(command: list[str], folder: Path, jobs: int, mode: str) -> tuple[dict, str]:
-    """Wall time and peak memory of a command as a row, and what it printed."""
+    """Return a row with wall time and peak memory of a command, and what it printed."""
     environment = os.environ | {"PYTHONPATH": str(folder / "plugins")}
     start = time.perf_counter()
     with (folder / "shown.txt").open("w+") as shown:
@@ -129,16 +129,16 @@ def timed(command: list[str], folder: Path, jobs: int, mode: str) -> tuple[dict,
 
 
 def peak_mib(usage: resource.struct_rusage) -> float:
-    """Peak resident memory in MiB; Linux counts in KiB."""
+    """Return peak resident memory in MiB; Linux counts in KiB."""
     return usage.ru_maxrss / 1024
 
 
 def check_size(shown: str, jobs: int) -> None:
-    """Stop if the study that a dry run showed has not the size that it is listed under."""
-    counts = dict(re.findall(r"^(measure_\w+) +(\d+)$", shown, re.MULTILINE))  # the table is shown twice
-    found = sum(map(int, counts.values()))
-    if found != jobs:
-        sys.exit(f"error: the study of {jobs} measuring jobs has {found}")
+    """Exit if a dry run planned another number of measuring jobs."""
+    counts = dict(re.findall(r"^(measure\w*) +(\d+)$", shown, re.MULTILINE))  # the table is shown twice
+    planned = sum(map(int, counts.values()))
+    if planned != jobs:
+        sys.exit(f"error: the study of {jobs} measuring jobs has {planned}")
 
 
 if __name__ == "__main__":
