@@ -1,14 +1,17 @@
-"""The config: defaults, and every mistake told in one line that names the key, the value and what is allowed."""
+"""The config: defaults and overrides, and one line for every mistake: the key, the value and what is allowed."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import tiny
 import yaml
+from jsonschema import Draft202012Validator
 from llmstudy import config as study_config
+from llmstudy import kinds
 from llmstudy.errors import StudyError
 from llmstudy.models import precisions
-from llmstudy.models.precisions.base import Precision
+from tiny import put
 
 SHA256 = "0123456789abcdef" * 4
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -37,19 +40,6 @@ def study():
     }
 
 
-def put(config: dict, path: str, value) -> dict:
-    """Set a value at a dotted path, numbers being places in lists."""
-    *above, last = [int(part) if part.isdigit() else part for part in path.split(".")]
-    place = config
-    for part in above:
-        place = place.setdefault(part, {}) if isinstance(place, dict) else place[part]
-    if isinstance(place, list) and last == len(place):
-        place.append(value)
-    else:
-        place[last] = value
-    return config
-
-
 def mistake(config: dict) -> str:
     with pytest.raises(StudyError) as caught:
         study_config.complete(config)
@@ -59,23 +49,28 @@ def mistake(config: dict) -> str:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "told"),
+    ("path", "value", "words"),
     [
         # unknown keys, at every depth
         ("precision", ["fp32"], ["config", "'precision'", "precisions"]),
-        ("latency.repeat", 3, ["speed", "'repeat'", "repeats"]),
-        ("latency.warmup.minimun", 3, ["latency.warmup", "'minimun'", "minimum"]),
+        ("speed.repeat", 3, ["speed", "'repeat'", "repeats"]),
+        ("speed.warmup.minimun", 3, ["speed.warmup", "'minimun'", "minimum"]),
         ("models.0.revision", "main", ["models.0", "'revision'", "source"]),
         ("models.0.source.branch", "main", ["models.0.source", "'branch'", "revision"]),
         ("quality.protocols", [{"window": 8, "stride": 8, "step": 1}], ["quality.protocols.0", "'step'", "stride"]),
         # names that must be known
         ("precisions", ["fp32", "int7"], ["precisions", "'int7'", "llm-int8", "nf4"]),
         ("models.0.precisions", ["int7"], ["models.one.precisions", "'int7'", "llm-int8"]),
-        ("quality.rulers", ["int2"], ["quality.rulers", "'int2'", "fp4"]),
+        ("quality_only", ["int2"], ["quality_only", "'int2'", "fp4"]),
         ("attention", ["flash"], ["attention", "'flash'", "sdpa-flash"]),
         ("quality.attention", "flash", ["quality.attention", "'flash'", "sdpa-flash"]),
-        ("runtimes", ["vllm"], ["runtimes", "'vllm'", "eager", "graph"]),
+        ("runtimes", ["vllm"], ["runtimes", "'vllm'", "generate", "graph"]),
+        ("runtimes", ["generate", "torch-compile"], ["runtimes", "'torch-compile'", "generate", "graph"]),
         ("quality.corpora", ["texts"], ["quality.corpora", "'texts'", "text"]),
+        ("precisions", ["fp32", "llm-int8-t6.0"], ["precisions", "llm-int8"]),
+        ("diagnostics.attention.kernels", ["flash"], ["diagnostics.attention.kernels", "'flash'", "eager, sdpa"]),
+        ("diagnostics", {"profile": {"stpes": 3}}, ["diagnostics.profile", "'stpes'", "steps"]),
+        ("diagnostics", {"sweep_thresholds": {}}, ["diagnostics", "'sweep_thresholds'", "outliers"]),
         ("device", "tpu", ["device", "'tpu'", "auto", "cpu", "cuda"]),
         ("reference", "nf4", ["reference", "'nf4'", "fp32", "bf16"]),
         ("models.0.precisions", ["bf16"], ["models.one.precisions", "'fp32'", "missing"]),
@@ -103,11 +98,11 @@ def mistake(config: dict) -> str:
             ["corpora.0.source.format", "'csv'", "parquet"],
         ),
         # types and ranges
-        ("latency.repeats", 0, ["latency.repeats", "0", "minimum 1"]),
-        ("latency.repeats", "three", ["latency.repeats", "'three'", "integer"]),
+        ("speed.repeats", 0, ["speed.repeats", "0", "minimum 1"]),
+        ("speed.repeats", "three", ["speed.repeats", "'three'", "integer"]),
         ("precisions", [], ["precisions"]),
         ("precisions", ["fp32", "fp32"], ["precisions", "'fp32' stands there twice", "unique"]),
-        ("latency.workloads", [{"batch": 1, "prompt_tokens": 8, "new_tokens": 1}], ["new_tokens", "1", "at least 2"]),
+        ("speed.workloads", [{"batch": 1, "prompt_tokens": 8, "new_tokens": 1}], ["new_tokens", "1", "at least 2"]),
         (
             "memory.workloads",
             [{"batch": 0, "prompt_tokens": 8, "new_tokens": 2}],
@@ -119,7 +114,7 @@ def mistake(config: dict) -> str:
         ("models.0.source", {}, ["models.0.source", "'type' is missing", "hub, pypi, path, synthetic"]),
         ("precisions", [1], ["precisions.0", "1 is not allowed (type string)"]),
         # a thing twice, or none of it
-        ("latency.workloads", 2 * [CALL], ["latency.workloads", "twice"]),
+        ("speed.workloads", 2 * [CALL], ["speed.workloads", "twice"]),
         ("generations.prompts", ["a", "a"], ["generations.prompts", "'a' stands there twice"]),
         ("models.0.precisions", [], ["models.0.precisions", "minItems 1"]),
         ("quality.corpora", [], ["quality.corpora", "minItems 1"]),
@@ -137,20 +132,16 @@ def mistake(config: dict) -> str:
             ["shape.hidden_size", "'64'", "whole"],
         ),
         # what nothing could be compared with
-        ("runtimes", ["graph"], ["runtimes", "'graph'", "eager"]),
-        ("models.0.runtimes", ["graph"], ["models.one.runtimes", "'graph'", "eager"]),
-        ("baseline", "../before", ["baseline", "'../before'", "Letters"]),
-        ("candidate", "after", ["baseline: missing", "candidate=<study>"]),
-        ("study", "comparisons", ["study", "'comparisons'"]),
-        ("extras.sweep.thresholds", ["six"], ["extras.sweep.thresholds.0", "'six'", "number", "inf"]),
+        ("runtimes", ["graph"], ["runtimes", "'graph'", "'generate'"]),
+        ("models.0.runtimes", ["graph"], ["models.one.runtimes", "'graph'", "'generate'"]),
         # numbers that must fit each other
-        ("latency.warmup", {"minimum": 5, "maximum": 4}, ["latency.warmup.minimum", "5", "4"]),
+        ("speed.warmup", {"minimum": 5, "maximum": 4}, ["speed.warmup.minimum", "5", "4"]),
         ("quality.protocols", [{"window": 64, "stride": 65}], ["quality.protocols", "65", "64"]),
     ],
 )
-def test_mistakes_stop_with_one_line(study, path, value, told):
+def test_mistakes_stop_with_one_line(study, path, value, words):
     message = mistake(put(study, path, value))
-    assert [part for part in told if part not in message] == [], message
+    assert [part for part in words if part not in message] == [], message
 
 
 @pytest.mark.parametrize("key", ["study", "models", "corpora", "precisions", "reference"])
@@ -159,75 +150,15 @@ def test_a_missing_key_is_named(study, key):
     assert f"'{key}' is missing" in mistake(study)
 
 
-@pytest.mark.parametrize("kind", ["speed", "memory"])
-def test_a_workload_longer_than_the_context_is_refused(study, kind):
-    put(study, "models.0.context", 100)
-    workload = {"batch": 1, "prompt_tokens": 80, "new_tokens": 20}
-    study["quality"] = {"protocols": [{"window": 64, "stride": 64}]}
-    study["speed"] = {"workloads": [{"batch": 1, "prompt_tokens": 8, "new_tokens": 2}]}
-    study[kind] = {"workloads": [workload]}
-    study_config.complete(study)  # exactly the context is allowed
-    workload["new_tokens"] = 21
-    message = mistake(study)
-    assert all(word in message for word in ("80", "21", "101", "'one'", "100"))
+@pytest.mark.parametrize(("old", "new"), study_config.RENAMED.items())
+def test_a_key_of_version_1_names_the_key_of_today(study, old, new):
+    assert mistake(put(study, old, ["x"])) == f"{old}: a key of version 1; use {new} instead"
 
 
-def test_a_model_of_its_own_workloads_is_held_to_them_alone(study):
-    put(study, "models.0.context", 100)
-    study["quality"] = {"protocols": [{"window": 64, "stride": 64}]}
-    put(study, "models.0.workloads", [{"batch": 1, "prompt_tokens": 50, "new_tokens": 50}])
-    study_config.complete(study)  # the study's own 128 + 32 tokens do not concern it
-    put(study, "models.0.workloads.0.new_tokens", 51)
-    assert "101" in mistake(study)
-
-
-def test_a_synthetic_shape_knows_its_context(study):
-    put(study, "models.0.source", SYNTHETIC)
-    study["speed"] = {"workloads": [{"batch": 1, "prompt_tokens": 4096, "new_tokens": 2}]}
-    assert "4096" in mistake(study) and "4098" in mistake(study)
-
-
-def test_a_window_longer_than_the_context_is_refused(study):
-    put(study, "models.0.context", 512)
-    study["quality"] = {"protocols": [{"window": 513, "stride": 512}]}
-    message = mistake(study)
-    assert "513" in message and "512" in message and "'one'" in message
-
-
-def test_a_local_folder_knows_its_context(study, tmp_path):
-    (tmp_path / "config.json").write_text('{"max_position_embeddings": 128}')
-    put(study, "models.0.source", {"type": "path", "folder": str(tmp_path)})
-    put(study, "latency.workloads", [{"batch": 1, "prompt_tokens": 8, "new_tokens": 2}])
-    assert "window 1024" in mistake(study) and "128" in mistake(study)
-    (tmp_path / "config.json").write_text("{}")
-    study_config.complete(study)  # fetching tells
-
-
-@pytest.mark.parametrize(
-    ("extra", "settings", "told"),
-    [
-        ("sweep", {"workload": {"batch": 1, "prompt_tokens": 200, "new_tokens": 8}}, "extras.sweep.workload"),
-        ("profile", {"prompt_tokens": 300}, "extras.profile: prompt_tokens 300"),
-        ("invariance", {"prompt_tokens": 300}, "extras.invariance: prompt_tokens 300"),
-    ],
-)
-def test_extras_are_held_to_the_context_where_they_are_measured(study, extra, settings, told):
-    put(study, "models.0.context", 200)
-    study["quality"] = {"protocols": [{"window": 64, "stride": 64}]}
-    put(study, f"extras.{extra}", settings | {"enabled": False})
-    study_config.complete(study)
-    put(study, f"extras.{extra}.enabled", True)
-    assert told in mistake(study) and "200 tokens" in mistake(study)
-
-
-def test_a_model_that_is_not_profiled_needs_no_context_for_it(study):
-    put(study, "models.0.context", 200)
-    study["quality"] = {"protocols": [{"window": 64, "stride": 64}]}
-    put(study, "models.1", {"name": "two", "source": SYNTHETIC})
-    study["extras"] = {"profile": {"enabled": True, "prompt_tokens": 300, "models": ["two"]}}
-    study_config.complete(study)
-    study["extras"]["profile"]["models"] = None
-    assert "extras.profile" in mistake(study)
+@pytest.mark.parametrize("path", ["runtimes", "models.0.runtimes"])
+def test_a_runtime_of_version_1_names_the_runtime_of_today(study, path):
+    message = mistake(put(study, path, ["eager", "graph"]))
+    assert message == f"{path}: 'eager' is a name of version 1; use 'generate' instead"
 
 
 def test_the_graph_runtime_needs_sdpa_to_be_compared_with(study):
@@ -235,24 +166,15 @@ def test_the_graph_runtime_needs_sdpa_to_be_compared_with(study):
     assert "'sdpa' is missing" in mistake(study | {"runtimes": ["generate", "graph"], "attention": ["eager"]})
 
 
-def test_a_study_is_not_compared_with_itself(study):
-    assert "'a' is the baseline too" in mistake(study | {"baseline": "a", "candidate": "a"})
-    study_config.complete(study | {"baseline": "a", "candidate": "b"})
-
-
 def test_equal_studies_are_equal_texts_however_they_are_written(study):
-    put(study, "latency.workloads", [{"batch": 1, "prompt_tokens": 8, "new_tokens": 2}])
-    put(study, "latency.minimum_seconds", 1)
+    put(study, "speed", {"workloads": [CALL], "minimum_seconds": 1})
     other = dict(reversed(copy.deepcopy(study).items()))
-    other["speed"] = {
-        "minimum_seconds": 1.0,
-        "repeats": 3.0,
-        "workloads": [{"new_tokens": 2.0, "prompt_tokens": 8, "batch": 1}],
-    }
-    assert str(study_config.complete(other)) == str(study_config.complete(study))
+    workload = {"new_tokens": 2.0, "prompt_tokens": 8, "batch": 1}
+    other["speed"] = {"minimum_seconds": 1.0, "repeats": 3.0, "workloads": [workload]}
+    assert str(study_config.complete(other).config) == str(study_config.complete(study).config)
 
 
-def test_a_local_source_is_looked_for_only_where_it_is_fetched(study, tmp_path):
+def test_a_missing_local_source_is_a_mistake_only_where_it_is_fetched(study, tmp_path):
     put(study, "models.0.source", {"type": "path", "folder": str(tmp_path / "gone")})
     full = study_config.complete(study)
     study_config.check_paths(full, {"resources/corpora/other/text.jsonl"})
@@ -262,10 +184,9 @@ def test_a_local_source_is_looked_for_only_where_it_is_fetched(study, tmp_path):
         study_config.check_paths(full, {"resources/corpora/text/text.jsonl"})
 
 
-def test_a_precision_is_held_to_the_configured_device(study, monkeypatch):
-    gpu_only = Precision("gpu-only", "for a GPU", 8, "bfloat16", load=None, devices=("cuda",))
+def test_a_precision_must_run_on_the_configured_device(study, monkeypatch):
     get = precisions.get
-    monkeypatch.setitem(precisions.MODULES, "gpu-only", "dense")
+    gpu_only = replace(get("bf16"), name="gpu-only", devices=("cuda",))
     monkeypatch.setattr(precisions, "get", lambda name: gpu_only if name == "gpu-only" else get(name))
     study |= {"precisions": ["fp32", "gpu-only"], "device": "cpu"}
     message = mistake(study)
@@ -275,25 +196,50 @@ def test_a_precision_is_held_to_the_configured_device(study, monkeypatch):
 
 
 def test_defaults_are_filled_and_the_given_config_stays_as_it_was(study):
-    put(study, "latency.repeats", 7)
+    put(study, "speed.repeats", 7)
     given = copy.deepcopy(study)
-    full = study_config.complete(study)
+    full = study_config.complete(study).config
     assert study == given
     assert full["speed"]["repeats"] == 7
     assert full["speed"]["warmup"] == {"minimum": 3, "maximum": 10, "tolerance": 0.05}
-    assert full["attention"] == ["sdpa"] and full["runtimes"] == ["eager"] and full["device"] == "auto"
+    assert full["attention"] == ["sdpa"] and full["runtimes"] == ["generate"] and full["device"] == "auto"
     assert full["quality"]["protocols"] == [{"window": 1024, "stride": 512}]
     assert full["models"][0]["context"] is None and full["models"][0]["precisions"] is None
     assert full["corpora"][0]["source"]["column"] == "text"  # a default in the branch of a oneOf
     assert full["generations"]["prompts"] == ["Once upon a time"]
-    assert study_config.complete(full) == full
+    assert study_config.complete(full).config == full
+    full["speed"]["workloads"][0]["batch"] = 99
+    assert study_config.complete(study).speed["workloads"][0]["batch"] == 1  # defaults are not shared
 
 
-def test_defaults_of_one_study_are_not_shared_with_another(study):
-    first, second = study_config.complete(study), study_config.complete(study)
-    first["speed"]["workloads"][0]["batch"] = 99
-    assert second["speed"]["workloads"][0]["batch"] == 1
-    assert study_config.complete(study)["speed"]["workloads"][0]["batch"] == 1
+def test_a_model_takes_from_the_study_what_it_does_not_say(study):
+    other = {"batch": 4, "prompt_tokens": 64, "new_tokens": 16}
+    study |= {"runtimes": ["generate", "graph"], "speed": {"workloads": [CALL], "repeats": 2}}
+    put(study, "models.1", {"name": "two", "source": SYNTHETIC, "precisions": ["bf16"], "workloads": [other]})
+    put(study, "models.1.repeats", 5)
+    one, two = study_config.complete(study).models
+    assert (one.precisions, two.precisions) == (("fp32", "bf16"), ("bf16",))
+    assert (one.reference, two.reference) == ("fp32", "bf16")  # random weights may leave the study's out
+    assert (one.repeats, two.repeats) == (2, 5) and one.runtimes == two.runtimes == ("generate", "graph")
+    assert (one.workloads, two.workloads, two.memory_workloads) == ((CALL,), (other,), (other,))
+    assert (one.real, two.real) == (True, False) and (one.context, two.context) == (None, 4096)
+    put(study, "memory.workloads", [other, CALL])
+    one, two = study_config.complete(study).models
+    assert (one.memory_workloads, two.memory_workloads) == ((other, CALL), (other,))
+
+
+def test_quality_is_measured_under_the_configured_attention_or_the_last(study):
+    study["attention"] = ["sdpa", "eager"]
+    assert study_config.complete(study).quality_attention == "eager"
+    assert study_config.complete(put(study, "quality.attention", "sdpa-math")).quality_attention == "sdpa-math"
+
+
+def test_the_headline_of_a_model_is_its_first_workload_and_the_first_of_quality(study):
+    put(study, "models.1", {"name": "two", "source": SYNTHETIC, "precisions": ["bf16"]})
+    headline = study_config.complete(study).headline
+    workload = {"batch": 1, "prompt_tokens": 128, "new_tokens": 32}
+    assert headline["one"] == workload | {"reference": "fp32", "corpus": "text", "protocol": "w1024-s512"}
+    assert headline["two"]["reference"] == "bf16"
 
 
 def keys_of(schema: dict, root: dict, path: str = ""):
@@ -315,49 +261,38 @@ def schema():
     return yaml.safe_load(study_config.SCHEMA.read_text())
 
 
-def test_every_key_of_the_schema_has_a_description_and_a_default(schema):
+def test_every_key_of_the_schema_has_a_description_and_a_valid_default(schema):
+    Draft202012Validator.check_schema(schema)
     keys = list(keys_of(schema, schema))
     assert len(keys) > 60  # the walk sees the nested ones
-    silent = [path for path, part, _ in keys if "description" not in part and not path.endswith(("source", "type"))]
-    open_ended = [path for path, part, required in keys if not required and "default" not in part]
-    assert silent == [] and open_ended == []
+    assert [path for path, part, _ in keys if "description" not in part and not path.endswith(("source", "type"))] == []
+    assert [path for path, part, required in keys if not required and "default" not in part] == []
+    for path, part, _ in keys:
+        if "default" in part:
+            validator = Draft202012Validator(part | {"$defs": schema["$defs"]})
+            assert not list(validator.iter_errors(part["default"])), path
 
 
 def test_every_object_of_the_schema_refuses_unknown_keys(schema):
     def objects(part):
-        if isinstance(part, dict):
-            if "properties" in part:
-                yield part
-            for value in part.values():
-                yield from objects(value)
-        elif isinstance(part, list):
-            for value in part:
-                yield from objects(value)
+        if isinstance(part, dict) and "properties" in part:
+            yield part
+        for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+            yield from objects(value)
 
     assert all(found.get("additionalProperties") is False for found in objects(schema))
 
 
-def test_every_default_of_the_schema_is_valid(schema):
-    from jsonschema import Draft202012Validator
-
-    Draft202012Validator.check_schema(schema)
-    for path, part, _ in keys_of(schema, schema):
-        if "default" in part:
-            errors = list(Draft202012Validator(part | {"$defs": schema["$defs"]}).iter_errors(part["default"]))
-            assert not errors, (path, errors)
-
-
-def test_shipped_configs_are_right(repository):
+def test_shipped_configs_are_right(repository, tmp_path):
     shipped = sorted((repository / "config").glob("*.yaml"))
-    names = [study_config.complete(yaml.safe_load(path.read_text()))["study"] for path in shipped]
-    assert len(names) >= 2 and len(set(names)) == len(names)  # one result folder each
+    studies = [study_config.complete(yaml.safe_load(path.read_text())) for path in shipped]
+    for study in studies:
+        kinds.check(study)
+    assert len(studies) >= 2 and len({study.name for study in studies}) == len(studies)  # one result folder each
+    (tmp_path / "model").mkdir()
+    assert study_config.complete(tiny.study(tmp_path)).reference == "fp32"
 
 
 def test_a_comment_says_why_above_every_part_of_the_default_study(repository):
     parts = (repository / "config" / "config.yaml").read_text().strip().split("\n\n")
     assert [part for part in parts if not part.startswith("#")] == []
-
-
-def test_the_tiny_study_is_a_right_config(tmp_path):
-    (tmp_path / "model").mkdir()
-    assert study_config.complete(tiny.study(tmp_path))["reference"] == "fp32"

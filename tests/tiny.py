@@ -186,3 +186,16 @@ def study(folder: Path, **changes) -> dict[str, Any]:
         "generations": {"prompts": ["Once upon a time"], "new_tokens": 8},
         "jobs": {"minutes": 3},
     } | changes
+
+
+def put(config: dict[str, Any], path: str, value) -> dict[str, Any]:
+    """Set a value at a dotted path of a config; numbers are places in lists, the one behind the last appends."""
+    *above, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    part: Any = config
+    for key in above:
+        part = part.setdefault(key, {}) if isinstance(part, dict) else part[key]
+    if isinstance(part, list) and last == len(part):
+        part.append(value)
+    else:
+        part[last] = value
+    return config

@@ -27,9 +27,9 @@ SCHEMA = shared_file("schemas/config.schema.yaml")
 RENAMED = {
     "latency": "speed",
     "samples": "generations",
+    "extras.sweep": "llm-int8-t<threshold> among precisions or quality_only",
     "extras": "diagnostics",
     "quality.rulers": "quality_only, beside precisions",
-    "extras.sweep": "llm-int8-t<threshold> among precisions or quality_only",
     "diagnostics.sweep": "llm-int8-t<threshold> among precisions or quality_only",
     "baseline": "the command llmstudy compare BEFORE AFTER",
     "candidate": "the command llmstudy compare BEFORE AFTER",
@@ -206,10 +206,10 @@ def _check_renamed(config: dict) -> None:
         for key in old.split("."):
             part = part.get(key) if isinstance(part, dict) else None
         if part is not None:
-            raise StudyError(f"{old}: this key has another name now; write {new} instead")
+            raise StudyError(f"{old}: a key of version 1; use {new} instead")
     for key, names in [("runtimes", config)] + [(f"models.{i}.runtimes", m) for i, m in _models(config)]:
         if "eager" in (names.get("runtimes") or []):
-            raise StudyError(f"{key}: 'eager' has another name now; write 'generate' instead")
+            raise StudyError(f"{key}: 'eager' is a name of version 1; use 'generate' instead")
 
 
 def _models(config: dict) -> list[tuple[int, dict]]:
@@ -353,7 +353,10 @@ def _check_names(study: Study) -> None:
 def _check_base(key: str, names: tuple[str, ...], study: Study) -> None:
     """Every runtime is compared with the reference under the base runtime and the same attention kernel."""
     if runtimes.BASE not in names:
-        raise StudyError(f"{key}: the others are compared with {runtimes.BASE!r}; allowed: [{runtimes.BASE}, …]")
+        raise StudyError(
+            f"{key}: {', '.join(map(repr, names))} without {runtimes.BASE!r}, which the others are compared with; "
+            f"allowed: [{runtimes.BASE}, …]"
+        )
     for name in names:
         if not runtimes.kernels_of(name, study.attention):
             needed = ", ".join(runtimes.facts(name).attention)

@@ -40,6 +40,7 @@ class Kind:
         alone: whether another process on the same GPU would falsify it.
         cases: the key of the results whose entries have a status each.
         text: (study) → the corpora that it reads; prompts and calibration text are always there.
+        logprobs: whether it keeps the reference's log-probabilities or compares with them.
         repeats: (model) → the number of processes for each configuration.
         rule: the rule that measures it: ``measure``, or one that has more outputs.
         allocator: settings of PyTorch's CUDA allocator.
@@ -55,6 +56,7 @@ class Kind:
     alone: bool = False
     cases: str = ""
     text: Callable[[Study], list[str]] = lambda study: []
+    logprobs: bool = False
     repeats: Callable[[Model], int] = lambda model: 1
     rule: str = "measure"
     allocator: str | None = None
@@ -204,6 +206,7 @@ KINDS = {
         reference_settings,
         real_only=True,
         text=lambda study: study.quality_corpora,
+        logprobs=True,
         rule="measure_reference",
     ),
     "quality": Kind(
@@ -214,6 +217,7 @@ KINDS = {
         real_only=True,
         cases="protocols",
         text=lambda study: study.quality_corpora,
+        logprobs=True,
         rule="measure_quality",
     ),
     "generations": Kind(
@@ -321,7 +325,8 @@ def job(study: Study, identity: Identity) -> Job:
         model_folder=f"resources/models/{model.name}",
         corpora={name: f"resources/corpora/{name}" for name in corpora},
         prompt_corpus=study.prompt_corpus,
-        reference_folder=reference_folder(study, model),
+        # A job that got it without need would be measured again for another reference.
+        reference_folder=reference_folder(study, model) if kind.logprobs else "",
         settings=kind.settings(study, model, configuration),
         allocator=kind.allocator,
     )

@@ -1,0 +1,373 @@
+"""From a config to measuring jobs: which there are, what each gets, what each requests of the scheduler."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+from llmstudy import code, kinds
+from llmstudy import config as study_config
+from llmstudy.errors import StudyError
+from llmstudy.kinds import KINDS
+from llmstudy.runner.job import Identity, Job
+
+CALL = {"batch": 3, "prompt_tokens": 5, "new_tokens": 7}
+DIAGNOSTICS = ("outliers", "sensitivity", "invariance", "profile", "attention", "tasks")
+
+
+@pytest.fixture
+def config():
+    """A config of one real and one synthetic model, two attention kernels and two runtimes."""
+    return {
+        "study": "tiny",
+        "device": "cpu",
+        "models": [
+            {"name": "real", "parameters_millions": 2000, "source": {"type": "path", "folder": "weights"}},
+            {"name": "random", "source": {"type": "synthetic", "shape": "llama-2-7b"}, "precisions": ["bf16", "nf4"]},
+        ],
+        "corpora": [
+            {"name": name, "source": {"type": "path", "file": f"{name}.txt", "format": "txt"}}
+            for name in ("first", "second")
+        ],
+        "precisions": ["fp32", "bf16", "llm-int8"],
+        "quality_only": ["fp4", "bf16"],
+        "reference": "fp32",
+        "attention": ["eager", "sdpa"],
+        "runtimes": ["generate", "graph"],
+        "speed": {"repeats": 2},
+    }
+
+
+@pytest.fixture
+def everything(config):
+    """The same with all diagnostics."""
+    diagnostics = {name: {"enabled": True} for name in DIAGNOSTICS}
+    diagnostics["tasks"]["tasks"] = ["quiz"]
+    return config | {"diagnostics": diagnostics | {"capacity": {"enabled": True, "verify": {"enabled": True}}}}
+
+
+def records(config: dict, *names: str) -> list[Identity]:
+    return kinds.records(study_config.complete(config), *names)
+
+
+def of(kind: str, precision: str = "bf16", model: str = "random", attention: str = "sdpa", runtime: str = "generate"):
+    """The identity of a job of the study above."""
+    weights = "real" if model == "real" else "synthetic"
+    return Identity("tiny", kind, model, precision, attention, runtime, weights=weights)
+
+
+def job(config: dict, kind: str, precision: str = "bf16", model: str = "real") -> Job:
+    return kinds.job(study_config.complete(config), of(kind, precision, model))
+
+
+# ------------------------------------------------------------------------------------------------------- which jobs
+
+
+def test_speed_is_measured_for_every_configuration_and_repeat(config):
+    found = records(config, "speed")
+    # (attention eager and sdpa under generate, sdpa under graph) × repeats × (3 + 2 precisions)
+    assert len(found) == 3 * 2 * 5 == len(set(found))
+    assert {one.attention for one in found if one.runtime == "graph"} == {"sdpa"}
+    assert {one.precision for one in found if one.model == "random"} == {"bf16", "nf4"}
+    assert {one.repeat for one in found} == {0, 1}
+    assert {one.weights for one in found if one.model == "random"} == {"synthetic"}
+    assert len(records(config, "memory")) == 3 * 5  # once each
+
+
+def test_quality_and_text_need_real_weights_and_are_measured_under_one_kernel(config):
+    quality = records(config, "quality")
+    # one that is measured for quality alone, and one named twice once
+    assert [one.precision for one in quality] == ["fp32", "bf16", "llm-int8", "fp4"]
+    assert {(one.model, one.attention, one.runtime) for one in quality} == {("real", "sdpa", "generate")}
+    assert [one.precision for one in records(config, "generations")] == ["fp32", "bf16", "llm-int8"]
+    assert records(config | {"generations": {"prompts": []}}, "generations") == []
+    assert [one.name for one in records(config, "reference")] == ["fp32.sdpa.generate.r0"]
+
+
+def test_diagnostics_are_measured_where_they_are_enabled(config, everything):
+    assert records(config, *DIAGNOSTICS, "capacity") == []
+    names = {kind: [one.name for one in records(everything, kind) if one.model == "real"] for kind in DIAGNOSTICS}
+    precisions = [f"{name}.sdpa.generate.r0" for name in ("fp32", "bf16", "llm-int8")]
+    assert names["outliers"] == names["sensitivity"] == precisions[:1]
+    assert names["invariance"] == names["tasks"] == precisions
+    # another attention kernel is not profiled again
+    assert set(names["profile"]) == {*precisions, *(name.replace("generate", "graph") for name in precisions)}
+    assert names["attention"] == ["bf16.eager.generate.r0", "bf16.sdpa.generate.r0"]
+    assert {one.kind for one in records(everything, *DIAGNOSTICS) if one.model == "random"} == {"profile", "attention"}
+    assert len(records(everything, "capacity")) == len(records(everything, "memory"))
+
+
+@pytest.mark.parametrize("kind", ["profile", "attention", "capacity.verify"])
+def test_an_expensive_diagnostic_can_be_kept_to_some_models(everything, kind):
+    tiny.put(everything, f"diagnostics.{kind}.models", ["random"])
+    assert {one.model for one in records(everything, kind.split(".")[0])} == {"random"}
+
+
+def test_a_profile_takes_a_kernel_that_is_measured(config):
+    """Quality may run under one that no configuration has."""
+    config |= {"attention": ["sdpa-flash"], "runtimes": ["generate"], "quality": {"attention": "sdpa"}}
+    config["diagnostics"] = {"profile": {"enabled": True}}
+    found = records(config, "profile")
+    assert len(found) == 5 and {one.attention for one in found} == {"sdpa-flash"}
+
+
+def test_record_paths_are_unique_and_name_what_was_measured(everything):
+    found = records(everything)
+    assert {one.kind for one in found} == set(KINDS)
+    assert len({one.path for one in found}) == len(found)
+    one = Identity("tiny", "speed", "real", "llm-int8-t2.5", "sdpa-math", "generate", 3)
+    assert one.path == "results/tiny/records/speed/real/llm-int8-t2.5.sdpa-math.generate.r3.json"
+
+
+# ---------------------------------------------------------------------------------------------------- what a job gets
+
+
+def test_a_job_is_all_that_its_numbers_depend_on(config):
+    found = job(config, "quality")
+    assert found.identity == of("quality", model="real") and found.limits is None
+    assert (found.corpora, found.prompt_corpus) == ({"first": "resources/corpora/first"}, "first")
+    assert found.settings["corpora"] == ["first"] and found.settings["reference"] == "fp32"
+    assert found.model_folder == "resources/models/real"
+    assert found.reference_folder == "resources/reference/tiny/real/fp32.sdpa.generate.r0"
+    assert Job.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    tiny.put(config, "quality.corpora", ["second"])
+    assert list(job(config, "quality").corpora) == ["second", "first"]  # prompts come from the first of the study
+
+
+def test_diagnostics_get_their_keys_of_the_config(everything):
+    tiny.put(everything, "diagnostics.profile.steps", 3)
+    assert job(everything, "profile").settings == {"batch": 1, "prompt_tokens": 32, "steps": 3}
+    asked = {"tasks": ["quiz"], "include_path": None, "limit": None, "num_fewshot": 0, "batch_size": 8}
+    assert job(everything, "tasks").settings == asked
+    tiny.put(everything, "quality", {"protocols": [{"window": 512, "stride": 64}], "corpora": ["second"]})
+    for kind, corpus in (("outliers", "first"), ("sensitivity", "second")):
+        settings = job(everything, kind).settings
+        assert (settings["corpus"], settings["protocol"]) == (corpus, {"window": 512, "stride": 512})
+    assert job(everything, "capacity").settings["memory_record"] == of("memory", model="real").path
+    assert job(everything, "capacity").settings["contexts"] == [2048, 8192]
+    tiny.put(everything, "diagnostics.capacity.verify.context", 2048)
+    assert job(everything, "capacity").settings["contexts"] == [2048]
+
+
+def test_a_models_workloads_replace_the_studys(config):
+    config["models"][1]["workloads"] = [CALL]
+    for kind in ("speed", "memory"):
+        assert job(config, kind, model="random").settings["workloads"] == [CALL]
+        assert job(config, kind).settings["workloads"] != [CALL]
+
+
+TEXT = {"quality", "reference"}
+EVERY_TEXT = TEXT | {"outliers", "sensitivity"}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "concerned"),
+    [
+        ("speed.minimum_runs", 99, {"speed"}),
+        ("speed.warmup.maximum", 99, {"speed"}),
+        ("speed.workloads", [CALL], {"speed", "memory"}),
+        ("memory.workloads", [CALL], {"memory"}),
+        ("quality.bos", True, EVERY_TEXT),
+        ("quality.kl_tokens", 5, TEXT),
+        ("quality.documents", 5, TEXT),
+        ("quality.protocols", [{"window": 8, "stride": 8}], EVERY_TEXT),
+        ("quality.protocols", [{"window": 1024, "stride": 512}, {"window": 8, "stride": 8}], {"quality"}),
+        ("quality.corpora", ["second"], TEXT | {"sensitivity"}),
+        ("reference", "bf16", TEXT),  # the distances of all precisions are to the reference
+        ("generations.new_tokens", 5, {"generations"}),
+        ("generations.prompts", ["Twice"], {"generations"}),
+        ("diagnostics.profile.steps", 3, {"profile"}),
+        ("diagnostics.capacity.device_gib", 24, {"capacity"}),
+        ("threads", 3, set(KINDS)),
+        # what is judged or drawn later, what else is measured, and what a measurement may take changes no number
+        ("precisions", ["fp32", "bf16", "llm-int8", "nf4"], set()),
+        ("attention", ["eager", "sdpa-math", "sdpa"], set()),
+        ("speed.repeats", 9, set()),
+        ("speed.order_seed", 9, set()),
+        ("limits.memory_gib", 9, set()),
+        ("jobs", {"minutes": 3, "oom_attempts": 3, "gpu_memory_gib": 9}, set()),
+        ("verdict.smallest_effect_percent.tpot", 9, set()),
+        ("models.0.note", "a note", set()),
+        ("models.0.parameters_millions", 5, set()),
+    ],
+)
+def test_a_change_concerns_only_what_depends_on_it(everything, path, value, concerned):
+    def jobs(config: dict) -> dict[tuple, dict]:
+        """Every job by what it measures; that of the reference by its kind alone."""
+        study = study_config.complete(config)
+        return {
+            ("reference",) if one.kind == "reference" else one: kinds.job(study, one).to_dict()
+            for one in kinds.records(study)
+        }
+
+    before, after = jobs(everything), jobs(tiny.put(copy.deepcopy(everything), path, value))
+    changed = [one for one in before if one in after and before[one] != after[one]]
+    assert {one[0] if isinstance(one, tuple) else one.kind for one in changed} == concerned
+
+
+def test_inputs_are_what_a_job_reads(everything, tmp_path):
+    (tmp_path / "quiz.yaml").touch()
+    tiny.put(everything, "diagnostics.tasks.include_path", str(tmp_path))
+    study = study_config.complete(everything)
+    read = {kind: kinds.inputs(study, of(kind, model="real")) for kind in KINDS}
+    for kind, files in read.items():
+        assert files["manifest"] == "resources/models/real/manifest.json", kind
+        assert files["text"] == ["resources/corpora/first/text.jsonl"], kind
+    assert read["quality"]["reference"] == job(everything, "quality").reference_folder
+    assert read["capacity"]["memory"] == of("memory", model="real").path
+    assert read["tasks"]["tasks"] == "resources/tasks/tiny.json"
+    assert read["tasks"]["files"] == [str(tmp_path / "quiz.yaml")]
+
+
+def test_a_job_runs_through_the_code_of_its_precision_and_runtime_alone():
+    def names(*identity: str) -> set[str]:
+        return {str(path.relative_to(code.ROOT)) for path in code.files(*kinds.modules(of(*identity)))}
+
+    int8 = names("speed", "llm-int8")
+    assert {"models/precisions/llm_int8.py", "measure/speed.py", "runtimes/generate.py", "runner/child.py"} <= int8
+    assert not {"models/precisions/four_bit.py", "measure/quality.py", "runtimes/graph.py"} & int8
+    assert not {name for name in int8 if name.startswith(("tables/", "report/", "kinds", "config", "cli"))}
+    assert "runtimes/graph.py" in names("speed", "bf16", "real", "sdpa", "graph")
+    assert "models/precisions/four_bit.py" in names("quality", "nf4")
+
+
+def test_jobs_start_in_a_random_but_repeatable_order(config):
+    def order(config: dict) -> list[int]:
+        study = study_config.complete(config)
+        return [kinds.start_order(study, one) for one in kinds.records(study, "speed")]
+
+    first = order(config)
+    assert first == order(copy.deepcopy(config)) and len(set(first)) == len(first) and first != sorted(first)
+    assert order(tiny.put(config, "speed.order_seed", 1)) != first
+
+
+# ------------------------------------------------------------------------------------------------- what a job requests
+
+
+@pytest.mark.parametrize(
+    ("shape", "precision", "gib", "expected"),
+    [
+        ("llama-2-7b", "bf16", 80, 1),  # 12.6 GiB of weights
+        ("llama-2-70b", "bf16", 80, 2),  # 128.5 GiB
+        ("llama-2-70b", "bf16", 40, 4),
+        ("llama-2-70b", "nf4", 80, 1),  # 36 GiB
+        ("llama-2-70b", "llm-int8", 80, 1),  # 64 GiB
+        ("llama-2-70b", "fp32", 80, 4),  # 257 GiB
+    ],
+)
+def test_a_model_requests_as_many_gpus_as_hold_it(config, shape, precision, gib, expected):
+    config |= {"device": "cuda", "jobs": {"gpu_memory_gib": gib}}
+    study = study_config.complete(tiny.put(config, "models.1.source.shape", shape))
+    assert kinds.gpus(study, of("speed", precision)) == expected
+    assert kinds.gpus(study_config.complete(config | {"device": "cpu"}), of("speed", precision)) == 0
+
+
+def test_host_memory_holds_the_weights_and_grows_with_the_attempt(config):
+    def requested(precision: str = "bf16", attempt: int = 1) -> int:
+        return kinds.memory_mb(study_config.complete(config), of("speed", precision, "real"), attempt)
+
+    assert requested() > 2 * 2e9 * 2 / 2**20  # 2 000 million parameters in bf16, twice
+    assert requested("fp32") > requested()
+    assert requested(attempt=3) == pytest.approx(3 * requested(), abs=3)
+    config["models"][0]["parameters_millions"] = None
+    assert requested() > 2500  # nothing says how large it is: still a request
+    config["device"] = "cuda"
+    assert requested() < 20_000  # one shard at a time passes through
+
+
+def test_the_default_study_requests_what_a_small_machine_has(repository):
+    study = study_config.complete(yaml.safe_load((repository / "config" / "config.yaml").read_text()))
+    assert max(kinds.memory_mb(study, one) for one in kinds.records(study)) < 4096
+    # room to write the record of a timeout
+    assert kinds.limit_seconds(study) == 60 * study.jobs["minutes"]
+    assert kinds.runtime_minutes(study) > study.jobs["minutes"]
+
+
+# ------------------------------------------------------------------------------------------------------------ mistakes
+
+
+def mistake(config: dict) -> str:
+    with pytest.raises(StudyError) as caught:
+        kinds.check(study_config.complete(config))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("profile.models", ["llama"], "diagnostics.profile.models: 'llama' is not known; allowed: real, random"),
+        ("tasks.tasks", [], "diagnostics.tasks.tasks: [] names nothing to measure"),
+        ("tasks.include_path", "nowhere", "diagnostics.tasks.include_path: 'nowhere' does not exist"),
+        ("capacity.enabled", False, "diagnostics.capacity.verify.enabled: true without diagnostics.capacity.enabled"),
+        ("capacity.verify.context", 99, "diagnostics.capacity.verify.context: 99 is not predicted; allowed: 2048, "),
+        ("capacity.verify.models", ["other"], "diagnostics.capacity.verify.models: 'other' is not known"),
+    ],
+)
+def test_mistakes_in_diagnostics_are_one_line(everything, path, value, message):
+    kinds.check(study_config.complete(everything))
+    assert message in mistake(tiny.put(everything, f"diagnostics.{path}", value))
+
+
+SHORT = {"window": 64, "stride": 64}
+
+
+@pytest.mark.parametrize(
+    ("path", "fits", "too_long", "message"),
+    [
+        ("speed.workloads", [{"batch": 1, "prompt_tokens": 80, "new_tokens": 120}], 121, "speed.workloads: prompt_tok"),
+        ("memory.workloads", [{"batch": 1, "prompt_tokens": 80, "new_tokens": 120}], 121, "memory.workloads: prompt_t"),
+        ("quality.protocols", [{"stride": 64, "window": 200}], 201, "protocols: window 201"),
+        (
+            "diagnostics.profile",
+            {"prompt_tokens": 134, "steps": 64},
+            65,
+            "diagnostics.profile.steps: prompt_tokens 134",
+        ),
+        ("diagnostics.invariance", {"prompt_tokens": 200}, 201, "diagnostics.invariance.prompt_tokens: prompt_tokens"),
+        ("generations", {"prompts": ["a"], "new_tokens": 200}, 201, "generations.new_tokens: new_tokens 201, but"),
+    ],
+)
+def test_what_is_longer_than_the_context_is_refused(config, path, fits, too_long, message):
+    """A profile generates two tokens, the prefill's and one more, before its steps."""
+    config["quality"] = {"protocols": [SHORT]}
+    tiny.put(config, "models.0.context", 200)
+    tiny.put(config, path, fits | {"enabled": True} if path.startswith("diagnostics") else fits)
+    kinds.check(study_config.complete(config))
+    last = fits[0] if isinstance(fits, list) else config["diagnostics"][path.split(".")[1]] if "." in path else fits
+    last[list(fits[0] if isinstance(fits, list) else fits)[-1]] = too_long
+    found = mistake(config)
+    assert message in found and "model 'real' has a context of 200 tokens" in found
+
+
+def test_each_model_must_hold_what_is_measured_on_it_alone(config):
+    config["quality"] = {"protocols": [SHORT]}
+    config["models"][0] |= {"context": 100, "workloads": [{"batch": 1, "prompt_tokens": 50, "new_tokens": 50}]}
+    config["diagnostics"] = {"profile": {"enabled": False, "prompt_tokens": 300}}
+    kinds.check(study_config.complete(config))  # the study's 128 + 32 tokens do not concern it, nor what is off
+    tiny.put(config, "diagnostics.profile", {"enabled": True, "prompt_tokens": 300, "models": ["random"]})
+    kinds.check(study_config.complete(config))
+    tiny.put(config, "diagnostics.profile.models", None)
+    assert "diagnostics.profile" in mistake(config)
+    tiny.put(config, "diagnostics.profile.enabled", False)
+    tiny.put(config, "models.0.workloads.0.new_tokens", 51)
+    assert "101 tokens, but model 'real'" in mistake(config)
+
+
+def test_a_shape_and_a_local_folder_know_their_context(config, tmp_path):
+    workload = [{"batch": 1, "prompt_tokens": 4096, "new_tokens": 2}]
+    assert "4098 tokens, but model 'random'" in mistake(config | {"speed": {"workloads": workload}})
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 512}')
+    tiny.put(config, "models.0.source.folder", str(tmp_path))
+    assert "window 1024, but model 'real' has a context of 512" in mistake(config)
+    (tmp_path / "config.json").write_text("{}")
+    kinds.check(study_config.complete(config))  # fetching will know
+
+
+def test_modules_and_schema_keys_of_all_kinds_exist(everything):
+    study = study_config.complete(everything)
+    for name, kind in KINDS.items():
+        assert (code.ROOT / Path(*kind.module.split("."))).with_suffix(".py").exists(), name
+        assert kind.enabled(study), name
