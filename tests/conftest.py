@@ -32,6 +32,21 @@ def tiny_llama_config(**changes):
     return LlamaConfig(**(settings | changes))
 
 
+def llama_with(make_linear=None, dtype=None, device="cpu", **changes):
+    """Return a seeded tiny LLaMA whose decoder linears are ``make_linear(weight, bias)`` if that is given."""
+    import torch
+    from torch import nn
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(tiny_llama_config(**({"initializer_range": 0.2} | changes))).to(device, dtype).eval()
+    for path, module in list(model.named_modules()) if make_linear else ():
+        if isinstance(module, nn.Linear) and path != "lm_head":
+            bias = None if module.bias is None else module.bias.data
+            model.set_submodule(path, make_linear(module.weight.data, bias))
+    return model
+
+
 @pytest.fixture(params=[False, True], ids=["untied", "tied"])
 def tiny_llama(request):
     """An fp32 tiny LLaMA on the CPU in eval mode, once with untied and once with tied embeddings."""

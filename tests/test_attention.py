@@ -1,4 +1,4 @@
-"""Attention: the kernel that is asked for is the one that ran, and anything else is told."""
+"""Attention: the configured kernel is the one that ran, and any other is unsupported."""
 
 import pytest
 import tiny
@@ -58,16 +58,16 @@ def test_a_package_s_kernel_is_known_by_its_operators(name, operator):
 
 
 def test_all_kernels_compute_the_same(run):
-    found = []
+    logits = []
     for name in ("eager", "sdpa", "sdpa-math", "sdpa-flash"):
         with attention.forced(name):
-            found.append(run(name)())
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], atol=1e-4, rtol=1e-4)
+            logits.append(run(name)())
+    for other in logits[1:]:
+        torch.testing.assert_close(other, logits[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("asked", "ran", "told"),
+    ("name", "ran", "kernel"),
     [
         ("sdpa-math", "sdpa-flash", FLASH),
         ("sdpa-flash", "sdpa-math", MATH),
@@ -77,9 +77,9 @@ def test_all_kernels_compute_the_same(run):
         ("flash_attention_2", "sdpa", FLASH),
     ],
 )
-def test_a_fallback_is_not_passed_off_as_what_was_asked_for(run, asked, ran, told):
-    with attention.forced(ran), pytest.raises(Unsupported, match=f"{asked}.*{told}"):
-        attention.prove(asked, run(ran))
+def test_a_fallback_is_unsupported(run, name, ran, kernel):
+    with attention.forced(ran), pytest.raises(Unsupported, match=f"{name}.*{kernel}"):
+        attention.prove(name, run(ran))
 
 
 def test_a_forced_backend_without_a_kernel_raises_instead_of_falling_back():
@@ -97,25 +97,23 @@ def test_nothing_stays_forced():
     assert attention.kernels_that_ran(lambda: scaled_dot_product_attention(q, q, q)) == {FLASH}
 
 
-def test_every_backend_is_one_of_this_torch():
+def test_this_torch_has_every_backend():
     backends = [choice.backend for choice in attention.CHOICES.values() if choice.backend]
     assert len(backends) == 4 and all(hasattr(SDPBackend, backend) for backend in backends)
 
 
-def test_an_unknown_choice_is_told():
+def test_an_unknown_choice_is_refused():
     with pytest.raises(StudyError, match="'flash'.*sdpa-flash"):
         attention.get("flash")
 
 
-def test_a_wrong_kernel_becomes_an_unsupported_workload(tiny_weights, tiny_corpus, tmp_path, monkeypatch):
-    """Through the measurement: the model is told to use eager attention while the record asks for sdpa-flash."""
+def test_a_wrong_kernel_becomes_an_unsupported_workload(measuring, monkeypatch):
+    """Through the measurement: the model uses eager attention while the record says sdpa-flash."""
     import dataclasses
 
-    from llmstudy.measure import bandwidth, measure
+    from llmstudy.measure import measure
 
-    monkeypatch.setitem(bandwidth.COPY_BYTES, "cpu", 2**16)
     wrong = dataclasses.replace(attention.CHOICES["sdpa-flash"], implementation="eager")
     monkeypatch.setitem(attention.CHOICES, "sdpa-flash", wrong)
-    told = tiny.job("speed", tiny_weights, tiny_corpus, attention="sdpa-flash")
-    entry = measure(tiny.session(told, tmp_path))["workloads"][0]
+    entry = measure(measuring("speed", attention="sdpa-flash"))["workloads"][0]
     assert entry["status"] == "unsupported" and "matmul-softmax ran instead" in entry["reason"]

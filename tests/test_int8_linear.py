@@ -20,7 +20,7 @@ def relative_error(out, reference):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("leading", [(1,), (2, 3), (70,)])
 @pytest.mark.parametrize("shape", [(1, 16), (5, 7), (100, 48), (37, 40), (64, 576)])
-def test_forward_agrees_with_the_dequantised_weight(shape, leading, dtype):
+def test_forward_agrees_with_the_dequantized_weight(shape, leading, dtype):
     torch.manual_seed(0)
     linear = Int8Linear.from_weight(torch.randn(shape).to(dtype), torch.randn(shape[0]).to(dtype))
     x = torch.randn(*leading, shape[1]).to(dtype)
@@ -65,7 +65,7 @@ def test_memory_is_a_byte_a_weight_and_a_scale_a_row():
     assert stored == 64 * 512 + 64 * 4
 
 
-def test_w8a8_quantises_activations_per_token():
+def test_w8a8_quantizes_activations_per_token():
     torch.manual_seed(0)
     linear = W8A8Linear.from_weight(torch.randn(40, 64), None)
     x = torch.randn(32, 64) * torch.logspace(-3, 3, 32)[:, None]

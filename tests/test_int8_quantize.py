@@ -1,4 +1,4 @@
-"""Quantisation: error bound, symmetry, outlier columns, and the reference product in closed form."""
+"""Quantization: error bound, symmetry, outlier columns, and the reference product in closed form."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_every_scale_can_be_passed_in_16_bit_without_rounding():
     assert torch.equal(quantized.scale.to(torch.bfloat16).float(), quantized.scale)
 
 
-def test_the_negative_weight_has_the_negative_quantised_value():
+def test_the_negative_weight_has_the_negative_quantized_value():
     weight = torch.randn(20, 31)
     assert torch.equal(quantize(-weight).q, -quantize(weight).q)
 
@@ -55,7 +55,7 @@ def test_outlier_columns_are_kept_and_do_not_set_the_scale():
 
 
 @pytest.mark.parametrize("columns", [None, torch.tensor([1])])
-def test_quantising_leaves_the_weight_as_it_was(columns):
+def test_quantizing_leaves_the_weight_as_it_was(columns):
     weight = torch.randn(4, 8)
     before = weight.clone()
     quantize(weight, columns)
@@ -63,7 +63,7 @@ def test_quantising_leaves_the_weight_as_it_was(columns):
 
 
 @pytest.mark.parametrize("columns", [None, torch.tensor([0, 5])])
-def test_the_reference_product_is_that_of_the_dequantised_weight(columns):
+def test_the_reference_product_is_that_of_the_dequantized_weight(columns):
     quantized = quantize(torch.randn(11, 13), columns)
     x, bias = torch.randn(2, 3, 13), torch.randn(11)
     weight = quantized.q.double() * quantized.scale.double()[:, None]

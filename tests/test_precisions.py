@@ -1,19 +1,28 @@
-"""Precisions: the library's way to load and ours give the same model, synthetic weights are always the same ones."""
+"""Precisions: the registry, both ways to load, synthetic weights, and what becomes of the linear layers."""
 
 import dataclasses
 import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from llmstudy.errors import StudyError, Unsupported
 from llmstudy.fetch.weights import open_weights
+from llmstudy.kernels.linear import Int8Linear
+from llmstudy.measure import footprint
 from llmstudy.models import loading, precisions
+from llmstudy.models.precisions.int8 import THRESHOLD, find_outlier_columns
+from llmstudy.runtimes.generate import GenerateRuntime
+from llmstudy.runtimes.graph import GraphRuntime
+from llmstudy.runtimes.graph.weights import UnfusedLinear
 
-BOTH_WAYS = ["fp32", "fp16", "bf16", "llm-int8", "llm-int8-t0", "nf4", "fp4"]
+MEMBERS = ["llm-int8-t0", "llm-int8-t0.5", "llm-int8-t2", "llm-int8-t6", "llm-int8-t10", "llm-int8-tinf"]
+BOTH_WAYS = ["fp32", "fp16", "bf16", "llm-int8", "llm-int8-t0", "llm-int8-t2.5", "llm-int8-tinf", "nf4", "fp4"]
+OWN = ["int8-fused", "int8-fused-outlier", "int8-w8a8"]
 IDS = torch.tensor([[5, 9, 200, 31, 77, 8, 19]])
 
 
@@ -26,12 +35,21 @@ def folder(request, tmp_path_factory):
         for layer in model.model.layers:
             layer.input_layernorm.weight[3] = layer.post_attention_layernorm.weight[3] = 30.0
     model.save_pretrained(path / "source")
+    return fetched(path)
+
+
+def fetched(path):
+    """Fetch ``path/source``; return the model's folder."""
     return tiny.fetch({"type": "path", "folder": str(path / "source")}, path / "model")
 
 
-def request_for(folder, **changes):
-    given = {"weights": open_weights(folder), "device": "cpu", "attention": "sdpa", "calibration_ids": IDS}
-    return precisions.LoadRequest(**(given | changes))
+def load(name, folder, layerwise=False, **changes):
+    """Load a model; ``layerwise``: real weights in the way of synthetic ones."""
+    weights = open_weights(folder)
+    if layerwise:
+        weights = type("Layerwise", (), {"real": False, "config": weights.config, "tensor": weights.tensor})()
+    request = {"weights": weights, "device": "cpu", "attention": "sdpa", "calibration_ids": IDS}
+    return precisions.get(name).load(precisions.LoadRequest(**(request | changes)))
 
 
 def logits(model):
@@ -39,162 +57,7 @@ def logits(model):
         return model(IDS).logits.float()
 
 
-def in_place_of_random(request):
-    """The request of real weights as one that takes the way of synthetic ones."""
-
-    class Layerwise:
-        real = False
-        folder, config, tensor = request.weights.folder, request.weights.config, request.weights.tensor
-
-    return dataclasses.replace(request, weights=Layerwise())
-
-
-@pytest.mark.parametrize("name", BOTH_WAYS)
-def test_both_ways_to_load_give_the_same_model(folder, name, monkeypatch):
-    request = request_for(folder)
-    library = logits(precisions.get(name).load(request))
-    monkeypatch.setattr(loading, "from_library", None)  # the other way really is another way
-    ours = logits(precisions.get(name).load(in_place_of_random(request)))
-    torch.testing.assert_close(ours, library, rtol=0, atol=0)
-
-
-def test_the_outlier_decomposition_makes_a_difference_here(folder):
-    """Or the comparison of both ways would not see a lost threshold."""
-    request = request_for(folder)
-    found = [logits(precisions.get(name).load(request)) for name in ("llm-int8", "llm-int8-t0", "bf16")]
-    errors = [(one - found[2]).abs().mean().item() for one in found[:2]]
-    assert errors[0] < 0.8 * errors[1]
-
-
-@pytest.mark.parametrize("name", [*precisions.names(), "llm-int8-t0", "llm-int8-tinf"])
-def test_every_precision_stays_near_the_reference(folder, name):
-    """Cosine similarity of logits with fp32's: 4 bits are coarse, but no precision may lose the model."""
-    request = request_for(folder)
-    reference = logits(precisions.get("fp32").load(request)).flatten()
-    try:
-        found = logits(precisions.get(name).load(request)).flatten()
-    except Unsupported as error:
-        pytest.skip(str(error))
-    floor = {"nf4": 0.9, "fp4": 0.85}.get(name, 0.97 if "int8" in name else 0.999)
-    assert torch.cosine_similarity(found, reference, dim=0) > floor
-
-
-@pytest.mark.parametrize("name", [*precisions.names(), "llm-int8-t0"])
-def test_a_precision_keeps_what_it_promises(folder, name):
-    precision = precisions.get(name)
-    assert precision.name == name and precision.title
-    try:
-        model = precision.load(request_for(folder))
-    except Unsupported as error:
-        pytest.skip(str(error))
-    assert not model.training
-    assert model.model.embed_tokens.weight.dtype == getattr(torch, precision.compute_dtype)
-    assert model.model.norm.weight.dtype == getattr(torch, precision.compute_dtype)
-    assert type(model.lm_head) is torch.nn.Linear  # the head stays as it is
-    tied = model.config.tie_word_embeddings
-    assert (model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()) == tied
-    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("name", precisions.names())
-def test_declared_bits_are_those_stored(tmp_path, name):
-    """What sizes jobs before anything is loaded, against the bytes of a loaded model; scales come on top."""
-    from llmstudy.measure.footprint import total, weight_bytes
-
-    wide = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "initializer_range": 0.02}  # no outliers
-    folder = tiny.fetch(tiny.synthetic(**wide), tmp_path / "model")
-    try:
-        model = precisions.get(name).load(request_for(folder))
-    except Unsupported as error:
-        pytest.skip(str(error))
-    linears = 2 * (256 * (256 + 128 + 128 + 256) + 3 * 256 * 512)
-    bits = 8 * total(weight_bytes(model), "linears") / linears
-    assert precisions.get(name).weight_bits <= bits < 1.1 * precisions.get(name).weight_bits
-
-
-def test_synthetic_weights_are_the_same_whenever_they_are_made(tmp_path):
-    first, again, other = (
-        logits(precisions.get("bf16").load(request_for(tiny.fetch(tiny.synthetic(seed), tmp_path / name))))
-        for name, seed in [("first", 1), ("again", 1), ("other", 2)]
-    )
-    torch.testing.assert_close(first, again, rtol=0, atol=0)
-    assert not torch.allclose(first, other)
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_synthetic_weights_are_the_same_under_all_precisions(tmp_path, tied):
-    """The quantised model is a rounded version of the dense one, and not of other random weights."""
-    folder = tiny.fetch(tiny.synthetic(tie_word_embeddings=tied), tmp_path / "model")
-    dense, int8, nf4 = (logits(precisions.get(name).load(request_for(folder))) for name in ("bf16", "llm-int8", "nf4"))
-    assert torch.cosine_similarity(dense.flatten(), int8.flatten(), dim=0) > 0.99
-    assert torch.cosine_similarity(dense.flatten(), nf4.flatten(), dim=0) > 0.9
-
-
-def test_biases_are_loaded_by_both_ways(tmp_path):
-    model = tiny.save_model(tmp_path / "source", attention_bias=True, mlp_bias=True)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_()
-    model.save_pretrained(tmp_path / "source")
-    request = request_for(tiny.fetch({"type": "path", "folder": str(tmp_path / "source")}, tmp_path / "model"))
-    torch.testing.assert_close(logits(precisions.get("fp32").load(request)), logits(model))
-    for name in ("llm-int8", "nf4"):
-        library = logits(precisions.get(name).load(request))
-        torch.testing.assert_close(logits(precisions.get(name).load(in_place_of_random(request))), library)
-
-
-def test_scaled_rotary_frequencies_are_computed_again(tmp_path):
-    """A model built on the meta device has none; Llama 3's are not those of a plain model."""
-    scaling = {
-        "rope_type": "llama3",
-        "rope_theta": 10000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    }
-    model = tiny.save_model(tmp_path / "source", rope_parameters=scaling)
-    request = request_for(tiny.fetch({"type": "path", "folder": str(tmp_path / "source")}, tmp_path / "model"))
-    ours = precisions.get("fp32").load(in_place_of_random(request))
-    torch.testing.assert_close(ours.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
-    torch.testing.assert_close(logits(ours), logits(model))
-
-
-def test_the_attention_that_is_asked_for_is_set(folder):
-    for attention in ("eager", "sdpa"):
-        for way in (
-            request_for(folder, attention=attention),
-            in_place_of_random(request_for(folder, attention=attention)),
-        ):
-            assert precisions.get("fp32").load(way).config._attn_implementation == attention
-
-
-def test_layer_by_layer_is_for_one_device(folder):
-    with pytest.raises(Unsupported, match="several GPUs"):
-        precisions.get("bf16").load(in_place_of_random(request_for(folder, device_map="auto")))
-
-
-def test_bitsandbytes_says_nothing_at_every_call(folder, caplog):
-    model = precisions.get("llm-int8").load(request_for(folder))
-    caplog.clear()
-    logits(model)
-    assert not [record for record in caplog.records if record.name.startswith("bitsandbytes")]
-
-
-MEMBERS = ["llm-int8-t0", "llm-int8-t0.5", "llm-int8-t2", "llm-int8-t6", "llm-int8-t10", "llm-int8-tinf"]
-
-
-def test_facts_of_every_precision():
-    entries = [precisions.get(name) for name in (*precisions.names(), *MEMBERS)]
-    assert [entry.name for entry in entries] == [*precisions.names(), *MEMBERS]
-    assert len({entry.color for entry in entries}) == len(entries)
-    for entry in entries:
-        assert entry.title and entry.family in ("dense", "int8", "4-bit")
-        assert entry.own == entry.name.startswith("int8-")
-        of_bitsandbytes = entry.name.startswith("llm-int8") or entry.name in ("nf4", "fp4")
-        assert entry.packages == (("bitsandbytes",) if of_bitsandbytes else ())
-        assert min(contrast(entry.color, page) for page in ("#ffffff", "#0d1117")) >= 3
+# The registry
 
 
 def contrast(color: str, other: str) -> float:
@@ -207,17 +70,21 @@ def contrast(color: str, other: str) -> float:
     return max(levels) / min(levels)
 
 
-def test_thresholds_of_a_family_reach_bitsandbytes(folder):
-    for name, threshold in [("llm-int8-t2.5", 2.5), ("llm-int8-tinf", float("inf")), ("llm-int8", 6.0)]:
-        assert precisions.get(name).threshold == threshold
-        for request in (request_for(folder), in_place_of_random(request_for(folder))):
-            model = precisions.get(name).load(request)
-            assert model.model.layers[1].mlp.down_proj.state.threshold == threshold
+def test_facts_of_every_precision():
+    entries = [precisions.get(name) for name in (*precisions.names(), *MEMBERS)]
+    assert [entry.name for entry in entries] == [*precisions.names(), *MEMBERS]
+    assert len({entry.color for entry in entries}) == len(entries)
+    for entry in entries:
+        assert entry.title and entry.family in ("dense", "int8", "4-bit")
+        assert entry.own == (entry.name in OWN)
+        of_bitsandbytes = entry.name.startswith("llm-int8") or entry.name in ("nf4", "fp4")
+        assert entry.packages == (("bitsandbytes",) if of_bitsandbytes else ())
+        assert min(contrast(entry.color, page) for page in ("#ffffff", "#0d1117")) >= 3
 
 
-@pytest.mark.parametrize("near", [0, 0.25, 2, 8, 20, 100])
-def test_thresholds_near_each_other_have_colors_of_their_own(near):
-    assert precisions.get(f"llm-int8-t{near:g}").color != precisions.get(f"llm-int8-t{near + 1:g}").color
+@pytest.mark.parametrize("threshold", [0, 0.25, 2, 8, 20, 100])
+def test_near_thresholds_have_different_colors(threshold):
+    assert precisions.get(f"llm-int8-t{threshold}").color != precisions.get(f"llm-int8-t{threshold + 1}").color
 
 
 @pytest.mark.parametrize(
@@ -226,10 +93,11 @@ def test_thresholds_near_each_other_have_colors_of_their_own(near):
         ("int7", "'int7': not known; allowed: .*llm-int8, .*llm-int8-t<x>"),
         ("llm-int8-t4.0", "'llm-int8-t4.0': .*'llm-int8-t4'"),
         ("llm-int8-t04", "'llm-int8-t4'"),
-        ("llm-int8-t6.0", "'llm-int8-t6'"),
+        ("llm-int8-t0.10", "'llm-int8-t0.1'"),
         ("llm-int8-t-1", "'-1' is no outlier threshold"),
         ("llm-int8-t1e3", "'1e3' is no outlier threshold"),
         ("llm-int8-tnan", "'nan' is no outlier threshold"),
+        ("llm-int8-t<x>", "'<x>' is no outlier threshold"),
         ("llm-int8-t", "'' is no outlier threshold"),
     ],
 )
@@ -238,10 +106,165 @@ def test_a_name_that_is_no_precision_is_refused_in_one_line(name, line):
         precisions.check(name)
 
 
-def test_precisions_are_listed_by_registry_then_threshold():
+def test_precisions_are_ordered_by_registry_then_threshold():
     assert precisions.in_order(["gone", "nf4", "llm-int8-t10", "llm-int8-tinf", "llm-int8-t2", "llm-int8", "bf16"]) == [
         "bf16", "llm-int8", "llm-int8-t2", "llm-int8-t10", "llm-int8-tinf", "nf4", "gone"
     ]  # fmt: skip
+
+
+@pytest.fixture
+def subclass(monkeypatch):
+    """A reader's precision, one file and one line, whose weights are a tensor subclass."""
+    monkeypatch.setattr(precisions, "__path__", [*precisions.__path__, str(Path(__file__).parent)])
+    monkeypatch.setitem(precisions.MODULES, "int8-subclass", "tensor_subclass")
+    return "int8-subclass"
+
+
+def test_a_precision_of_one_file_and_one_line_with_a_tensor_subclass(subclass, folder):
+    assert precisions.names()[-1] == subclass and precisions.in_order([subclass, "bf16"]) == ["bf16", subclass]
+    assert precisions.module_of(subclass) == "models.precisions.tensor_subclass"
+    model = load(subclass, folder)
+    assert torch.cosine_similarity(logits(model).flatten(), logits(load("fp32", folder)).flatten(), dim=0) > 0.97
+    generated = GenerateRuntime(model, 1, IDS.shape[1], 8).generate(IDS).tokens
+    before = logits(model)
+    graph = GraphRuntime(model, 1, IDS.shape[1], 8)
+    graph.prepare()
+    assert isinstance(graph.engine.weights.layers[0].qkv, UnfusedLinear) and not graph.engine.weights.fused
+    assert torch.equal(graph.generate(IDS).tokens, generated)
+    torch.testing.assert_close(logits(model), before, rtol=0, atol=0)  # the model stays usable
+
+
+# Loading
+
+
+@pytest.mark.parametrize("name", BOTH_WAYS)
+def test_both_ways_to_load_give_the_same_model(folder, name, monkeypatch):
+    library = load(name, folder)
+    monkeypatch.setattr(loading, "from_library", None)  # the other way really is another way
+    layerwise = load(name, folder, layerwise=True)
+    torch.testing.assert_close(logits(layerwise), logits(library), rtol=0, atol=0)
+    if threshold := precisions.get(name).threshold:
+        assert {model.model.layers[1].mlp.down_proj.state.threshold for model in (library, layerwise)} == {threshold}
+
+
+def test_the_outlier_decomposition_makes_a_difference_here(folder):
+    """Or the comparison of both ways would not see a lost threshold."""
+    decomposed, whole, dense = (logits(load(name, folder)) for name in ("llm-int8", "llm-int8-t0", "bf16"))
+    assert (decomposed - dense).abs().mean() < 0.8 * (whole - dense).abs().mean()
+
+
+@pytest.mark.parametrize("name", [*precisions.names(), "llm-int8-t0", "llm-int8-tinf"])
+def test_a_model_is_near_the_reference_and_what_its_precision_promises(folder, name):
+    """Cosine similarity of logits with fp32's: 4 bits are coarse, but no precision may lose the model."""
+    precision, model = precisions.get(name), load(name, folder)
+    floor = {"nf4": 0.9, "fp4": 0.85}.get(name, 0.97 if precision.family == "int8" else 0.999)
+    reference = logits(load("fp32", folder))
+    assert torch.cosine_similarity(logits(model).flatten(), reference.flatten(), dim=0) > floor
+    assert not model.training
+    assert model.model.embed_tokens.weight.dtype == getattr(torch, precision.compute_dtype)
+    assert model.model.norm.weight.dtype == getattr(torch, precision.compute_dtype)
+    assert type(model.lm_head) is torch.nn.Linear  # the head stays as it is
+    tied = model.config.tie_word_embeddings
+    assert (model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()) == tied
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+    int8 = [module for module in model.modules() if isinstance(module, Int8Linear)]
+    assert len(int8) == (2 * 7 if precision.own else 0)
+
+
+@pytest.mark.parametrize("name", precisions.names())
+def test_declared_bits_are_those_stored(tmp_path, name):
+    """What sizes jobs before anything is loaded, against the bytes of a loaded model; scales come on top."""
+    wide = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "initializer_range": 0.02}  # no outliers
+    model = load(name, tiny.fetch(tiny.synthetic(**wide), tmp_path / "model"))
+    linears = 2 * (256 * (256 + 128 + 128 + 256) + 3 * 256 * 512)
+    bits = 8 * footprint.total(footprint.weight_bytes(model), "linears") / linears
+    assert precisions.get(name).weight_bits <= bits < 1.1 * precisions.get(name).weight_bits
+
+
+def test_synthetic_weights_are_the_same_whenever_they_are_made(tmp_path):
+    first, again, other = (
+        logits(load("bf16", tiny.fetch(tiny.synthetic(seed), tmp_path / name)))
+        for name, seed in [("first", 1), ("again", 1), ("other", 2)]
+    )
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert not torch.allclose(first, other)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_synthetic_weights_are_the_same_under_all_precisions(tmp_path, tied):
+    """The quantized model is a rounded version of the dense one, and not of other random weights."""
+    folder = tiny.fetch(tiny.synthetic(tie_word_embeddings=tied), tmp_path / "model")
+    dense, int8, nf4 = (logits(load(name, folder)).flatten() for name in ("bf16", "llm-int8", "nf4"))
+    assert torch.cosine_similarity(dense, int8, dim=0) > 0.99 and torch.cosine_similarity(dense, nf4, dim=0) > 0.9
+
+
+def test_biases_are_loaded_by_both_ways(tmp_path):
+    model = tiny.save_model(tmp_path / "source", attention_bias=True, mlp_bias=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    model.save_pretrained(tmp_path / "source")
+    folder = fetched(tmp_path)
+    torch.testing.assert_close(logits(load("fp32", folder)), logits(model))
+    for name in ("llm-int8", "nf4"):
+        torch.testing.assert_close(logits(load(name, folder, layerwise=True)), logits(load(name, folder)))
+
+
+def test_scaled_rotary_frequencies_are_computed_again(tmp_path):
+    """A model built on the meta device has none; Llama 3's are not those of a plain model."""
+    bands = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    scaling = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0} | bands
+    model = tiny.save_model(tmp_path / "source", rope_parameters=scaling)
+    layerwise = load("fp32", fetched(tmp_path), layerwise=True)
+    torch.testing.assert_close(layerwise.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
+    torch.testing.assert_close(logits(layerwise), logits(model))
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_configured_attention_is_set(folder, attention, layerwise):
+    assert load("fp32", folder, layerwise, attention=attention).config._attn_implementation == attention
+
+
+def test_layer_by_layer_is_for_one_device(folder):
+    with pytest.raises(Unsupported, match="several GPUs"):
+        load("bf16", folder, layerwise=True, device_map="auto")
+
+
+def test_bitsandbytes_is_silent_at_every_call(folder, caplog):
+    model = load("llm-int8", folder)
+    caplog.clear()
+    logits(model)
+    assert not [record for record in caplog.records if record.name.startswith("bitsandbytes")]
+
+
+# Calibration
+
+
+def test_outlier_columns_are_those_that_the_text_excites(folder):
+    model, dense = load("int8-fused-outlier", folder), load("bf16", folder)
+    # An independent look: the inputs of the dense model's projections.
+    inputs = []
+    handle = dense.model.layers[0].self_attn.q_proj.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    logits(dense)
+    handle.remove()
+    excited = (inputs[0].abs() > THRESHOLD).any(dim=1)[0].nonzero().flatten().tolist()
+    first, source = model.model.layers[0].self_attn, dense.model.layers[0].self_attn
+    assert 3 in excited and first.q_proj.outlier_columns.tolist() == excited
+    assert torch.equal(first.q_proj.outlier_weight, source.q_proj.weight[:, first.q_proj.outlier_columns])
+    # q, k and v share their input, so they share the columns and can be fused.
+    assert torch.equal(first.q_proj.outlier_columns, first.v_proj.outlier_columns)
+
+
+def test_no_column_is_an_outlier_below_the_threshold(folder):
+    columns = find_outlier_columns(load("int8-fused", folder), IDS, threshold=1e9)
+    assert len(columns) == 14 and not any(outliers.numel() for outliers in columns.values())
+
+
+def test_without_text_a_calibrated_precision_is_unsupported(folder):
+    with pytest.raises(Unsupported, match="calibration text"):
+        load("int8-fused-outlier", folder, calibration_ids=None)
 
 
 def test_a_calibrated_precision_gets_text_in_a_measurement(folder, tiny_corpus, tmp_path, monkeypatch):
@@ -260,11 +283,6 @@ def test_a_calibrated_precision_gets_text_in_a_measurement(folder, tiny_corpus, 
     ids = seen["int8-fused-outlier"].calibration_ids
     tokenizer = open_weights(folder).tokenizer
     assert ids.dtype == torch.int64 and ids.tolist() == [tokenizer(tiny.DOCUMENTS[-1])["input_ids"][:20]]
-
-
-def test_without_text_a_calibrated_precision_is_unsupported(folder):
-    with pytest.raises(Unsupported, match="calibration text"):
-        precisions.get("int8-fused-outlier").load(request_for(folder, calibration_ids=None))
 
 
 IMPORTS = """

@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from conftest import tiny_llama_config
+from conftest import llama_with
 from llmstudy.errors import Unsupported
 from llmstudy.kernels.linear import Int8Linear, W8A8Linear
 from llmstudy.runtimes.generate import GenerateRuntime
 from llmstudy.runtimes.graph import GraphRuntime
-from torch import nn
-from transformers import LlamaForCausalLM
 
 pytestmark = pytest.mark.gpu
 
@@ -25,25 +23,18 @@ MAKE_LINEAR = {"dense": None, "int8": Int8Linear.from_weight, "w8a8": W8A8Linear
 
 
 def build(dtype=torch.float32, make_linear=None, **changes):
-    torch.manual_seed(0)
     settings = {"vocab_size": 997, "max_position_embeddings": 512, "initializer_range": 0.1} | changes
-    model = LlamaForCausalLM(tiny_llama_config(**settings)).to("cuda", dtype).eval()
-    if make_linear:
-        for path, module in list(model.named_modules()):
-            if isinstance(module, nn.Linear) and path != "lm_head":
-                bias = None if module.bias is None else module.bias.data
-                model.set_submodule(path, make_linear(module.weight.data, bias))
-    return model
+    return llama_with(make_linear, dtype, "cuda", **settings)
 
 
 def generate(model, batch):
     torch.manual_seed(1)
     # not drawn on the device: its generator stays unusable after a capture that failed
     ids = torch.randint(3, 997, (batch, PROMPT)).cuda()
-    eager = GenerateRuntime(model, batch, PROMPT, NEW).generate(ids)
+    library = GenerateRuntime(model, batch, PROMPT, NEW).generate(ids)
     runtime = GraphRuntime(model, batch, PROMPT, NEW)
     runtime.prepare()
-    return ids, eager, runtime.generate(ids), runtime
+    return ids, library, runtime.generate(ids), runtime
 
 
 @pytest.mark.parametrize("batch", [1, 3, 17])
@@ -51,8 +42,8 @@ def generate(model, batch):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tokens_equal_those_of_generate_in_fp32(shape, int8, batch):
     model = build(make_linear=Int8Linear.from_weight if int8 else None, **SHAPES[shape])
-    ids, eager, graph, runtime = generate(model, batch)
-    assert torch.equal(graph.tokens, eager.tokens)
+    ids, library, graph, runtime = generate(model, batch)
+    assert torch.equal(graph.tokens, library.tokens)
     assert torch.equal(runtime.generate(ids).tokens, graph.tokens)  # a race would show as a difference
     assert all(earlier < later for earlier, later in zip(graph.token_s, graph.token_s[1:]))
 
@@ -67,11 +58,11 @@ def test_in_16_bit_tokens_part_only_at_a_near_tie(kind, dtype, batch):
     """
     changes = SHAPES["head-64-tied"]
     model = build(dtype, MAKE_LINEAR[kind], **changes)
-    # the same weights without any rounding of activations, int8 ones dequantised
+    # the same weights without any rounding of activations, int8 ones dequantized
     exact = build(torch.float32, **changes)
     exact.load_state_dict({name: value.float() for name, value in dense_state(model).items()})
-    ids, eager, graph, _ = generate(model, batch)
-    for prompt, ours, theirs in zip(ids, graph.tokens, eager.tokens):
+    ids, library, graph, _ = generate(model, batch)
+    for prompt, ours, theirs in zip(ids, graph.tokens, library.tokens):
         different = (ours != theirs).nonzero()
         if len(different):
             at = int(different[0])
@@ -83,7 +74,7 @@ def test_in_16_bit_tokens_part_only_at_a_near_tie(kind, dtype, batch):
 
 
 def dense_state(model) -> dict:
-    """The model's parameters with int8 weights dequantised."""
+    """The model's parameters with int8 weights dequantized."""
     state = dict(model.named_parameters())
     for path, module in model.named_modules():
         if isinstance(module, Int8Linear):
@@ -176,5 +167,14 @@ def test_nf4_joins_through_its_own_kernels():
         return module.cuda()
 
     model = build(torch.float16, make, **SHAPES["head-64-tied"])
-    _, eager, graph, _ = generate(model, 1)
-    assert graph.tokens[0, 0] == eager.tokens[0, 0]
+    _, library, graph, _ = generate(model, 1)
+    assert graph.tokens[0, 0] == library.tokens[0, 0]
+
+
+def test_a_tensor_subclass_joins_through_its_operators():
+    from tensor_subclass import make_linear
+
+    model = build(torch.float32, make_linear, **SHAPES["grouped"])
+    _, library, graph, runtime = generate(model, 3)
+    assert not runtime.engine.weights.fused
+    assert torch.equal(graph.tokens, library.tokens)

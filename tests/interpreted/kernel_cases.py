@@ -90,11 +90,11 @@ def test_a_huge_activation_costs_its_group_of_16_alone():
 
 
 def test_several_rows_take_no_norm():
-    with pytest.raises(ValueError, match="normalised rows"):
+    with pytest.raises(ValueError, match="normalized rows"):
         linear(torch.randn(2, 16), LinearOperand(torch.randn(4, 16)), norm=torch.ones(16))
 
 
-def test_dequantised_weights_are_the_reference_s():
+def test_dequantized_weights_are_the_reference_s():
     quantized = quantize(torch.randn(19, 45))
     out = dequantize(quantized.q, quantized.scale, torch.float16)
     torch.testing.assert_close(out, reference_dequantize(quantized, torch.float32).half(), rtol=1e-3, atol=1e-4)

@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 import triton_on_numpy  # noqa: F401
-from conftest import tiny_llama_config
+from conftest import llama_with
 from llmstudy.kernels.linear import INT_MM_ROWS, Int8Linear, W8A8Linear
 from llmstudy.runtimes.generate import GenerateRuntime
 from llmstudy.runtimes.graph import step as step_module
@@ -13,8 +13,6 @@ from llmstudy.runtimes.graph.layer import last_logits
 from llmstudy.runtimes.graph.prompt import Prompt
 from llmstudy.runtimes.graph.step import DecodeStep, attention_warps, operand_of
 from llmstudy.runtimes.graph.weights import extract
-from torch import nn
-from transformers import LlamaForCausalLM
 
 PROMPT, NEW = 37, 3
 
@@ -31,13 +29,7 @@ PROMPT, NEW = 37, 3
 def test_tokens_equal_those_of_generate(monkeypatch, batch, int8, changes, splits):
     monkeypatch.setattr(step_module, "TOKEN_BLOCK", 16)
     monkeypatch.setattr(step_module, "attention_splits", lambda programs, length: splits)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(tiny_llama_config(num_hidden_layers=1, initializer_range=0.2, **changes)).eval()
-    if int8:
-        for path, module in list(model.named_modules()):
-            if isinstance(module, nn.Linear) and path != "lm_head":
-                bias = None if module.bias is None else module.bias.data
-                model.set_submodule(path, Int8Linear.from_weight(module.weight.data, bias))
+    model = llama_with(Int8Linear.from_weight if int8 else None, num_hidden_layers=1, **changes)
     ids = torch.randint(3, 199, (batch, PROMPT))
     expected = GenerateRuntime(model, batch, PROMPT, NEW).generate(ids).tokens
     weights = extract(model)
@@ -53,7 +45,7 @@ def test_tokens_equal_those_of_generate(monkeypatch, batch, int8, changes, split
     assert not step.arrivals.any()
 
 
-def test_rows_whose_activations_are_quantised_are_not_left_to_the_weight_only_kernel():
+def test_rows_whose_activations_are_quantized_do_not_take_the_weight_only_kernel():
     """Or one precision would mean two under two runtimes."""
     weight_only, both = (kind.from_weight(torch.randn(40, 64), None) for kind in (Int8Linear, W8A8Linear))
     assert operand_of(both, INT_MM_ROWS).weight is both.weight and operand_of(both, INT_MM_ROWS + 1) is None
@@ -68,12 +60,11 @@ def test_wide_groups_of_queries_get_more_warps():
 
 def test_a_prompt_keeps_no_activation_longer_than_it_is_used():
     """The widest ones are most of a long prompt's memory."""
-    model = LlamaForCausalLM(tiny_llama_config(num_hidden_layers=3)).eval()
-    weights = extract(model)
+    weights = extract(llama_with())
     outputs, alive = [], []
 
     def hook(module, inputs, output):
-        alive.append(sum(one() is not None for one in outputs))
+        alive.append(sum(output() is not None for output in outputs))
         outputs.append(weakref.ref(output))
 
     for layer in weights.layers:
