@@ -438,11 +438,11 @@ def test_float32_nll_is_summed_in_float64():
 def test_normalizations_are_one_loss_in_four_units():
     text = "Größe zählt, sagt man.\n\nNicht immer."
     assert (count_words(text), count_bytes(text)) == (6, 39)
-    every = normalizations(60.0, tokens=12, words=6, byte_count=39)
-    assert (every.token_ppl, every.word_ppl) == pytest.approx((math.exp(5), math.exp(10)))
-    assert every.bits_per_byte == pytest.approx(math.log2(every.byte_ppl))
-    with pytest.raises(ValueError, match="words"):
-        normalizations(60.0, tokens=12, words=0, byte_count=39)
+    every = normalizations(60.0, tokens=12, words=6, utf8_bytes=39)
+    assert (every["ppl"], every["word_ppl"]) == pytest.approx((math.exp(5), math.exp(10)))
+    assert every["bits_per_byte"] == pytest.approx(math.log2(every["byte_ppl"]))
+    with pytest.raises(ValueError, match="12, 0 and 39"):
+        normalizations(60.0, tokens=12, words=0, utf8_bytes=39)
 
 
 def test_a_change_of_the_true_token_is_a_difference_of_probabilities():

@@ -61,7 +61,7 @@ def timed(workload, **changes):
 
 
 def speed_results(*entries):
-    shared = {"load_s": 1.5, "bandwidth_gb_s": 20.0, "step_weight_bytes": 300_000_000, "kv_bytes_per_token": 1000}
+    shared = {"load_s": 1.5, "bandwidth_gb_s": 20.0, "step_weight_bytes": 300_000_007, "kv_bytes_per_token": 1000}
     return shared | {"workloads": list(entries)}
 
 
@@ -98,7 +98,7 @@ def test_mbu_is_step_bytes_over_tpot_over_bandwidth(tmp_path):
     table = processes_of(tmp_path, *map(timed, WORKLOADS))
     for batch in (2, 8):
         row = only(table, batch=batch)
-        step_bytes = 300e6 + 1000 * batch * (100 + 4 / 2)  # weights, and the KV cache at the mean context
+        step_bytes = 300_000_007 + 1000 * batch * (100 + 4 / 2)  # weights, and the KV cache at the mean context
         assert row["step_bytes"] == step_bytes
         assert row["mbu"] == pytest.approx(step_bytes / 0.020 / 20e9, rel=1e-5)
 
@@ -118,7 +118,7 @@ def test_a_workload_that_failed_has_its_own_status_and_no_numbers(tmp_path):
     assert failed[MEASURED].isna().all()
     assert failed["load_s"] == 1.5  # the model did load
     ok = only(table, batch=2)
-    assert ok["status"] == "ok" and ok["step_bytes"] == 300_204_000  # exact beside the missing cell
+    assert ok["status"] == "ok" and ok["step_bytes"] == 300_204_007  # exact beside the missing cell
 
 
 @pytest.mark.parametrize("status", ["oom", "unsupported", "timeout", "error"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -62,33 +61,20 @@ def agreement(same: np.ndarray, document: np.ndarray) -> Estimate:
     return Estimate(share.value, share.low, share.high, share.se)
 
 
-@dataclass(frozen=True)
-class Normalizations:
-    """One loss in every normalization: perplexities, and bits per UTF-8 byte."""
+def normalizations(nll_sum: float, tokens: int, words: int, utf8_bytes: int) -> dict[str, float]:
+    """Return a total NLL in every normalization, as lm-evaluation-harness defines them.
 
-    token_ppl: float
-    word_ppl: float
-    byte_ppl: float
-    bits_per_byte: float
-
-
-def normalizations(nll_sum: float, tokens: int, words: int, byte_count: int) -> Normalizations:
-    """Return every normalization of one total NLL L in nats, as lm-evaluation-harness defines them.
-
-    Token PPL = exp(L / tokens), word PPL = exp(L / words), byte PPL = exp(L / bytes), bits per byte = L / (bytes ln 2).
+    With L the NLL in nats, ``ppl`` = exp(L / tokens), ``word_ppl`` = exp(L / words), ``byte_ppl`` = exp(L / bytes),
+    ``bits_per_byte`` = L / (bytes ln 2).
 
     Raises:
         ValueError: A count is below 1.
     """
-    for name, count in (("tokens", tokens), ("words", words), ("byte_count", byte_count)):
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, not {count}")
-    return Normalizations(
-        token_ppl=exponential(nll_sum / tokens),
-        word_ppl=exponential(nll_sum / words),
-        byte_ppl=exponential(nll_sum / byte_count),
-        bits_per_byte=nll_sum / (byte_count * math.log(2)),
-    )
+    counts = {"ppl": tokens, "word_ppl": words, "byte_ppl": utf8_bytes}
+    if min(counts.values()) < 1:
+        raise ValueError(f"a text needs at least 1 token, word and byte, not {tokens}, {words} and {utf8_bytes}")
+    perplexities = {name: exponential(nll_sum / count) for name, count in counts.items()}
+    return perplexities | {"bits_per_byte": nll_sum / (utf8_bytes * math.log(2))}
 
 
 def count_words(text: str) -> int:

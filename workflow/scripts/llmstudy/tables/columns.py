@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from llmstudy.files import atomic_write
+from llmstudy.stats.estimate import Estimate
 
 CONFIGURATION = ["model", "precision", "attention", "runtime"]
 IDENTITY = ["study", "model", "weights", "precision", "attention", "runtime", "device"]
@@ -17,17 +18,8 @@ PROTOCOL = ["corpus", "protocol"]
 # Text that is never missing; "NA" and "null" are words there.
 TEXT = ("reason", "flags", "text", "reference_text", "kl_reason")
 UNITS = {"ms": "ms", "s": "s", "gib": "GiB", "mib": "MiB", "nats": "nats"}
-TERMS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "end to end", "mbu": "MBU", "rss": "RSS", "nll": "NLL"}
-TERMS |= {
-    "kv": "KV",
-    "kl": "KL",
-    "se": "SE of",
-    "ppl": "PPL",
-    "delta": "Δ",
-    "top1": "top-1",
-    "top5": "top-5",
-    "p999": "p99.9",
-}
+TERMS = {word: word.upper() for word in ("ttft", "tpot", "itl", "mbu", "rss", "nll", "kv", "kl", "ppl")}
+TERMS |= {"e2e": "end to end", "se": "SE of", "delta": "Δ", "top1": "top-1", "top5": "top-5", "p999": "p99.9"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +42,11 @@ class Column:
 def interval(name: str, low: str, high: str, title: str, show: str = "number") -> list[Column]:
     """Return the columns of a quantity and of the two ends of its 95 % interval."""
     return [Column(name, title, show), Column(low, f"{title}, low", show), Column(high, f"{title}, high", show)]
+
+
+def cells(estimate: Estimate, name: str, low: str, high: str) -> dict[str, float]:
+    """Return the cells of a quantity and of the two ends of its interval."""
+    return {name: estimate.value, low: estimate.low, high: estimate.high}
 
 
 def columns(names: str, show: str = "number") -> list[Column]:
@@ -99,8 +96,3 @@ def read_table(path: Path) -> pd.DataFrame:
     columns = pd.read_csv(path, nrows=0).columns
     missing = {column: [""] for column in columns if column not in TEXT}
     return pd.read_csv(path, keep_default_na=False, na_values=missing, dtype=dict.fromkeys(TEXT, str))
-
-
-def text(cells: pd.Series) -> pd.Series:
-    """Return a column of text with "" where a cell is missing (a column of missing cells alone is read as numbers)."""
-    return cells.astype(object).where(cells.notna(), "")

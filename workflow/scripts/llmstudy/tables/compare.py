@@ -30,7 +30,7 @@ from llmstudy.errors import StudyError
 from llmstudy.stats.bootstrap import bootstrap_mean, document_blocks
 from llmstudy.stats.estimate import Estimate, Z, holm, log_error, normal_p, without_interval
 from llmstudy.stats.processes import ratio
-from llmstudy.tables.columns import CONFIGURATION, PROTOCOL, WORKLOAD, read_table, text
+from llmstudy.tables.columns import CONFIGURATION, PROTOCOL, WORKLOAD, read_table
 from llmstudy.tables.memory import peak_gib
 from llmstudy.tables.phrases import number, percent
 from llmstudy.tables.speed import SharedNoise, shared_noise
@@ -106,7 +106,6 @@ def _judged(table: pd.DataFrame, limits: Mapping[str, float | None]) -> pd.DataF
     """Return the table with its columns of significance and limits filled in."""
     table["p_holm"] = table.groupby("quantity")["p"].transform(lambda p: holm(p.to_numpy(dtype=float)))
     table["significant"] = table["p_holm"] < SIGNIFICANCE
-    table["note"] = text(table["note"])
     table["limit"] = [limits.get(LIMITED.get(quantity, "")) for quantity in table["quantity"]]
     table["limit"] = table["limit"].astype(float)
     decided = table["significant"] | table["quantity"].isin(WITHOUT_ERROR)
@@ -165,7 +164,8 @@ def _row(quantity: str, before: float, after: float, change: Estimate, unit: str
     if unit == "percent":
         ends = [(end - 1) * 100 for end in ends]
     columns = {"quantity": quantity, "baseline": before, "candidate": after, "p": change.p}
-    return columns | dict(zip(("change", "change_low", "change_high"), ends)) | {"unit": unit, "method": method}
+    changes = dict(zip(("change", "change_low", "change_high"), ends))
+    return columns | changes | {"unit": unit, "method": method, "note": ""}
 
 
 def _compare_times(before: pd.DataFrame, after: pd.DataFrame, studies: Studies) -> list[dict]:

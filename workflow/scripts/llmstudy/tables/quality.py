@@ -15,7 +15,7 @@ from llmstudy.stats.bootstrap import bootstrap_mean, document_blocks
 from llmstudy.stats.estimate import percentile
 from llmstudy.stats.quality import agreement, normalizations, paired_difference, perplexity, true_token_change
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import AT_PROTOCOL, SHARED, Column, columns, interval
+from llmstudy.tables.columns import AT_PROTOCOL, SHARED, Column, cells, columns, interval
 from llmstudy.tables.records import identity, read_arrays
 
 COLUMNS = {
@@ -97,41 +97,23 @@ def paired(entry: dict, arrays: dict, other: dict, reference: dict) -> dict:
 def perplexities(entry: dict, arrays: dict[str, np.ndarray]) -> dict:
     """Return one model's loss in every normalization, with the interval of its token perplexity."""
     nll = arrays["nll"].astype(np.float64)
-    every = normalizations(nll.sum(), len(nll), entry["words"], entry["utf8_bytes"])
-    ppl = perplexity(nll, arrays["document"])
-    return {
-        "tokens": len(nll),
-        "words": entry["words"],
-        "utf8_bytes": entry["utf8_bytes"],
-        "nll": nll.mean(),
-        "ppl": ppl.value,
-        "ppl_low": ppl.low,
-        "ppl_high": ppl.high,
-        "word_ppl": every.word_ppl,
-        "byte_ppl": every.byte_ppl,
-        "bits_per_byte": every.bits_per_byte,
-    }
+    sizes = {"tokens": len(nll), "words": entry["words"], "utf8_bytes": entry["utf8_bytes"]}
+    ppl = cells(perplexity(nll, arrays["document"]), "ppl", "ppl_low", "ppl_high")
+    return sizes | {"nll": nll.mean()} | normalizations(nll.sum(), **sizes) | ppl
 
 
 def differences(arrays: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict:
     """Return the differences in the probability of the true tokens, paired token by token."""
-    document = arrays["document"]
-    blocks = document_blocks(document)
-    change = paired_difference(reference["nll"], arrays["nll"], document)
-    ratio = change.exp()
+    blocks = document_blocks(arrays["document"])
+    change = paired_difference(reference["nll"], arrays["nll"], arrays["document"])
     delta_p = true_token_change(reference["nll"], arrays["nll"])
-    mean = bootstrap_mean(delta_p, blocks)
     return {
+        "blocks": blocks.label,
         "delta_nll": change.value,
         "delta_nll_se": change.se,
-        "ppl_ratio": ratio.value,
-        "ppl_ratio_low": ratio.low,
-        "ppl_ratio_high": ratio.high,
-        "ppl_ratio_p": ratio.p,
-        "blocks": blocks.label,
-        "delta_p_mean": mean.value,
-        "delta_p_low": mean.low,
-        "delta_p_high": mean.high,
+        "ppl_ratio_p": change.p,
+        **cells(change.exp(), "ppl_ratio", "ppl_ratio_low", "ppl_ratio_high"),
+        **cells(bootstrap_mean(delta_p, blocks), "delta_p_mean", "delta_p_low", "delta_p_high"),
         "delta_p_rms": np.sqrt(np.mean(delta_p**2)),
         "delta_p_median": percentile(delta_p, 50),
         **{f"delta_p_p{q}": percentile(delta_p, q) for q in (1, 5, 95, 99)},
@@ -144,19 +126,14 @@ def divergences(arrays: dict[str, np.ndarray]) -> dict:
         return {}
     kl = arrays["kl"].astype(np.float64)
     document = arrays["document"][: len(kl)]
-    mean, top1 = bootstrap_mean(kl, document_blocks(document)), agreement(arrays["top1"], document)
     return {
         "kl_tokens": len(kl),
-        "kl_nats": mean.value,
-        "kl_low_nats": mean.low,
-        "kl_high_nats": mean.high,
+        **cells(bootstrap_mean(kl, document_blocks(document)), "kl_nats", "kl_low_nats", "kl_high_nats"),
         "kl_median_nats": percentile(kl, 50),
         "kl_p90_nats": percentile(kl, 90),
         "kl_p99_nats": percentile(kl, 99),
         "kl_p999_nats": percentile(kl, 99.9),
         "kl_max_nats": kl.max(),
-        "top1_agreement": top1.value,
-        "top1_low": top1.low,
-        "top1_high": top1.high,
+        **cells(agreement(arrays["top1"], document), "top1_agreement", "top1_low", "top1_high"),
         "top5_overlap": np.mean(arrays["top5"], dtype=np.float64),
     }

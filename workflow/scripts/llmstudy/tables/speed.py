@@ -22,7 +22,7 @@ import pandas as pd
 from llmstudy.stats.estimate import without_interval
 from llmstudy.stats.processes import Noise, pooled_noise, process_interval, ratio
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import CONFIGURATION, IDENTITY, SHARED, WORKLOAD, Column, columns, interval, pick, text
+from llmstudy.tables.columns import CONFIGURATION, IDENTITY, SHARED, WORKLOAD, Column, cells, columns, interval, pick
 from llmstudy.tables.processes import COLUMNS as PROCESSES
 
 QUANTITIES = ("ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s")  # with an interval over processes
@@ -73,10 +73,10 @@ def outcome(rows: pd.DataFrame) -> dict:
     failed = rows[rows["status"] != "ok"]
     if failed.empty:
         return {"status": "ok", "reason": ""}
-    status, reason = failed["status"].iloc[0], text(failed["reason"]).iloc[0]
-    if len(failed) < len(rows):
-        return {"status": "ok", "reason": f"{len(failed)} of {len(rows)} repeats failed ({status}: {reason})"}
-    return {"status": status, "reason": reason}
+    first = failed.iloc[0][["status", "reason"]].to_dict()
+    if len(failed) == len(rows):
+        return first
+    return {"status": "ok", "reason": f"{len(failed)} of {len(rows)} repeats failed ({': '.join(first.values())})"}
 
 
 def _times(measured: pd.DataFrame, noise: Mapping[str, SharedNoise]) -> dict:
@@ -86,7 +86,7 @@ def _times(measured: pd.DataFrame, noise: Mapping[str, SharedNoise]) -> dict:
         return columns
     for quantity in QUANTITIES:
         mean = process_interval(measured[quantity], noise[quantity].of(measured.iloc[0]))
-        columns |= {quantity: mean.value, f"{quantity}_low": mean.low, f"{quantity}_high": mean.high}
+        columns |= cells(mean, quantity, f"{quantity}_low", f"{quantity}_high")
     pooled = noise["tpot_ms"].of(measured.iloc[0])
     columns["tpot_degrees"] = pooled.degrees if pooled else None
     columns |= {name: measured[name].median() for name in MEDIANS}
@@ -106,7 +106,7 @@ def _speedup(measured: pd.DataFrame, reference: pd.DataFrame | None, noise: Shar
     else:
         shared = [noise.of(rows.iloc[0]) if len(rows) else None for rows in (reference, measured)]
         gain = ratio(reference["tpot_ms"], measured["tpot_ms"], *shared)
-    return {"speedup": gain.value, "speedup_low": gain.low, "speedup_high": gain.high, "speedup_p": gain.p}
+    return cells(gain, "speedup", "speedup_low", "speedup_high") | {"speedup_p": gain.p}
 
 
 @dataclass(frozen=True)

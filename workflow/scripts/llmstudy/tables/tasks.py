@@ -13,7 +13,7 @@ import numpy as np
 from llmstudy.stats.estimate import CONFIDENCE, holm
 from llmstudy.stats.proportions import paired_change, wilson
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import SHARED, columns, interval
+from llmstudy.tables.columns import SHARED, cells, columns, interval
 from llmstudy.tables.records import identity, read_arrays
 
 COLUMNS = {
@@ -74,10 +74,7 @@ def change(reference: dict[str, np.ndarray], arrays: dict[str, np.ndarray], task
     before, after = reference[f"{task}/correct"] == 1, arrays[f"{task}/correct"] == 1
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     difference = paired_change(int((before & after).sum()), lost, gained, int((~before & ~after).sum()))
-    return {
-        "accuracy_change": difference.value,
-        "accuracy_change_low": difference.low,
-        "accuracy_change_high": difference.high,
+    return cells(difference, "accuracy_change", "accuracy_change_low", "accuracy_change_high") | {
         "answers_changed": int((reference[f"{task}/answer"] != arrays[f"{task}/answer"]).sum()),
         "correct_to_wrong": lost,
         "wrong_to_correct": gained,
