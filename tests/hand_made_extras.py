@@ -124,9 +124,9 @@ def task_rows(study: str) -> list[dict]:
         rows.append(identity(study, "smollm2-135m", "bf16", "sdpa", "generate") | one)
         rows.append(
             identity(study, "smollm2-135m", "nf4", "sdpa", "generate") | one |
-            {"accuracy": 0.54, "accuracy_change": -0.06, "accuracy_change_low": -0.0931, "accuracy_change_high": -0.0268, "answers_changed": 83,
-            "correct_to_wrong": 51, "wrong_to_correct": 21, "mcnemar_p": 0.000538, "mcnemar_p_holm": 0.00108,
-            "distinguishable": "yes"}
+            {"accuracy": 0.54, "accuracy_change": -0.06, "accuracy_change_low": -0.0931,
+            "accuracy_change_high": -0.0268, "answers_changed": 83, "correct_to_wrong": 51, "wrong_to_correct": 21,
+            "mcnemar_p": 0.000538, "mcnemar_p_holm": 0.00108, "distinguishable": "yes"}
         )  # fmt: skip
     rows[-1] |= dict.fromkeys(set(rows[-1]) - set(rows[0])) | {"status": "error", "reason": "task my_task: no data set"}
     return rows

@@ -42,7 +42,10 @@ def test_sensitivity_names_what_a_part_spans(tmp_path):
     spans = table[["layer", "linear"]].astype(str).values.tolist()
     assert spans == [["all", "all"], ["4", "all"], ["all", "q_proj"], ["4", "q_proj"]]
     assert table["delta_nll_se"].tolist() == [0.002] * 4 and table["delta_nll_high"].isna().all()
-    assert table["kl_nats"].tolist() == [0.03] * 4
+    t = 2.364624  # Student's with 7 degrees of freedom
+    assert table.loc[0, ["kl_nats", "kl_low_nats", "kl_high_nats"]].tolist() == pytest.approx(
+        [0.03, 0.03 - t * 0.001, 0.03 + t * 0.001], rel=1e-5
+    )
 
 
 def test_invariance_keeps_a_batch_that_failed(tmp_path):

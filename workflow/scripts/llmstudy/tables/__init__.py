@@ -7,7 +7,6 @@ takes `Sources` and returns the rows as dictionaries. This file needs only the s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,9 +139,3 @@ def make(name: str, records: list[str], tables: dict[str, Path], study: dict, ou
 def columns_of(name: str) -> list[Column]:
     """Return the columns of a table in order."""
     return import_module(f"llmstudy.{every()[name].module}").COLUMNS[name]
-
-
-@cache
-def every_column() -> dict[str, Column]:
-    """Return the columns of all tables by name. Tables that share a column share its declaration."""
-    return {column.name: column for name in every() for column in columns_of(name)}
