@@ -49,17 +49,17 @@ def test_percentiles_need_ten_observations_beyond():
 
 def test_process_interval_by_hand():
     """ln of 10, 20, 40: mean ln 20, standard deviation ln 2, t(2) = 4.303."""
-    found = process_interval([10.0, 20.0, 40.0])
-    assert found.value == pytest.approx(20.0)
+    estimate = process_interval([10.0, 20.0, 40.0])
+    assert estimate.value == pytest.approx(20.0)
     factor = 2 ** (4.302653 / math.sqrt(3))
-    assert (found.low, found.high) == pytest.approx((20 / factor, 20 * factor))
+    assert (estimate.low, estimate.high) == pytest.approx((20 / factor, 20 * factor))
 
 
 @pytest.mark.parametrize("samples", [[41.0], [41.0, math.nan], [41.0, 41.0, 41.0]])
 def test_no_spread_is_no_interval(samples):
-    found = process_interval(samples)
-    assert found.value == pytest.approx(41.0)
-    assert math.isnan(found.low) and math.isnan(found.high)
+    estimate = process_interval(samples)
+    assert estimate.value == pytest.approx(41.0)
+    assert math.isnan(estimate.low) and math.isnan(estimate.high)
 
 
 def test_empty_and_impossible_samples():
@@ -91,31 +91,31 @@ def test_ratio_of_swapped_sides_is_the_inverse():
 
 def test_ratio_p_value_agrees_with_its_interval():
     for gap in np.linspace(0.0, 0.6, 25):
-        found = ratio(np.exp([0.1, 0.0, -0.1]), np.exp(np.array([0.15, 0.0, -0.2]) - gap))
-        assert (found.p < 0.05) == (not found.low <= 1 <= found.high)
+        estimate = ratio(np.exp([0.1, 0.0, -0.1]), np.exp(np.array([0.15, 0.0, -0.2]) - gap))
+        assert (estimate.p < 0.05) == (not estimate.low <= 1 <= estimate.high)
 
 
 def test_equal_variances_give_the_pooled_degrees_of_freedom():
     """Two samples of n with equal variance: Welch's degrees of freedom are 2 (n - 1)."""
     logs = np.array([-0.1, 0.0, 0.1])
-    found = ratio(2 * np.exp(logs), np.exp(logs))
+    estimate = ratio(2 * np.exp(logs), np.exp(logs))
     half = critical_value(4) * 0.1 * math.sqrt(2 / 3)
-    assert (found.low, found.high) == pytest.approx((2 * math.exp(-half), 2 * math.exp(half)))
+    assert (estimate.low, estimate.high) == pytest.approx((2 * math.exp(-half), 2 * math.exp(half)))
 
 
 def test_a_ratio_with_one_repeat_has_no_interval_and_no_p():
-    found = ratio([70.0, 75.0], [40.0])
-    assert found.value == pytest.approx(math.sqrt(70 * 75) / 40)
-    assert math.isnan(found.low) and math.isnan(found.p)
+    estimate = ratio([70.0, 75.0], [40.0])
+    assert estimate.value == pytest.approx(math.sqrt(70 * 75) / 40)
+    assert math.isnan(estimate.low) and math.isnan(estimate.p)
     assert math.isnan(ratio([], [40.0]).value)
 
 
 def test_same_against_same_pools_the_pairs_of_all_configurations():
     """Two processes are one pair, three are three; the unit and the level of a configuration do not matter."""
-    found = same_against_same([[50.0, 51.0], [800.0, 1000.0, 1100.0], [7.0], [3.0, math.nan]])
+    estimate = same_against_same([[50.0, 51.0], [800.0, 1000.0, 1100.0], [7.0], [3.0, math.nan]])
     expected = [0.02, 0.25, 0.1, 0.375]  # 51/50, 1000/800, 1100/1000, 1100/800
-    assert (found.pairs, found.largest) == (4, pytest.approx(0.375))
-    assert found.median == pytest.approx(np.median(expected))
+    assert (estimate.pairs, estimate.largest) == (4, pytest.approx(0.375))
+    assert estimate.median == pytest.approx(np.median(expected))
     assert same_against_same([[51.0, 50.0]]).largest == pytest.approx(0.02)  # whichever came first
     assert same_against_same([[7.0], []]) is None and same_against_same([]) is None
 
@@ -124,15 +124,15 @@ def test_same_against_same_has_a_95th_percentile_only_with_200_disjoint_pairs():
     pairs = [[1.0, 1.0 + number / 1000] for number in range(200)]
     assert math.isnan(same_against_same(pairs[:-1]).p95)
     assert same_against_same(pairs).p95 == pytest.approx(np.percentile(np.arange(200) / 1000, 95))
-    # 20 processes in one place make 190 pairs but only 10 that share none: 19 such places are too few
+    # 20 processes of one configuration make 190 pairs but only 10 that share none: 19 such configurations are too few
     assert math.isnan(same_against_same([np.linspace(1, 2, 20)] * 19).p95)
 
 
 def test_pooled_noise_is_that_of_a_one_way_analysis_of_variance():
     """ln 1, ln 4 about their mean: 2 (ln 2)^2 with one degree; e^0, e^0.1, e^0.2: 0.02 with two."""
-    found = pooled_noise([[1.0, 4.0], [1.0, math.exp(0.1), math.exp(0.2)], [7.0]])
-    assert found.degrees == 3
-    assert found.sd == pytest.approx(math.sqrt((2 * math.log(2) ** 2 + 0.02) / 3))
+    estimate = pooled_noise([[1.0, 4.0], [1.0, math.exp(0.1), math.exp(0.2)], [7.0]])
+    assert estimate.degrees == 3
+    assert estimate.sd == pytest.approx(math.sqrt((2 * math.log(2) ** 2 + 0.02) / 3))
     assert pooled_noise([[1.0], [2.0, math.nan]]) is None
 
 
@@ -158,8 +158,8 @@ def test_pooled_intervals_cover_also_where_one_configuration_is_noisier(factor, 
         spread = np.array([0.05, 0.05 * factor] + [0.05] * 8)
         samples = np.exp(spread[:, None] * rng.standard_normal((10, 2)))
         noise = pooled_noise(samples)
-        found = ratio(samples[0], samples[1], noise, noise)
-        covered += found.low <= 1 <= found.high
+        estimate = ratio(samples[0], samples[1], noise, noise)
+        covered += estimate.low <= 1 <= estimate.high
     assert least <= covered / 400
 
 
@@ -174,12 +174,12 @@ def test_a_single_process_takes_the_noise_of_the_others():
 
 def test_two_noises_give_welch_s_degrees_of_freedom():
     calm, wild = Noise(0.01, 5), Noise(0.1, 6)
-    found = ratio([72.0, 72.0], [36.0], wild, calm)
+    estimate = ratio([72.0, 72.0], [36.0], wild, calm)
     parts = (0.1**2 / 2, 0.01**2)
     degrees = sum(parts) ** 2 / (parts[0] ** 2 / 6 + parts[1] ** 2 / 5)
     assert 6 < degrees < 8
     half = critical_value(math.floor(degrees)) * math.sqrt(sum(parts))
-    assert (found.low, found.high) == pytest.approx((2 * math.exp(-half), 2 * math.exp(half)))
+    assert (estimate.low, estimate.high) == pytest.approx((2 * math.exp(-half), 2 * math.exp(half)))
 
 
 # ------------------------------------------------------------------------------------------------------- proportions

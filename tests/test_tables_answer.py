@@ -45,7 +45,7 @@ def judged(*rows):
 
 
 def test_every_verdict():
-    found = judged(
+    table = judged(
         row("fast", 10.0, 7.0, 1.0001),
         row("slow", 60.0, 12.0, 1.05),
         row("int8", 30.0, 7.0, 1.0),
@@ -54,24 +54,24 @@ def test_every_verdict():
     )
     expected = {"bf16": "reference", "fast": "better", "slow": "worse", "int8": "mixed"}
     expected |= {"twin": "not distinguishable", "gone": "not measured"}
-    assert found["verdict"].to_dict() == expected
-    assert found["verdict_reason"]["gone"] == "oom: out of memory at load"
-    assert "2 x" in found["verdict_reason"]["fast"] and "TPOT 10 ms against 20 ms" in found["verdict_reason"]["fast"]
-    assert "7 GiB against 12 GiB" in found["verdict_reason"]["int8"]
-    assert "higher PPL: +5 %" in found["verdict_reason"]["slow"]
+    assert table["verdict"].to_dict() == expected
+    assert table["verdict_reason"]["gone"] == "oom: out of memory at load"
+    assert "2 x" in table["verdict_reason"]["fast"] and "TPOT 10 ms against 20 ms" in table["verdict_reason"]["fast"]
+    assert "7 GiB against 12 GiB" in table["verdict_reason"]["int8"]
+    assert "higher PPL: +5 %" in table["verdict_reason"]["slow"]
 
 
 def test_a_difference_must_be_real_and_matter():
-    found = judged(
+    table = judged(
         row("unsure", 10.0, 12.0, 1.0, p=0.2),
         row("tiny", 19.9, 12.0, 1.0),
         row("wide", 20.0, 12.0, 1.05, p=1.0, quality_spread=0.2),
         row("trifle", 20.0, 12.0, 1.002, p=1.0),
     )
-    assert (found["verdict"].drop("bf16") == "not distinguishable").all()
-    assert "speed not distinguishable" in found["verdict_reason"]["unsure"]
-    assert "speed differs by too little to matter" in found["verdict_reason"]["tiny"]
-    assert "PPL differs by too little to matter" in found["verdict_reason"]["trifle"]
+    assert (table["verdict"].drop("bf16") == "not distinguishable").all()
+    assert "speed not distinguishable" in table["verdict_reason"]["unsure"]
+    assert "speed differs by too little to matter" in table["verdict_reason"]["tiny"]
+    assert "PPL differs by too little to matter" in table["verdict_reason"]["trifle"]
 
 
 def test_many_comparisons_are_adjusted_within_a_model():
@@ -85,34 +85,34 @@ def test_many_comparisons_are_adjusted_within_a_model():
 
 def test_a_speed_without_interval_that_would_matter_makes_the_verdict_undecided():
     single = {"speedup_low": math.nan, "speedup_high": math.nan, "tpot_degrees": math.nan, "p": math.nan}
-    found = judged(
+    table = judged(
         row("fast", 5.0, 12.0, 1.0, **single),
         row("slow and small", 80.0, 6.0, 1.0, **single),
         row("small", 20.1, 6.0, 1.0, **single),
         row("small and wrong", 80.0, 6.0, 1.1, **single),
         row("wrong", 80.0, 12.0, 1.1, **single),
     )
-    assert found["verdict"].drop("bf16").tolist() == ["undecided", "undecided", "better", "mixed", "undecided"]
-    assert found["verdict_reason"]["fast"].startswith("speed undecided: 4 x (no interval)")
-    assert found["verdict_reason"]["small"].startswith("speed not distinguishable: 0.995 x")
+    assert table["verdict"].drop("bf16").tolist() == ["undecided", "undecided", "better", "mixed", "undecided"]
+    assert table["verdict_reason"]["fast"].startswith("speed undecided: 4 x (no interval)")
+    assert table["verdict_reason"]["small"].startswith("speed not distinguishable: 0.995 x")
 
 
 def test_the_reference_under_graph_is_judged_against_the_reference_under_generate():
-    found = judge(pd.DataFrame([BASE, row("bf16", 5.0, 12.0, math.nan, runtime="graph")]), REFERENCE, SMALLEST)
-    assert found["verdict"].tolist() == ["reference", "better"]
-    assert "quality not compared" in found["verdict_reason"][1]
+    table = judge(pd.DataFrame([BASE, row("bf16", 5.0, 12.0, math.nan, runtime="graph")]), REFERENCE, SMALLEST)
+    assert table["verdict"].tolist() == ["reference", "better"]
+    assert "quality not compared" in table["verdict_reason"][1]
 
 
 def test_without_a_measured_reference_nothing_is_compared():
     rows = [BASE | {"status": "timeout"}, row("a", 5.0, 6.0, 1.0), row("b", 5.0, 6.0, 1.0, attention="eager")]
-    found = judge(pd.DataFrame(rows), REFERENCE, SMALLEST)
-    assert found["verdict"].tolist() == ["not measured", "not comparable", "not comparable"]
+    table = judge(pd.DataFrame(rows), REFERENCE, SMALLEST)
+    assert table["verdict"].tolist() == ["not measured", "not comparable", "not comparable"]
 
 
 def test_random_weights_and_broken_models():
-    found = judged(row("random", 5.0, 12.0, 1.5, weights="synthetic"), row("broken", 20.0, 12.0, math.inf, p=1.0))
-    assert found["verdict"]["random"] == "better" and "random weights" in found["verdict_reason"]["random"]
-    assert found["verdict"]["broken"] == "worse"
+    table = judged(row("random", 5.0, 12.0, 1.5, weights="synthetic"), row("broken", 20.0, 12.0, math.inf, p=1.0))
+    assert table["verdict"]["random"] == "better" and "random weights" in table["verdict_reason"]["random"]
+    assert table["verdict"]["broken"] == "worse"
 
 
 def test_pareto_set_by_exhaustive_definition_with_ties():
@@ -124,8 +124,8 @@ def test_pareto_set_by_exhaustive_definition_with_ties():
         row("unknown", 1.0, 1.0, math.nan),
         row("failed", 1.0, 1.0, 1.0, status="error"),
     ]
-    found = judged(*rows)["pareto"]
-    assert found[found].index.tolist() == ["bf16", "fast", "small", "small-again"]
+    pareto = judged(*rows)["pareto"]
+    assert pareto[pareto].index.tolist() == ["bf16", "fast", "small", "small-again"]
 
 
 def recommended(*rows, limits=None, reference=REFERENCE):
@@ -135,34 +135,34 @@ def recommended(*rows, limits=None, reference=REFERENCE):
 
 def test_the_fastest_within_the_limits_is_taken():
     rows = [row("int8", 12.0, 7.0, 1.001), row("nf4", 8.0, 4.0, 1.2)]
-    found = recommended(*rows, limits={"ppl_loss_percent": 1.0, "memory_gib": 8.0, "tpot_ms": None})
-    assert found["precision"] == "int8" and found["meets_limits"]
-    assert found["sentence"].startswith("Take int8 (sdpa, generate), the only configuration within the limits: ")
-    assert "memory 7 GiB <= 8 GiB" in found["sentence"] and "PPL loss 0.1 % <= 1 %" in found["sentence"]
-    assert found["sentence"].endswith("; 1.67 x the decode speed of bf16 (sdpa, generate) at 0.583 x its memory.")
+    answer = recommended(*rows, limits={"ppl_loss_percent": 1.0, "memory_gib": 8.0, "tpot_ms": None})
+    assert answer["precision"] == "int8" and answer["meets_limits"]
+    assert answer["sentence"].startswith("Take int8 (sdpa, generate), the only configuration within the limits: ")
+    assert "memory 7 GiB <= 8 GiB" in answer["sentence"] and "PPL loss 0.1 % <= 1 %" in answer["sentence"]
+    assert answer["sentence"].endswith("; 1.67 x the decode speed of bf16 (sdpa, generate) at 0.583 x its memory.")
 
 
 def test_the_gain_is_against_the_reference_at_its_fastest_too():
     graph = {"runtime": "graph"}
     dense = row("bf16", 6.0, 13.0, math.nan, top1_agreement=math.nan, e2e_ms=80.0, **graph)
-    found = recommended(dense, row("int8", 4.0, 6.5, 1.0, e2e_ms=90.0, **graph))
-    assert found["sentence"].endswith(
+    answer = recommended(dense, row("int8", 4.0, 6.5, 1.0, e2e_ms=90.0, **graph))
+    assert answer["sentence"].endswith(
         "; 1.5 x the decode speed of bf16 (sdpa, graph) at 0.5 x its memory (end to end 90 ms against 80 ms), 5 x "
         "the decode speed of bf16 (sdpa, generate) at 0.542 x its memory."
     )
-    found = recommended(dense, row("int8", 9.0, 6.5, 1.0, **graph))
-    assert found["sentence"].startswith("Take bf16 (sdpa, graph)")
-    assert found["sentence"].endswith("; 3.33 x the decode speed of bf16 (sdpa, generate) at 1.08 x its memory.")
+    answer = recommended(dense, row("int8", 9.0, 6.5, 1.0, **graph))
+    assert answer["sentence"].startswith("Take bf16 (sdpa, graph)")
+    assert answer["sentence"].endswith("; 3.33 x the decode speed of bf16 (sdpa, generate) at 1.08 x its memory.")
     assert "x the decode speed" not in recommended(row("int8", 90.0, 6.5, 1.0))["sentence"]
 
 
 def test_a_loss_that_nobody_allowed_is_not_taken():
     rows = [row("int8", 12.0, 7.0, 1.001), row("nf4", 8.0, 4.0, 1.2), row("unchecked", 7.0, 4.0, math.nan)]
     rows[2]["top1_agreement"] = math.nan
-    found = recommended(*rows)
-    assert found["precision"] == "int8"
-    assert "the fastest by TPOT of 2 without a shown loss of quality" in found["sentence"]
-    assert found["sentence"].endswith(
+    answer = recommended(*rows)
+    assert answer["precision"] == "int8"
+    assert "the fastest by TPOT of 2 without a shown loss of quality" in answer["sentence"]
+    assert answer["sentence"].endswith(
         " Left out: 1 with a loss of quality, which no limit in the config allows; 1 whose quality is not known."
     )
     within = recommended(*rows, limits={"memory_gib": 8.0})
@@ -175,31 +175,31 @@ def test_a_loss_that_nobody_allowed_is_not_taken():
 
 def test_where_each_choice_loses_quality_the_least_loss_is_taken():
     rows = [row("int8", 12.0, 7.0, 1.008), row("nf4", 11.5, 5.0, 1.01), row("fp4", 11.0, 4.0, 1.57)]
-    found = recommended(*rows, limits={"memory_gib": 8.0})
-    assert found["precision"] == "nf4" and "within the limits and with the least loss of quality" in found["sentence"]
-    found = recommended(*rows, row("new", 9.0, 4.0, math.nan), limits={"memory_gib": 8.0})
-    assert found["precision"] == "nf4" and found["sentence"].endswith(
+    answer = recommended(*rows, limits={"memory_gib": 8.0})
+    assert answer["precision"] == "nf4" and "within the limits and with the least loss of quality" in answer["sentence"]
+    answer = recommended(*rows, row("new", 9.0, 4.0, math.nan), limits={"memory_gib": 8.0})
+    assert answer["precision"] == "nf4" and answer["sentence"].endswith(
         " Each choice whose quality is known loses quality. Left out: 1 whose quality is not known."
     )
     unknown = [line | {"ppl_ratio": math.nan, "ppl_ratio_p": math.nan} for line in rows]
-    found = recommended(*unknown, limits={"memory_gib": 8.0})
-    assert found["precision"] == "fp4" and found["sentence"].endswith(" Their quality is not known.")
+    answer = recommended(*unknown, limits={"memory_gib": 8.0})
+    assert answer["precision"] == "fp4" and answer["sentence"].endswith(" Their quality is not known.")
 
 
 NO_INTERVAL = {"ppl_ratio_low": math.nan, "ppl_ratio_high": math.nan, "ppl_ratio_p": math.nan}
 
 
 def test_a_loss_without_an_interval_is_neither_shown_nor_overlooked():
-    found = judged(row("fp4", 10.0, 4.0, 1.8, **NO_INTERVAL), row("int8", 10.0, 7.0, 1.001, **NO_INTERVAL))
-    assert found["verdict"].drop("bf16").tolist() == ["undecided", "better"]
-    assert "PPL undecided: +80 % (no interval)" in found["verdict_reason"]["fp4"]
+    table = judged(row("fp4", 10.0, 4.0, 1.8, **NO_INTERVAL), row("int8", 10.0, 7.0, 1.001, **NO_INTERVAL))
+    assert table["verdict"].drop("bf16").tolist() == ["undecided", "better"]
+    assert "PPL undecided: +80 % (no interval)" in table["verdict_reason"]["fp4"]
     assert recommended(row("fp4", 10.0, 4.0, 1.8, **NO_INTERVAL))["precision"] == "bf16"
 
 
 def test_a_quality_that_could_not_be_measured_makes_the_verdict_undecided():
     broken = row("int8", 10.0, 7.0, math.nan, reason="quality: 7 of 100 tokens are not finite")
-    found = judged(broken)
-    assert found["verdict"]["int8"] == "undecided" and "not finite" in found["verdict_reason"]["int8"]
+    table = judged(broken)
+    assert table["verdict"]["int8"] == "undecided" and "not finite" in table["verdict_reason"]["int8"]
 
 
 def test_the_interval_of_a_loss_is_in_the_sentence():
@@ -230,61 +230,61 @@ def test_a_tie_in_speed_goes_to_quality_then_memory():
     wide = {"spread": 0.2}
     rows = [row("a", 10.0, 7.0, 1.03, **wide), row("b", 10.8, 9.0, 1.011, **wide), row("c", 10.7, 6.0, 1.01, **wide)]
     limits = {"ppl_loss_percent": 5.0}
-    found = recommended(*rows, limits=limits)
-    assert found["precision"] == "c"
-    assert "not distinguishable in speed from a (sdpa, generate) (10 ms) and lower in PPL" in found["sentence"]
+    answer = recommended(*rows, limits=limits)
+    assert answer["precision"] == "c"
+    assert "not distinguishable in speed from a (sdpa, generate) (10 ms) and lower in PPL" in answer["sentence"]
     trap = [row("A", 10.0, 7.0, 1.006), row("B", 10.2, 9.0, 1.0), row("C", 10.1, 9.0, 1.0049)]
-    found = recommended(*trap, limits=limits)
-    assert found["precision"] == "C"
-    assert "at most 3 % slower than A (sdpa, generate) (10 ms) and lower in PPL" in found["sentence"]
+    answer = recommended(*trap, limits=limits)
+    assert answer["precision"] == "C"
+    assert "at most 3 % slower than A (sdpa, generate) (10 ms) and lower in PPL" in answer["sentence"]
     narrow = [line | {"tpot_low_ms": line["tpot_ms"] * 0.999, "tpot_high_ms": line["tpot_ms"] * 1.001} for line in rows]
     assert recommended(*narrow, limits=limits)["precision"] == "a"
 
 
 def test_one_repeat_still_gets_an_answer_without_an_interval():
     single = {"tpot_degrees": math.nan, "tpot_low_ms": math.nan, "tpot_high_ms": math.nan, "p": math.nan}
-    found = recommended(row("a", 10.0, 7.0, 1.0, **single), row("b", 12.0, 7.0, 1.0, **single))
-    assert found["precision"] == "a" and "TPOT 10 ms (no interval)" in found["sentence"]
+    answer = recommended(row("a", 10.0, 7.0, 1.0, **single), row("b", 12.0, 7.0, 1.0, **single))
+    assert answer["precision"] == "a" and "TPOT 10 ms (no interval)" in answer["sentence"]
 
 
 def test_an_interval_that_crosses_the_limit_is_mentioned():
-    found = recommended(row("a", 9.9, 7.0, 1.0, spread=0.1), limits={"tpot_ms": 10.0})
-    assert found["meets_limits"] and "reaches 10.9 ms" in found["sentence"]
+    answer = recommended(row("a", 9.9, 7.0, 1.0, spread=0.1), limits={"tpot_ms": 10.0})
+    assert answer["meets_limits"] and "reaches 10.9 ms" in answer["sentence"]
 
 
 def test_when_nothing_meets_the_limits_the_sentence_says_which_and_what_is_nearest():
     rows = [row("int8", 12.0, 7.0, 1.001), row("nf4", 8.0, 4.0, 1.2)]
-    found = recommended(*rows, limits={"memory_gib": 3.5, "ppl_loss_percent": 25.0})
-    assert not found["meets_limits"] and found["precision"] == "nf4"
-    assert "memory of 3.5 GiB is out of reach of all" in found["sentence"]
-    assert "memory 4 GiB > 3.5 GiB" in found["sentence"] and "PPL loss 20 % <= 25 %" in found["sentence"]
+    answer = recommended(*rows, limits={"memory_gib": 3.5, "ppl_loss_percent": 25.0})
+    assert not answer["meets_limits"] and answer["precision"] == "nf4"
+    assert "memory of 3.5 GiB is out of reach of all" in answer["sentence"]
+    assert "memory 4 GiB > 3.5 GiB" in answer["sentence"] and "PPL loss 20 % <= 25 %" in answer["sentence"]
     torn = recommended(*rows, limits={"memory_gib": 5.0, "ppl_loss_percent": 1.0})
     assert "each limit is met by some configuration" in torn["sentence"] and torn["precision"] == "int8"
 
 
 def test_a_limit_on_what_was_not_measured_is_not_met():
     table = judge(pd.DataFrame([BASE]).assign(memory_gib=math.nan), REFERENCE, SMALLEST)
-    found = recommend(table, REFERENCE, {"memory_gib": 100.0}, SMALLEST).iloc[0]
-    assert not found["meets_limits"] and "memory not measured" in found["sentence"]
+    answer = recommend(table, REFERENCE, {"memory_gib": 100.0}, SMALLEST).iloc[0]
+    assert not answer["meets_limits"] and "memory not measured" in answer["sentence"]
 
 
 def test_the_reference_may_be_the_answer_and_everything_may_fail():
-    found = recommended(row("slow", 60.0, 12.0, 1.05))
-    assert found["precision"] == "bf16" and "the decode speed of" not in found["sentence"]
+    answer = recommended(row("slow", 60.0, 12.0, 1.05))
+    assert answer["precision"] == "bf16" and "the decode speed of" not in answer["sentence"]
     table = judge(pd.DataFrame([BASE | {"status": "oom"}, row("a", 1, 1, 1, status="timeout")]), REFERENCE, SMALLEST)
-    found = recommend(table, REFERENCE, {}, SMALLEST).iloc[0]
+    answer = recommend(table, REFERENCE, {}, SMALLEST).iloc[0]
     assert (
-        found["sentence"] == "No configuration was measured (bf16 (sdpa, generate): oom, a (sdpa, generate): timeout)."
+        answer["sentence"] == "No configuration was measured (bf16 (sdpa, generate): oom, a (sdpa, generate): timeout)."
     )
-    assert found["precision"] == "" and not found["meets_limits"]
-    assert found[["device", "status"]].tolist() == ["d", "oom"]
+    assert answer["precision"] == "" and not answer["meets_limits"]
+    assert answer[["device", "status"]].tolist() == ["d", "oom"]
 
 
 def test_random_weights_are_chosen_by_speed_and_memory():
     rows = [BASE | {"weights": "synthetic"}, row("fast", 10.0, 7.0, 1.5, weights="synthetic")]
     table = judge(pd.DataFrame(rows), REFERENCE, SMALLEST)
-    found = recommend(table, REFERENCE, {"ppl_loss_percent": 1.0}, SMALLEST).iloc[0]
-    assert found["precision"] == "fast" and "PPL" not in found["sentence"] and "Random weights" in found["sentence"]
+    answer = recommend(table, REFERENCE, {"ppl_loss_percent": 1.0}, SMALLEST).iloc[0]
+    assert answer["precision"] == "fast" and "PPL" not in answer["sentence"] and "Random weights" in answer["sentence"]
 
 
 def study_tables():

@@ -74,12 +74,12 @@ def normal_p(difference: float, se: float) -> float:
 
 
 def student_p(t: float, degrees: int) -> float:
-    """Return P(\\|T\\| > \\|t\\|) of Student's t; NaN for a NaN statistic."""
+    """Return P(|T| > |t|) of Student's t; NaN for a NaN statistic."""
     return 2 * float(stdtr(degrees, -abs(t)))
 
 
 def critical_value(degrees: int) -> float:
-    """Return the t with P(\\|T\\| ≤ t) = 95 %: 12.706 for one degree of freedom, 1.960 in the limit."""
+    """Return the t with P(|T| ≤ t) = 95 %: 12.706 for one degree of freedom, 1.960 in the limit."""
     return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
 
 
