@@ -49,14 +49,9 @@ TABLES = {
     "generations": Table("tables.generations", ("generations",), title="Generated text of a prompt"),
     "text": Table("tables.generations", tables=("generations",), title="Generated text over all prompts"),
     "summary": Table(
-        "tables.summary",
-        tables=("speed", "memory", "quality"),
-        title="Each configuration against the reference",
-        category="Answer",
+        "tables.summary", (), ("speed", "memory", "quality"), title="Verdict of a configuration", category="Answer"
     ),
-    "recommendation": Table(
-        "tables.recommendation", tables=("summary",), title="Which configuration to take", category="Answer"
-    ),
+    "recommendation": Table("tables.recommendation", (), ("summary",), title="Answer for a model", category="Answer"),
     "outliers": Table("tables.diagnostics", ("outliers",), title="Outliers of a linear layer", category=EXPLAINS),
     "sensitivity": Table("tables.diagnostics", ("sensitivity",), title="Loss by rounding a part", category=EXPLAINS),
     "invariance": Table("tables.diagnostics", ("invariance",), title="Influence of neighbors", category=EXPLAINS),
@@ -64,19 +59,9 @@ TABLES = {
     "attention": Table("tables.diagnostics", ("attention",), title="An attention kernel alone", category=EXPLAINS),
     "tasks": Table("tables.tasks", ("tasks",), arrays=True, title="Accuracy of a precision in a task"),
     "crossover": Table(
-        "tables.crossover",
-        ("attention",),
-        ("processes",),
-        title="Where one configuration overtakes another",
-        category=EXPLAINS,
+        "tables.crossover", ("attention",), ("processes",), title="A change of leader", category=EXPLAINS
     ),
-    "capacity": Table(
-        "tables.capacity",
-        ("memory", "capacity"),
-        ("memory",),
-        title="Largest batch that fits the device",
-        category=EXPLAINS,
-    ),
+    "capacity": Table("tables.capacity", ("memory", "capacity"), ("memory",), title="Largest batch", category=EXPLAINS),
 }
 
 
@@ -113,9 +98,14 @@ class Sources:
         """Return the precision that the others of a model are compared with."""
         return self.study["headline"][model]["reference"]
 
-    def is_reference(self, record: dict) -> bool:
-        """Return whether a record is of the precision that the others of its model are compared with."""
-        return record["identity"]["precision"] == self.reference(record["identity"]["model"])
+    def paired(self) -> list[tuple[dict, dict | None]]:
+        """Return each record with that of its model's reference precision, None where there is none."""
+        references = {}
+        for record in self.records:
+            model, precision = record["identity"]["model"], record["identity"]["precision"]
+            if precision == self.reference(model):
+                references[model] = record
+        return [(record, references.get(record["identity"]["model"])) for record in self.records]
 
 
 def make(name: str, records: list[str], tables: dict[str, Path], study: dict, output: Path) -> None:

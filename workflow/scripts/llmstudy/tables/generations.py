@@ -44,25 +44,19 @@ COLUMNS = {
 
 def generations(sources: Sources) -> list[dict]:
     """Return a row for every prompt that a record was to continue, generated or not."""
-    references = {
-        record["identity"]["model"]: _by_prompt(record) for record in sources.records if sources.is_reference(record)
-    }
-    return [
-        row for record in sources.records for row in rows_of(record, references.get(record["identity"]["model"], {}))
-    ]
+    return [row for record, reference in sources.paired() for row in rows_of(record, reference)]
 
 
-def _by_prompt(record: dict) -> dict[str, dict]:
-    return {entry["prompt"]: entry for entry in record["results"].get("prompts", [])}
-
-
-def rows_of(record: dict, references: dict[str, dict]) -> list[dict]:
-    """Return the rows of one record; ``references`` has the reference's entry of each prompt."""
-    entries = _by_prompt(record)
+def rows_of(record: dict, reference: dict | None) -> list[dict]:
+    """Return the rows of one record beside the texts of the reference's record."""
+    entries, references = (
+        {entry["prompt"]: entry for entry in (side or {}).get("results", {}).get("prompts", [])}
+        for side in (record, reference)
+    )
     rows = []
     for prompt in record["settings"]["prompts"]:
-        entry, reference = entries.get(prompt), references.get(prompt)
-        row = identity(record) | {"prompt": prompt, "reference_text": reference and reference["text"]}
+        entry, other = entries.get(prompt), references.get(prompt)
+        row = identity(record) | {"prompt": prompt, "reference_text": other and other["text"]}
         if entry:
             row |= {
                 "status": "ok",
@@ -72,8 +66,8 @@ def rows_of(record: dict, references: dict[str, dict]) -> list[dict]:
                 "distinct_2": distinct_n(entry["tokens"], 2),
                 "repetition_4": 1 - distinct_n(entry["tokens"], 4),
             }
-            if reference:
-                row["first_divergence_token"] = first_divergence(reference["tokens"], entry["tokens"])
+            if other:
+                row["first_divergence_token"] = first_divergence(other["tokens"], entry["tokens"])
         rows.append(row)
     return rows
 

@@ -21,15 +21,8 @@ from llmstudy.tables.records import read_records
 # What differs from record to record without making another environment.
 PER_RECORD = ("started", "wall_s", "waited_s")
 ARCHITECTURE = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "max_position_embeddings",
-    "tie_word_embeddings",
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "vocab_size", "max_position_embeddings", "tie_word_embeddings"),
 )
 
 

@@ -52,13 +52,11 @@ LATER_PROTOCOL = "compared under the first protocol alone"
 
 def quality(sources: Sources) -> list[dict]:
     """Return a row for every corpus and protocol that a record was to measure, measured or not."""
-    references = {record["identity"]["model"]: record for record in sources.records if sources.is_reference(record)}
-    return [row for record in sources.records for row in rows_of(record, references.get(record["identity"]["model"]))]
+    return [row for record, reference in sources.paired() for row in rows_of(record, reference)]
 
 
 def rows_of(record: dict, reference: dict | None) -> list[dict]:
     """Return the rows of one record; ``reference`` is the record that it is paired with, None if there is none."""
-    is_reference = reference is not None and reference["path"] == record["path"]
     entries, others = entries_of(record), entries_of(reference) if reference else {}
     rows = []
     for corpus in record["settings"]["corpora"]:
@@ -71,7 +69,7 @@ def rows_of(record: dict, reference: dict | None) -> list[dict]:
                 row |= perplexities(entry, arrays)
                 if "kl" not in arrays:
                     row["kl_reason"] = LATER_PROTOCOL if number else NO_REFERENCE
-                if is_reference:
+                if reference is record:
                     row |= divergences(arrays)
                 elif not other or other["status"] != "ok":
                     row |= divergences(arrays) | {"reason": NOT_COMPARED}

@@ -50,6 +50,7 @@ class Limit:
         label: Name of the quantity in a sentence.
         unit: Behind the number, with a space.
         sign: 1 for at most ``bound``, −1 for at least.
+        worst: Column with the worst end of the interval; empty without one.
         bound: The limit.
     """
 
@@ -57,6 +58,7 @@ class Limit:
     label: str
     unit: str
     sign: int
+    worst: str
     bound: float
 
     def miss(self, row: Mapping) -> float:
@@ -80,16 +82,14 @@ class Limit:
         return f"{number(self.bound)}{self.unit}"
 
 
-# config key: column, label, unit, sign
+# key of the config and column: label, unit, sign, the end of the interval at which the quantity is worst
 LIMITS = {
-    "memory_gib": ("memory_gib", "memory", " GiB", 1),
-    "tpot_ms": ("tpot_ms", "TPOT", " ms", 1),
-    "ppl_loss_percent": ("ppl_loss_percent", "PPL loss", " %", 1),
-    "top1_agreement": ("top1_agreement", "top-1 agreement", "", -1),
+    "memory_gib": ("memory", " GiB", 1, ""),
+    "tpot_ms": ("TPOT", " ms", 1, "tpot_high_ms"),
+    "ppl_loss_percent": ("PPL loss", " %", 1, "ppl_loss_high_percent"),
+    "top1_agreement": ("top-1 agreement", "", -1, "top1_low"),
 }
 ON_QUALITY = ("ppl_loss_percent", "top1_agreement")
-# the end of its interval at which a limited quantity is worst
-WORST = {"tpot_ms": "tpot_high_ms", "ppl_loss_percent": "ppl_loss_high_percent", "top1_agreement": "top1_low"}
 
 
 def recommend(
@@ -131,7 +131,7 @@ def _recommend_one(
     synthetic = measured["weights"].iloc[0] == "synthetic"
     _know_quality(measured, reference, synthetic)
     bounds = [
-        Limit(*LIMITS[key], bound=float(limits[key]))
+        Limit(key, *LIMITS[key], bound=float(limits[key]))
         for key in LIMITS
         if limits.get(key) is not None and not (synthetic and key in ON_QUALITY)
     ]
@@ -230,7 +230,7 @@ def _taken(row: pd.Series, why: str, bounds: list[Limit], group: pd.DataFrame, r
     numbers = [limit.clause(row) for limit in bounds]
     limited = {limit.column for limit in bounds}
     for limit in bounds:
-        worst = row.get(WORST.get(limit.column, ""), math.nan)
+        worst = row.get(limit.worst, math.nan)
         if limit.sign * (worst - limit.bound) > 0:
             numbers.append(f"though the interval of {limit.label} reaches {number(worst)}{limit.unit}")
     if "tpot_ms" not in limited:

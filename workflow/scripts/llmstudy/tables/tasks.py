@@ -34,25 +34,17 @@ OTHER_DOCUMENTS = "not the documents of the reference: measure both again"
 
 def tasks(sources: Sources) -> list[dict]:
     """Return a row for every task that a record was to measure, with p-values adjusted over each model."""
-    arrays = {
-        record["identity"]["model"]: read_arrays(record) for record in sources.records if sources.is_reference(record)
-    }
-    rows = []
-    for record in sources.records:
-        reference = None if sources.is_reference(record) else arrays.get(record["identity"]["model"], {})
-        rows += rows_of(record, reference)
+    rows = [row for record, reference in sources.paired() for row in rows_of(record, reference)]
     for model in dict.fromkeys(row["model"] for row in rows):
         adjust([row for row in rows if row["model"] == model and "mcnemar_p" in row])
     return rows
 
 
-def rows_of(record: dict, reference: dict[str, np.ndarray] | None) -> list[dict]:
-    """Return the rows of one record.
-
-    ``reference`` has the arrays of the reference; None for the reference itself, empty if it was not measured.
-    """
+def rows_of(record: dict, reference: dict | None) -> list[dict]:
+    """Return the rows of one record; ``reference`` is the record that it is compared with, None if there is none."""
     entries = {entry["task"]: entry for entry in record["results"].get("tasks", [])}
     arrays = read_arrays(record)
+    others = read_arrays(reference) if reference and reference is not record else {}
     rows = []
     for task in record["settings"]["tasks"]:
         entry = entries.get(task)
@@ -62,8 +54,8 @@ def rows_of(record: dict, reference: dict[str, np.ndarray] | None) -> list[dict]
             low, high = wilson(int(correct.sum()), len(correct))
             row |= {"metric": entry["metric"], "documents": len(correct), "accuracy": correct.mean()}
             row |= {"accuracy_low": low, "accuracy_high": high}
-            if reference and f"{task}/correct" in reference:
-                row |= change(reference, arrays, task)
+            if f"{task}/correct" in others:
+                row |= change(others, arrays, task)
         rows.append(row)
     return rows
 
