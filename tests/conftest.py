@@ -75,6 +75,28 @@ def tiny_corpus(tmp_path_factory) -> Path:
     return tiny.save_corpus(tmp_path_factory.mktemp("tiny-corpus"))
 
 
+@pytest.fixture
+def measuring(tiny_weights, tiny_corpus, tmp_path):
+    """Sessions on the tiny model: ``measuring(kind, **changes)``, changes as for ``tiny.job``. ``session.saved`` has
+    the results at each save; a reference is looked for in ``tmp_path / "reference"``."""
+    import json
+
+    import tiny
+
+    def make(kind: str, folder: str = "artifacts", model=tiny_weights, corpus=tiny_corpus, **changes):
+        changes.setdefault("reference_folder", str(tmp_path / "reference"))
+        saved = []
+        session = tiny.session(
+            tiny.job(kind, model, corpus, **changes),
+            tmp_path / folder,
+            lambda results: saved.append(json.loads(json.dumps(results))),
+        )
+        session.saved = saved
+        return session
+
+    return make
+
+
 def pytest_collection_modifyitems(items):
     """Skip ``gpu`` tests where there is no CUDA device; torch is imported only if such a test was collected."""
     marked = [item for item in items if item.get_closest_marker("gpu")]

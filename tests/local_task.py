@@ -44,7 +44,7 @@ TASKS = {
 
 
 def save(folder: Path) -> Path:
-    """A folder for ``extras.tasks.include_path``: QUESTIONS, TASKS, and the group ``tiny_group`` of two of them."""
+    """A folder for ``diagnostics.tasks.include_path``: QUESTIONS, TASKS, and ``tiny_group`` of two of them."""
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "questions.jsonl"
     data.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))

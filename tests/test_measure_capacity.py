@@ -2,17 +2,14 @@
 
 import json
 
-import extra_jobs
 import pytest
-import tiny
 import torch
-from llmstudy import extras
-from llmstudy.errors import StudyError, Unsupported
+from llmstudy.errors import Unsupported
 from llmstudy.measure import memory
 from llmstudy.measure.diagnostics import capacity
 
 GIB = 2**30
-WEIGHTS, FIXED, KV, TOKEN = 12.5, 0.3, 4.9e-4, 1.1e-4  # GiB, as in statistics.capacity
+WEIGHTS, FIXED, KV, TOKEN = 12.5, 0.3, 4.9e-4, 1.1e-4  # GiB, as in stats.capacity
 
 
 def searched(frontier: int, predicted: int) -> tuple[tuple[int, int | None], list[int]]:
@@ -69,15 +66,12 @@ def memory_record(**changes):
     entries = []
     for batch, prompt, new in ((1, 10, 2), (4, 10, 2), (4, 60, 4)):
         context = prompt + new
-        reading = {"peak_allocated_bytes": law(batch, context) * GIB, "peak_rss_growth_bytes": 0, "peak_rss_bytes": 0}
+        reading = {"peak_allocated_bytes": law(batch, context) * GIB}
         entry = {"workload": {"batch": batch, "prompt_tokens": prompt, "new_tokens": new}, "status": "ok", "reason": ""}
-        entry |= {"prefill": reading, "decode": reading, "kv_cache_bytes": KV * batch * context * GIB}
-        entries.append(entry | {"kv_cache_measured_prefill_bytes": KV * batch * prompt * GIB})
-    weights = {name: {} for name in ("embeddings", "norms", "head", "other")} | {"linears": {"bf16": WEIGHTS * GIB}}
-    load = {"peak_allocated_bytes": WEIGHTS * GIB, "peak_rss_growth_bytes": 0, "peak_rss_bytes": 0}
-    samples = {"weights": weights, "load": load, "workloads": entries}
-    settings = {"workloads": [entry["workload"] for entry in entries]}
-    return extra_jobs.record("memory", samples, settings, **changes)
+        entries.append(entry | {"prefill": reading, "decode": reading, "kv_cache_bytes": KV * batch * context * GIB})
+    weights = {"embeddings": {}, "linears": {"bf16": WEIGHTS * GIB}}
+    results = {"weights": weights, "load": {"peak_allocated_bytes": WEIGHTS * GIB}, "workloads": entries}
+    return {"schema": 2, "status": "ok", "results": results} | changes
 
 
 class Full:
@@ -104,10 +98,10 @@ class Full:
 
 
 @pytest.fixture
-def session(tmp_path, monkeypatch):
+def session(measuring, tmp_path, monkeypatch):
     """A session whose device is taken for a GPU of 14 GiB; it holds what the memory model says."""
 
-    def session(holds=None, record=None, **settings):
+    def session(holds=None, record=None, contexts=(64, 9999)):
         monkeypatch.setattr(capacity, "require_one_gpu", lambda device: None)
         monkeypatch.setattr(capacity, "usable_gib", lambda device_gib: 14.0)
         monkeypatch.setattr(memory.runtimes, "get", lambda name: Full)
@@ -115,11 +109,7 @@ def session(tmp_path, monkeypatch):
         monkeypatch.setattr(Full, "closed", 0)
         path = tmp_path / "memory.json"
         path.write_text(json.dumps(record or memory_record()))
-        one = extra_jobs.session(tmp_path, "capacity", verify={"enabled": True}, contexts=[64, 9999])
-        one.job["settings"] |= {"memory_record": str(path)} | settings
-        one.saved = []
-        one.save = lambda samples: one.saved.append(json.loads(json.dumps(samples)))
-        return one
+        return measuring("capacity", contexts=list(contexts), memory_record=str(path))
 
     return session
 
@@ -155,23 +145,21 @@ def test_another_failure_than_memory_ends_the_record(session, monkeypatch):
 
 
 def test_a_configuration_without_a_memory_model_is_unsupported(session):
-    failed = memory_record(status="oom", reason="CUDA out of memory") | {"results": {}}
+    failed = memory_record(status="oom", results={})
     with pytest.raises(Unsupported, match="no prediction to verify: .*at least 2 measured workloads, there is 0"):
         capacity.measure(session(record=failed))
 
 
 def test_no_context_that_the_model_takes(session):
     with pytest.raises(Unsupported, match=r"none of \[2, 9999\] suits the model; allowed: 3 to its context of 256"):
-        capacity.measure(session(contexts=[2, 9999]))
+        capacity.measure(session(contexts=(2, 9999)))
 
 
-def test_a_cpu_is_never_filled(tmp_path):
-    one = extra_jobs.session(tmp_path, "capacity", verify={"enabled": True}, contexts=[64])
-    saved = []
-    one.save = saved.append
+def test_a_cpu_is_never_filled(measuring):
+    one = measuring("capacity")
     with pytest.raises(Unsupported, match="device 'cpu': .* CUDA alone"):
         capacity.measure(one)
-    assert saved == [{"context_tokens": 64, "runs": []}]
+    assert one.saved == [{"context_tokens": 64, "runs": []}]
 
 
 def test_several_gpus_have_no_single_frontier(monkeypatch):
@@ -191,43 +179,3 @@ def test_usable_is_what_is_free_and_what_is_reserved_but_no_more_than_asked(monk
     assert fractions == [0.3]
     with pytest.raises(Unsupported, match="device_gib: 90 GiB; allowed: up to this GPU's 80.0"):
         capacity.limit_device(90.0)
-
-
-# ------------------------------------------------------------------------------------------------ which, and what told
-
-
-def test_a_record_for_every_configuration_of_memory(tmp_path):
-    study = extra_jobs.config_of(tmp_path, "capacity", verify={"enabled": True, "context": 8192}, device_gib=24)
-    study |= {"attention": ["eager", "sdpa"], "runtimes": ["generate", "graph"]}
-    found = extras.measurements(study, "capacity")
-    assert len(found) == 2 * 3  # precisions × (two kernels under eager, one under graph)
-    first = found[0].path("tiny")
-    assert first == "results/tiny/records/capacity/tiny-llama/fp32.eager.generate.r0.json"
-    assert extras.job(study, found[0])["settings"] == {
-        "contexts": [8192],
-        "device_gib": 24,
-        "memory_record": first.replace("/capacity/", "/memory/"),
-        "allocator": "expandable_segments:True",
-    }
-
-
-def test_only_the_models_that_are_named(tmp_path):
-    study = extra_jobs.config_of(tmp_path, "capacity", verify={"enabled": True, "models": ["other"]})
-    study["models"].append(study["models"][0] | {"name": "other"})
-    assert {one.model for one in extras.measurements(study, "capacity")} == {"other"}
-    study["extras"]["capacity"]["verify"]["enabled"] = False
-    assert extras.measurements(study, "capacity") == []
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"verify": {"context": 100}}, "verify.context: 100 is not predicted; allowed: 2048, 8192"),
-        ({"verify": {"models": ["other"]}}, "verify.models: 'other' is not known; allowed: tiny-llama"),
-        ({"enabled": False, "verify": {"enabled": True}}, "verify.enabled: true without extras.capacity.enabled"),
-    ],
-)
-def test_mistakes_are_one_line(tmp_path, settings, message):
-    study = tiny.study(tmp_path) | {"extras": {"capacity": {"enabled": True} | settings}}
-    with pytest.raises(StudyError, match=message):
-        extras.check(extra_jobs.config.complete(study))

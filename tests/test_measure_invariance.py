@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import extra_jobs
 import pytest
 import torch
 from llmstudy.measure.diagnostics import invariance
@@ -22,8 +21,8 @@ def test_differences_of_known_logits():
     }
 
 
-def test_fp32_does_not_depend_on_neighbours(tmp_path):
-    session = extra_jobs.session(tmp_path, "invariance", prompt_tokens=20, batches=[2, 3], neighbour_sets=2)
+def test_fp32_does_not_depend_on_neighbours(measuring):
+    session = measuring("invariance")
     found = invariance.measure(session)
     assert found["positions"] == 20
     assert [(entry["batch"], entry["neighbours"]) for entry in found["batches"]] == [
@@ -32,8 +31,8 @@ def test_fp32_does_not_depend_on_neighbours(tmp_path):
     assert all(entry["max_abs_delta_logit"] < 1e-4 and entry["top1_changes"] == 0 for entry in found["batches"])
 
 
-def test_a_model_that_looks_at_its_neighbours_is_caught(tmp_path, monkeypatch):
-    session = extra_jobs.session(tmp_path, "invariance", prompt_tokens=20, batches=[3])
+def test_a_model_that_looks_at_its_neighbours_is_caught(measuring, monkeypatch):
+    session = measuring("invariance", batches=[3])
 
     def model(ids, use_cache):
         logits = torch.nn.functional.one_hot(ids, 320).float()
@@ -44,8 +43,8 @@ def test_a_model_that_looks_at_its_neighbours_is_caught(tmp_path, monkeypatch):
     assert changes == {"copies": 0.0, "others 1": 1.0, "others 2": 1.0}
 
 
-def test_a_batch_that_does_not_fit_costs_only_itself(tmp_path, monkeypatch):
-    session = extra_jobs.session(tmp_path, "invariance", prompt_tokens=20, batches=[2, 3], neighbour_sets=1)
+def test_a_batch_that_does_not_fit_costs_only_itself(measuring, monkeypatch):
+    session = measuring("invariance", neighbour_sets=1)
     real = invariance.logits_of_first
 
     def limited(session, model, ids):

@@ -1,44 +1,32 @@
 """Memory: bytes by phase, the KV cache by formula and measured, and peaks that see what is allocated."""
 
 import numpy as np
-import pytest
 import tiny
 import torch
 from llmstudy.measure import measure, memory
 
-WORKLOAD = {"batch": 2, "prompt_tokens": 9, "new_tokens": 4}
-KV_PER_TOKEN = 2 * 2 * 2 * 16 * 4  # K and V · layers · KV heads · head size · fp32
+WORKLOAD = tiny.WORKLOAD
+KV_PER_TOKEN = 2 * 2 * 2 * 16 * 4  # K and V · layers · KV heads · head width · fp32
 
 
-@pytest.fixture
-def session(tiny_weights, tiny_corpus, tmp_path):
-    def session(**changes):
-        saved = []
-        told = tiny.job("memory", tiny_weights, tiny_corpus, **changes)
-        one = tiny.session(told, tmp_path / "a", lambda samples: saved.append(len(samples["workloads"])))
-        one.saved = saved
-        return one
-
-    return session
-
-
-def test_weights_cache_and_phases(session):
-    one = session(workloads=[WORKLOAD, WORKLOAD | {"batch": 3, "prompt_tokens": 20}])
-    samples = measure(one)
-    assert one.saved == [0, 1, 2]  # the load counts even if no workload fits
-    assert set(samples["weights"]) == {"embeddings", "linears", "norms", "head", "other"}
-    assert samples["kv_bytes_per_token"] == KV_PER_TOKEN
-    for entry, batch, prompt in zip(samples["workloads"], (2, 3), (9, 20)):
+def test_weights_cache_and_phases(measuring):
+    session = measuring("memory", workloads=[WORKLOAD, WORKLOAD | {"batch": 3, "prompt_tokens": 20}])
+    results = measure(session)
+    # the load counts even if no workload fits
+    assert [len(saved["workloads"]) for saved in session.saved] == [0, 1, 2]
+    assert set(results["weights"]) == {"embeddings", "linears", "norms", "head", "other"}
+    assert results["kv_bytes_per_token"] == KV_PER_TOKEN
+    for entry, batch, prompt in zip(results["workloads"], (2, 3), (9, 20)):
         assert entry["status"] == "ok"
         assert entry["kv_cache_bytes"] == KV_PER_TOKEN * batch * (prompt + 4)
         assert entry["kv_cache_measured_prefill_bytes"] == KV_PER_TOKEN * batch * prompt
         for phase in ("prefill", "decode"):
             assert entry[phase]["peak_rss_bytes"] >= entry[phase]["peak_rss_growth_bytes"] >= 0
-    assert samples["load"]["peak_rss_bytes"] > 2**26  # a process with torch in it
+    assert results["load"]["peak_rss_bytes"] > 2**26  # a process with torch in it
 
 
-def test_bf16_halves_the_cache(session):
-    entry = measure(session(precision="bf16"))["workloads"][0]
+def test_bf16_halves_the_cache(measuring):
+    entry = measure(measuring("memory", precision="bf16"))["workloads"][0]
     assert entry["kv_cache_bytes"] == KV_PER_TOKEN // 2 * 2 * 13
     assert entry["kv_cache_measured_prefill_bytes"] == KV_PER_TOKEN // 2 * 2 * 9
 
@@ -60,8 +48,8 @@ def test_code_does_not_count_as_memory_of_the_model(tiny_weights, tiny_corpus, t
     import subprocess
     import sys
 
-    told = tiny.job("memory", tiny_weights, tiny_corpus, precision="nf4")
-    (tmp_path / "job.json").write_text(json.dumps(told))
+    job = tiny.job("memory", tiny_weights, tiny_corpus, precision="nf4")
+    (tmp_path / "job.json").write_text(json.dumps(job.to_dict()))
     command = [
         sys.executable,
         "-m",
@@ -75,7 +63,7 @@ def test_code_does_not_count_as_memory_of_the_model(tiny_weights, tiny_corpus, t
     assert result["results"]["load"]["peak_rss_growth_bytes"] < 40 * 2**20
 
 
-def test_one_workload_that_does_not_fit_costs_no_other(session, monkeypatch):
+def test_one_workload_that_does_not_fit_costs_no_other(measuring, monkeypatch):
     real = memory.prompt_batch
 
     def prompt_batch(session, batch, tokens):
@@ -84,12 +72,13 @@ def test_one_workload_that_does_not_fit_costs_no_other(session, monkeypatch):
         return real(session, batch, tokens)
 
     monkeypatch.setattr(memory, "prompt_batch", prompt_batch)
-    entries = measure(session(workloads=[WORKLOAD, WORKLOAD | {"batch": 7}, WORKLOAD | {"batch": 1}]))["workloads"]
+    session = measuring("memory", workloads=[WORKLOAD | {"batch": batch} for batch in (2, 7, 1)])
+    entries = measure(session)["workloads"]
     assert [entry["status"] for entry in entries] == ["ok", "oom", "ok"]
     assert "decode" not in entries[1]
 
 
-def test_a_runtime_that_fails_is_closed(session, monkeypatch):
+def test_a_runtime_that_fails_is_closed(measuring, monkeypatch):
     closed = []
 
     class Full:
@@ -103,4 +92,4 @@ def test_a_runtime_that_fails_is_closed(session, monkeypatch):
             closed.append(True)
 
     monkeypatch.setattr(memory.runtimes, "get", lambda name: Full)
-    assert measure(session())["workloads"][0]["status"] == "oom" and closed == [True]
+    assert measure(measuring("memory"))["workloads"][0]["status"] == "oom" and closed == [True]

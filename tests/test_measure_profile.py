@@ -2,12 +2,13 @@
 
 from collections import Counter
 
-import extra_jobs
 import pytest
 import torch
+from llmstudy.errors import Unsupported
+from llmstudy.llama import Shape
+from llmstudy.measure import footprint
 from llmstudy.measure.diagnostics import profile
-from llmstudy.measure.diagnostics.trace import Event, Trace, covered, per_step, record, reduce
-from llmstudy.measure.flops import step_flops
+from llmstudy.measure.diagnostics.profile import Event, Trace, covered, per_step, summarize
 
 
 def test_overlapping_intervals_count_once():
@@ -35,7 +36,7 @@ def test_counts_launches_waits_and_device_time_of_a_gpu():
         Event("ampere_gemm", True, 100.0, 3100.0, 3000.0, False),
         Event("elementwise", True, 2100.0, 4100.0, 2000.0, False),
     ]
-    trace = reduce(events, 9.0, "cuda")
+    trace = summarize(events, 9.0, "cuda")
     assert (trace.launches, trace.waits, trace.operators, trace.kernels) == (4, 2, 1, 2)
     assert trace.busy_ms == 4.0 and trace.wall_ms == 9.0
     assert trace.own_ms == {"ampere_gemm": 3.0, "elementwise": 2.0}
@@ -70,7 +71,7 @@ def test_counts_real_operators():
     def run():
         return (torch.nn.functional.linear(a, a).softmax(-1)).sum().item()
 
-    trace = record(run, "cpu")
+    trace = profile.trace(run, "cpu")
     assert trace.operators == 4  # linear, softmax, sum, item
     assert trace.waits == 1
     assert trace.launches == 0
@@ -78,25 +79,9 @@ def test_counts_real_operators():
     assert trace.own_ms["aten::mm"] + trace.own_ms["aten::addmm"] > 0
 
 
-def test_operations_of_a_step_agree_with_a_counting_run(tiny_llama):
-    from torch.utils.flop_counter import FlopCounterMode
-    from transformers import DynamicCache
-
-    context = 11
-    tiny_llama.set_attn_implementation("eager")
-    cache = DynamicCache(config=tiny_llama.config)
-    with torch.no_grad():
-        tiny_llama(torch.ones(2, context - 1, dtype=torch.int64), past_key_values=cache)
-        with FlopCounterMode(display=False) as counter:
-            tiny_llama(torch.ones(2, 1, dtype=torch.int64), past_key_values=cache)
-    assert counter.get_total_flops() == step_flops(tiny_llama.config, 2, context)
-
-
-@pytest.mark.parametrize(("precision", "runtime"), [("fp32", "eager"), ("fp32", "graph"), ("llm-int8", "eager")])
-def test_profiles_every_runtime(tmp_path, precision, runtime):
-    changes = {"precision": precision, "runtime": runtime}
-    session = extra_jobs.session(tmp_path, "profile", changes=changes, prompt_tokens=9, steps=3)
-    found = profile.measure(session)
+@pytest.mark.parametrize(("precision", "runtime"), [("fp32", "generate"), ("fp32", "graph"), ("llm-int8", "generate")])
+def test_profiles_every_runtime(measuring, precision, runtime):
+    found = profile.measure(measuring("profile", precision=precision, runtime=runtime))
     step = found["step"]
     assert step["operators"] == int(step["operators"]) > 20
     assert found["tpot_ms"] > 0 and found["step_bytes"] > 0 and found["bandwidth_gb_s"] > 0
@@ -104,9 +89,24 @@ def test_profiles_every_runtime(tmp_path, precision, runtime):
     assert 0 < step["matmul_share"] < 1
 
 
-def test_the_graph_runtime_calls_fewer_operators_than_the_library(tmp_path):
-    operators = {}
-    for runtime in ("eager", "graph"):
-        session = extra_jobs.session(tmp_path, "profile", changes={"runtime": runtime}, prompt_tokens=9, steps=3)
-        operators[runtime] = profile.measure(session)["step"]["operators"]
-    assert operators["graph"] < operators["eager"]
+def test_the_graph_runtime_calls_fewer_operators_than_the_library(measuring):
+    operators = {
+        runtime: profile.measure(measuring("profile", runtime=runtime))["step"]["operators"]
+        for runtime in ("generate", "graph")
+    }
+    assert operators["graph"] < operators["generate"]
+
+
+def test_a_step_needs_its_weights_its_cache_and_their_products(tiny_llama):
+    found = profile.demand(tiny_llama, batch=2, context=11)
+    shape = Shape.of(tiny_llama.config)
+    assert found["step_flops"] == shape.flops(2, 11)
+    assert found["step_bytes"] == footprint.step_weight_bytes(tiny_llama) + 2 * 11 * shape.kv_bytes_per_token(4)
+
+
+def test_the_arithmetic_of_another_architecture_is_not_guessed():
+    from transformers import AutoModelForCausalLM, PhiConfig
+
+    config = PhiConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, vocab_size=99)
+    with pytest.raises(Unsupported, match="model type 'phi' are not LLaMA's"):
+        profile.demand(AutoModelForCausalLM.from_config(config), 1, 8)

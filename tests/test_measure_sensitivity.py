@@ -2,13 +2,12 @@
 
 import math
 
-import extra_jobs
 import numpy as np
 import pytest
 import torch
 from llmstudy.errors import Unsupported
 from llmstudy.measure.diagnostics import sensitivity
-from llmstudy.measure.linears import DecoderLinear, decoder_linears
+from llmstudy.measure.footprint import DecoderLinear, decoder_linears
 from torch import nn
 
 
@@ -36,10 +35,10 @@ def test_restores_after_a_failure():
     assert torch.equal(linear.module.weight, before)
 
 
-def test_a_quantised_model_is_unsupported_and_left_as_it_was():
-    dense, quantised = linear_of([[1.0, 0.3]]), linear_of([[1.0]])
-    quantised.module.weight = nn.Parameter(torch.ones(1, 1, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(Unsupported, match="quantised already"), sensitivity.rounded([dense, quantised]):
+def test_a_quantized_model_is_unsupported_and_left_as_it_was():
+    dense, quantized = linear_of([[1.0, 0.3]]), linear_of([[1.0]])
+    quantized.module.weight = nn.Parameter(torch.ones(1, 1, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(Unsupported, match="quantized already"), sensitivity.rounded([dense, quantized]):
         pass
     assert torch.equal(dense.module.weight, torch.tensor([[1.0, 0.3]]))
 
@@ -57,7 +56,7 @@ def test_parts_are_all_then_layers_then_kinds_then_single_linears(tiny_llama):
     ]
     assert len(parts) == 1 + 3 + 7 + 21
     assert len(list(sensitivity.parts(linears, single=False))) == 11
-    assert [sum(part.holds(linear) for linear in linears) for part in (parts[0], parts[1], parts[4], parts[-1])] == [
+    assert [sum(part.contains(linear) for linear in linears) for part in (parts[0], parts[1], parts[4], parts[-1])] == [
         21,
         7,
         3,
@@ -76,8 +75,8 @@ def test_divergence_and_loss_of_known_distributions():
     assert kl == pytest.approx([math.log(2 / math.sqrt(3)), 0, 0], abs=1e-6)
 
 
-def test_a_layer_that_lies_on_the_grid_loses_nothing_and_the_other_does(tmp_path, monkeypatch):
-    session = extra_jobs.session(tmp_path, "sensitivity", documents=6, tokens_per_document=30, single_linears=True)
+def test_a_layer_that_lies_on_the_grid_loses_nothing_and_the_other_does(measuring, monkeypatch):
+    session = measuring("sensitivity", documents=6, tokens_per_document=30, single_linears=True)
     model, seconds = session.load_model()
     torch.manual_seed(1)
     for linear in decoder_linears(model):

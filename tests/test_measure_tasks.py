@@ -4,7 +4,6 @@ import sys
 from functools import partial
 
 import datasets
-import extra_jobs
 import huggingface_hub
 import lm_eval.tasks
 import local_task
@@ -13,9 +12,9 @@ import pytest
 import torch
 import yaml
 from llmstudy.errors import StudyError
-from llmstudy.fetch import tasks as sources
+from llmstudy.fetch import tasks as fetching
 from llmstudy.measure.diagnostics import tasks
-from llmstudy.runner import child as worker
+from llmstudy.runner import child
 from llmstudy.runner import record as records
 
 # Lets Python find no lm-eval, as where it is not installed.
@@ -45,9 +44,9 @@ def folder(tmp_path, monkeypatch):
     return local_task.save(tmp_path / "tasks")
 
 
-def session_of(folder, *names, precision="fp32", **settings):
-    settings = {"tasks": list(names), "include_path": str(folder)} | settings
-    return extra_jobs.session(folder.parent, "tasks", changes={"precision": precision}, **settings)
+@pytest.fixture
+def session_of(measuring, folder):
+    return lambda *names, **changes: measuring("tasks", tasks=list(names), include_path=str(folder), **changes)
 
 
 def measured(session) -> tuple[dict, dict]:
@@ -72,8 +71,8 @@ def log_likelihoods(session) -> np.ndarray:
     return torch.stack(found).view(len(local_task.QUESTIONS), -1).numpy()
 
 
-def test_log_likelihoods_are_those_of_a_forward_pass(folder):
-    session = session_of(folder, "tiny_choice")
+def test_log_likelihoods_are_those_of_a_forward_pass(session_of):
+    session = session_of("tiny_choice")
     entries, arrays = measured(session)
     expected = log_likelihoods(session)
     assert arrays["tiny_choice/loglikelihood"] == pytest.approx(expected.ravel(), abs=1e-3)
@@ -87,15 +86,15 @@ def test_log_likelihoods_are_those_of_a_forward_pass(folder):
     assert len(set(arrays["tiny_choice/document"])) == len(RIGHT)
 
 
-def test_log_softmax_of_a_16_bit_model_is_fp32(folder):
+def test_log_softmax_of_a_16_bit_model_is_fp32(session_of):
     """Batches of one, so that the logits are those of our own pass: what is left is the rounding of the softmax."""
-    session = session_of(folder, "tiny_choice", precision="bf16", batch_size=1)
+    session = session_of("tiny_choice", precision="bf16", batch_size=1)
     _, arrays = measured(session)
     assert arrays["tiny_choice/loglikelihood"] == pytest.approx(log_likelihoods(session).ravel(), abs=2e-3)
 
 
-def test_every_kind_of_answer(folder):
-    entries, arrays = measured(session_of(folder, "tiny_cloze", "tiny_writing", "tiny_group", limit=5))
+def test_every_kind_of_answer(session_of):
+    entries, arrays = measured(session_of("tiny_cloze", "tiny_writing", "tiny_group", limit=5))
     assert [(name, entry["status"], entry["metric"], entry["documents"]) for name, entry in entries.items()] == [
         ("tiny_cloze", "ok", "acc", 5),
         ("tiny_writing", "ok", "exact_match", 5),
@@ -109,22 +108,24 @@ def test_every_kind_of_answer(folder):
     assert arrays["tiny_group/choices"].tolist() == [3] * 5 + [1] * 5
 
 
-def test_what_cannot_be_measured_costs_only_itself(folder):
+def test_what_cannot_be_measured_costs_only_itself(session_of):
     names = ["tiny_perplexity", "tiny_absent", "arc_easyy", "tiny_choice"]
-    session = session_of(folder, *names)
-    samples = tasks.measure(session)
-    reasons = {entry["task"]: entry["reason"] for entry in samples["tasks"]}
-    assert [entry["status"] for entry in samples["tasks"]] == ["error", "error", "error", "ok"]
-    assert "of its metrics (bits_per_byte) none says" in reasons["tiny_perplexity"]
+    session = session_of(*names)
+    results = tasks.measure(session)
+    reasons = {entry["task"]: entry["reason"] for entry in results["tasks"]}
+    assert [entry["status"] for entry in results["tasks"]] == ["error", "error", "error", "ok"]
+    assert "of its metrics (bits_per_byte) none says which" in reasons["tiny_perplexity"]
     assert "task tiny_absent: its data set is not in the cache" in reasons["tiny_absent"]
     assert "--forcerun fetch_tasks" in reasons["tiny_absent"]
-    assert "extras.tasks.tasks: 'arc_easyy' is not known; allowed: tasks of lm-eval==0.4.13" in reasons["arc_easyy"]
-    assert worker.status_of(samples)["status"] == "ok"
-    assert worker.status_of({"tasks": samples["tasks"][:3]})["reason"] == reasons["tiny_perplexity"]
+    assert (
+        "'arc_easyy' is not known; allowed: tasks of lm-eval==0.4.13" in reasons["arc_easyy"]
+    )
+    assert child.status_of(results, "tasks")["status"] == "ok"
+    assert child.status_of({"tasks": results["tasks"][:3]}, "tasks")["reason"] == reasons["tiny_perplexity"]
 
 
-def test_a_precision_that_overflows_has_no_accuracy(folder, monkeypatch):
-    session = session_of(folder, "tiny_choice")
+def test_a_precision_that_overflows_has_no_accuracy(session_of, monkeypatch):
+    session = session_of("tiny_choice")
     model, seconds = session.load_model()
     with torch.no_grad():
         model.lm_head.weight[7] = float("nan")
@@ -133,21 +134,21 @@ def test_a_precision_that_overflows_has_no_accuracy(folder, monkeypatch):
     assert entry["status"] == "error" and "a log-likelihood is not finite" in entry["reason"]
 
 
-def test_without_lm_eval_the_record_says_unsupported(folder, monkeypatch, tmp_path):
+def test_without_lm_eval_the_record_says_unsupported(session_of, monkeypatch, tmp_path):
     """In the real child process."""
-    job = session_of(folder, "tiny_choice").job
+    job = session_of("tiny_choice").job
     (tmp_path / "hide").mkdir()
     (tmp_path / "hide" / "sitecustomize.py").write_text(HIDE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hide"))
     records.measure(job, tmp_path / "record.json", tmp_path / "log", {"arrays.npz": tmp_path / "record.npz"})
     record = records.read(tmp_path / "record.json")
-    assert (record["status"], record["reason"]) == ("unsupported", sources.MISSING)
+    assert (record["status"], record["reason"]) == ("unsupported", fetching.MISSING)
     assert "pip install lm-eval==0.4.13" in record["reason"]
 
 
 def test_fetching_says_what_the_data_are(folder, tmp_path):
     target = tmp_path / "resources" / "tiny.json"
-    sources.fetch_tasks(["tiny_choice", "tiny_group"], str(folder), target)
+    fetching.fetch_tasks(["tiny_choice", "tiny_group"], str(folder), target)
     one = {"dataset": "json", "subset": None, "documents": len(RIGHT)}
     assert yaml.safe_load(target.read_text()) == {
         "tiny_choice": {"tiny_choice": one},
@@ -157,13 +158,13 @@ def test_fetching_says_what_the_data_are(folder, tmp_path):
 
 def test_what_cannot_be_fetched_is_one_line(folder, tmp_path, monkeypatch):
     with pytest.raises(StudyError, match="task tiny_absent: no network, or the hub does not answer"):
-        sources.fetch_tasks(["tiny_absent"], str(folder), tmp_path / "tiny.json")
+        fetching.fetch_tasks(["tiny_absent"], str(folder), tmp_path / "tiny.json")
     with pytest.raises(StudyError, match="'arc_easyy' is not known"):
-        sources.fetch_tasks(["arc_easyy"], str(folder), tmp_path / "tiny.json")
+        fetching.fetch_tasks(["arc_easyy"], str(folder), tmp_path / "tiny.json")
     for name in [one for one in sys.modules if one.split(".")[0] == "lm_eval"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", sys.meta_path.copy())
     exec(HIDE)
     with pytest.raises(StudyError, match="tasks need lm-eval, which is not installed here: pip install lm-eval=="):
-        sources.fetch_tasks(["tiny_choice"], str(folder), tmp_path / "tiny.json")
+        fetching.fetch_tasks(["tiny_choice"], str(folder), tmp_path / "tiny.json")
     assert not (tmp_path / "tiny.json").exists()

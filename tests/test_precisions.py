@@ -269,10 +269,10 @@ def test_without_text_a_calibrated_precision_is_unsupported(folder):
 
 def test_a_calibrated_precision_gets_text_in_a_measurement(folder, tiny_corpus, tmp_path, monkeypatch):
     """A short text of the job's corpus, and only where it is needed: tokenising takes time."""
-    from llmstudy.measure import prompts
+    from llmstudy.measure import text
     from llmstudy.measure.session import Session
 
-    monkeypatch.setattr(prompts, "CALIBRATION_TOKENS", 20)
+    monkeypatch.setattr(text, "CALIBRATION_TOKENS", 20)
     seen = {}
     for name in ("int8-fused-outlier", "int8-fused"):
         session: Session = tiny.session(tiny.job("memory", folder, tiny_corpus, precision=name), tmp_path)

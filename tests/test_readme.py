@@ -68,7 +68,7 @@ def test_the_added_precision_is_measured(extended_library, tmp_path):
     tiny.save_model(tmp_path / "weights")
     model = tiny.fetch({"type": "path", "folder": str(tmp_path / "weights")}, tmp_path / "model")
     told = tiny.job("memory", model, tiny.save_corpus(tmp_path / "corpus"), precision="nf4-dq")
-    (tmp_path / "job.json").write_text(json.dumps(told))
+    (tmp_path / "job.json").write_text(json.dumps(told.to_dict()))
     (tmp_path / "artifacts").mkdir()
     files = [str(tmp_path / name) for name in ("job.json", "result.json", "artifacts")]
     run_python(extended_library, "-m", "llmstudy.runner.child", *files)

@@ -89,60 +89,85 @@ def save_corpus(folder: Path, documents: list[str] | None = None) -> Path:
     return folder
 
 
+WORKLOAD = {"batch": 2, "prompt_tokens": 9, "new_tokens": 4}
+TEXT = {"corpus": "tiny-text", "bos": False, "documents": 8, "tokens_per_document": 256, "max_tokens": None}
+TEXT |= {"protocol": {"window": 64, "stride": 64}}
+QUALITY = {
+    "corpora": ["tiny-text"],
+    "reference": "fp32",
+    "protocols": [{"window": 32, "stride": 16}],
+    "bos": False,
+    "documents": 4,
+    "tokens_per_document": 40,
+    "max_tokens": None,
+    "kl_tokens": 64,
+}
 SETTINGS = {
     "speed": {
-        "workloads": [{"batch": 2, "prompt_tokens": 9, "new_tokens": 4}],
+        "workloads": [WORKLOAD],
         "warmup": {"minimum": 2, "maximum": 3, "tolerance": 0.5},
         "minimum_runs": 2,
         "minimum_seconds": 0,
     },
-    "memory": {"workloads": [{"batch": 2, "prompt_tokens": 9, "new_tokens": 4}]},
-    "quality": {
-        "corpora": ["tiny-text"],
-        "protocols": [{"window": 32, "stride": 16}],
-        "bos": False,
-        "documents": 4,
-        "tokens_per_document": 40,
-        "max_tokens": None,
-        "kl_tokens": 64,
-    },
+    "memory": {"workloads": [WORKLOAD]},
+    "quality": QUALITY,
+    "reference": QUALITY,
     "generations": {"prompts": ["Once upon a time"], "new_tokens": 6},
+    "outliers": TEXT | {"thresholds": [2, 4, 6, 8]},
+    "sensitivity": TEXT | {"single_linears": False},
+    "invariance": {"prompt_tokens": 20, "batches": [2, 3], "neighbour_sets": 2},
+    "profile": {"batch": 1, "prompt_tokens": 9, "steps": 3},
+    "attention": {"contexts": [16, 48], "repeats": 2},
+    "tasks": {"tasks": [], "include_path": None, "limit": None, "num_fewshot": 0, "batch_size": 8},
+    "capacity": {"contexts": [64], "device_gib": None, "memory_record": "none.json"},
+}
+CASES = {
+    "speed": "workloads",
+    "memory": "workloads",
+    "quality": "protocols",
+    "invariance": "batches",
+    "attention": "points",
+    "tasks": "tasks",
 }
 
 
-def job(kind: str, model: Path, corpus: Path | None = None, **changes) -> dict[str, Any]:
-    """What a measuring process is told; ``changes`` go to identity (``precision=``), settings or the job itself."""
-    settings = copy.deepcopy(SETTINGS["quality" if kind == "reference" else kind])
+def job(kind: str, model: Path, corpus: Path | None = None, **changes):
+    """A job; ``changes`` go to its identity (``precision=``), its settings or itself, whichever has the key."""
+    from llmstudy.runner.job import Identity, Job, Limits
+
+    settings = copy.deepcopy(SETTINGS[kind])
     identity = {
         "study": "tiny",
-        "weights": "real",
         "kind": kind,
         "model": "tiny",
         "precision": "fp32",
         "attention": "sdpa",
         "runtime": "generate",
-        "repeat": 0,
     }
-    told = {
+    main = ("speed", "memory", "quality", "reference", "generations")
+    parts = {
+        "module": f"measure.{kind}" if kind in main else f"measure.diagnostics.{kind}",
+        "cases": CASES.get(kind, ""),
+        "alone": False,
         "device": "cpu",
         "threads": 1,
         "model_folder": str(model),
         "corpora": {"tiny-text": str(corpus)},
         "prompt_corpus": "tiny-text",
         "reference_folder": str(model.parent / "reference"),
-        "limits": {"seconds": 120, "oom_attempts": 1},
+        "limits": Limits(seconds=120),
     }
     for key, value in changes.items():
-        next(part for part in (identity, settings, told) if key in part)[key] = value
-    return told | {"identity": identity, "settings": settings}
+        next(part for part in (identity, settings, parts) if key in part)[key] = value
+    return Job(identity=Identity(**identity), settings=settings, **parts)
 
 
-def session(told: dict[str, Any], artifacts: Path, save=None):
+def session(job, artifacts: Path, save=None):
     """A session in this process; ``save`` defaults to doing nothing."""
     from llmstudy.measure.session import Session
 
     artifacts.mkdir(parents=True, exist_ok=True)
-    return Session(job=told, device="cpu", artifacts=artifacts, save=save or (lambda samples: None))
+    return Session(job=job, device="cpu", artifacts=artifacts, save=save or (lambda results: None))
 
 
 def study(folder: Path, **changes) -> dict[str, Any]:

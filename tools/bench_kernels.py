@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scrip
 from llmstudy.errors import StudyError, Unsupported  # noqa: E402
 from llmstudy.fetch.synthetic import llama_config, random_tensor  # noqa: E402
 from llmstudy.measure import footprint  # noqa: E402
-from llmstudy.measure.bandwidth import copy_bandwidth_gb_s  # noqa: E402
+from llmstudy.measure.device import copy_bandwidth_gb_s  # noqa: E402
 from llmstudy.models import precisions  # noqa: E402
 from llmstudy.runtimes.graph import GraphRuntime  # noqa: E402
 
@@ -73,8 +73,8 @@ def measure(model, name: str, batch: int, prompt: int, new: int, repeats: int, b
         runtime.close()
     tpot = [(line[-1] - line[0]) / (new - 1) for line in lines]
     middle = statistics.median(tpot)
-    step_bytes = footprint.step_weight_bytes(model, footprint.weight_bytes(model))
-    step_bytes += footprint.kv_bytes_per_token(model.config, model.dtype) * batch * (prompt + new // 2)
+    step_bytes = footprint.step_weight_bytes(model)
+    step_bytes += footprint.kv_bytes_per_token(model) * batch * (prompt + new // 2)
     return Row(
         precision=name,
         batch=batch,

@@ -3,7 +3,7 @@
     python tools/bench_quality.py resources/models/<model> resources/corpora/<corpus>
 
 Both run alternately in one process, so that a machine that slows down slows both. Quality is timed twice: NLL alone,
-and with KL divergence and agreement against a kept reference, which also reads that reference from disk.
+and with KL divergence and agreement against a stored reference, which is also read from disk.
 """
 
 from __future__ import annotations
@@ -18,27 +18,30 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
 
-from llmstudy.measure import reference  # noqa: E402
-from llmstudy.measure.quality import Reference, measure_protocol  # noqa: E402
+from llmstudy.measure.quality import measure_protocol  # noqa: E402
+from llmstudy.measure.reference import Reference, Settings, store  # noqa: E402
+from llmstudy.measure.scoring import Protocol  # noqa: E402
 from llmstudy.measure.session import Session, resolve_device  # noqa: E402
-from llmstudy.measure.stream import TokenStream, token_stream, windows  # noqa: E402
+from llmstudy.measure.text import TokenStream, token_stream, windows  # noqa: E402
+from llmstudy.runner.job import Identity, Job  # noqa: E402
 
 TARGET = 0.9
 
 
 def main() -> None:
-    """Print one line per way of evaluating."""
+    """Print one line for each way of evaluating."""
     options = parse()
     with tempfile.TemporaryDirectory(prefix="bench-quality-") as folder:
         session = session_of(options, Path(folder))
-        stream = token_stream(session, "text")
+        settings = session.settings_as(Settings)
+        protocol, vocabulary = settings.protocols[0], session.weights.config().vocab_size
+        stream = token_stream(session, "text", settings)
         model, _ = session.load_model()
-        protocol = session.settings["protocols"][0]
-        reference.keep(session, model, stream, protocol, "text", len(stream.ids) - 1)
+        store(session, model, stream, "text", settings)
 
-        def quality(kept: bool) -> None:
-            found = Reference.open(session, "text") if kept else None
-            measure_protocol(session, model, stream, protocol, found)
+        def quality(compared: bool) -> None:
+            reference = Reference(session.artifacts, "text", vocabulary, session.device) if compared else None
+            measure_protocol(session, model, stream, protocol, settings.bos, reference)
 
         ways = {"NLL": lambda: quality(False), "NLL, KL and agreement": lambda: quality(True)}
         for name, way in ways.items():
@@ -62,8 +65,10 @@ def parse() -> argparse.Namespace:
 
 
 def session_of(options: argparse.Namespace, folder: Path) -> Session:
-    """A quality session over the options; what is kept lies in ``folder``."""
+    """Return a quality session over the options whose reference is stored in ``folder``."""
     settings = {
+        "corpora": ["text"],
+        "reference": options.precision,
         "protocols": [{"window": options.window, "stride": options.stride}],
         "bos": False,
         "documents": None,
@@ -71,30 +76,35 @@ def session_of(options: argparse.Namespace, folder: Path) -> Session:
         "max_tokens": options.tokens,
         "kl_tokens": options.tokens,
     }
-    job = {
-        "identity": {"kind": "quality", "precision": options.precision, "attention": options.attention},
-        "settings": settings,
-        "threads": options.threads,
-        "model_folder": str(options.model),
-        "corpora": {"text": str(options.corpus)},
-        "reference_folder": str(folder),
-    }
-    return Session(job=job, device=resolve_device(options.device), artifacts=folder, save=lambda samples: None)
+    job = Job(
+        identity=Identity("bench", "quality", options.model.name, options.precision, options.attention, "generate"),
+        module="measure.quality",
+        cases="protocols",
+        alone=True,
+        device=options.device,
+        threads=options.threads,
+        model_folder=str(options.model),
+        corpora={"text": str(options.corpus)},
+        prompt_corpus="text",
+        reference_folder=str(folder),
+        settings=settings,
+    )
+    return Session(job=job, device=resolve_device(options.device), artifacts=folder, save=lambda results: None)
 
 
-def forward(session: Session, model, stream: TokenStream, protocol: dict) -> None:
-    """Logits of the scored positions of every window, and nothing else."""
+def forward(session: Session, model, stream: TokenStream, protocol: Protocol) -> None:
+    """Compute the logits of the scored positions of every window, and nothing else."""
     import torch
 
     ids = torch.from_numpy(stream.ids).to(session.device)
     with torch.no_grad(), session.attention_forced():
-        for window in windows(len(ids), protocol["window"], protocol["stride"]):
+        for window in windows(len(ids), protocol.window, protocol.stride):
             model(ids[None, window.begin : window.end], use_cache=False, logits_to_keep=window.scored)
     session.synchronize()
 
 
 def pair(session: Session, bare: Callable, full: Callable, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of each, taken alternately, after one of each to warm up."""
+    """Return the seconds of each, run alternately, after one run of each to warm up."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + 1):
         for run, taken in zip((bare, full), seconds):
@@ -108,7 +118,7 @@ def pair(session: Session, bare: Callable, full: Callable, rounds: int) -> tuple
 
 
 def report(name: str, tokens: int, bare: list[float], full: list[float]) -> None:
-    """The ratio of each round's pair: median and range."""
+    """Print the ratio of each round's pair: median and range."""
     ratios = sorted(b / f for b, f in zip(bare, full))
     ratio = statistics.median(ratios)
     rates = [tokens / statistics.median(seconds) for seconds in (full, bare)]

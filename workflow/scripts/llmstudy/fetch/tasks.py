@@ -47,8 +47,8 @@ def load(manager: TaskManager, name: str) -> TaskDict:
     """
     if name not in manager.task_index:
         raise StudyError(
-            f"extras.tasks.tasks: {name!r} is not known; allowed: tasks of {PACKAGE} (lm-eval ls tasks) and of "
-            "extras.tasks.include_path"
+            f"diagnostics.tasks.tasks: {name!r} is not known; allowed: tasks of {PACKAGE} (lm-eval ls tasks) and of "
+            "diagnostics.tasks.include_path"
         )
     return manager.load([name])
 

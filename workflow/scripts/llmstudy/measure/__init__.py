@@ -1,4 +1,4 @@
-"""Measurements: one module per kind of record, each with ``measure(session) -> results``."""
+"""Measurements: each kind of record has a module here with ``measure(session) -> results`` and its own ``Settings``."""
 
 from __future__ import annotations
 
@@ -9,21 +9,16 @@ from llmstudy.errors import StudyError
 from llmstudy.runner.job import sequences
 
 if TYPE_CHECKING:
-    from llmstudy.fetch.weights import Weights
     from llmstudy.measure.session import Session
 
 
 def measure(session: Session) -> dict:
-    """Run the measurement that the session's job names."""
-    check_context(session.job.settings, session.weights)
+    """Return the results of the session's job. Raise StudyError if a sequence is longer than the model's context, which
+    the config need not know. A model computes beyond it too, but not what it was trained for."""
+    for key, terms in sequences(session.job.settings):
+        tokens, context = sum(terms.values()), session.weights.context
+        if tokens > context:
+            raise StudyError(
+                f"{key}: {tokens} tokens are more than the context of model {session.weights.name!r}, {context}"
+            )
     return import_module(f"llmstudy.{session.job.module}").measure(session)
-
-
-def check_context(settings: dict, weights: Weights) -> None:
-    """Raise StudyError if a call or a window is longer than the model's context, which a config need not know.
-
-    A model computes beyond it too, but not what it was trained for.
-    """
-    longest = max((sum(tokens.values()) for _, tokens in sequences(settings)), default=0)
-    if longest > weights.context:
-        raise StudyError(f"{longest} tokens are more than the context of model {weights.name!r}, {weights.context}")

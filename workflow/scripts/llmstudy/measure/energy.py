@@ -1,7 +1,7 @@
-"""Energy of a stretch of work: NVML's counter on a GPU, RAPL's on a CPU where it is readable, else None.
+"""Energy of a piece of work: from NVML's counter on a GPU, from RAPL's on a CPU where it is readable, else None.
 
-Idle power is measured for half a second, before the model is loaded, and its share subtracted, so that the figure is
-what the work added. Work that adds too little to be told from idling has none.
+Idle power is measured for half a second, before the model is loaded, and subtracted: the figure is what the work added.
+Work that adds too little to stand out from idle power has no figure.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmstudy.measure import gpu
+from llmstudy.measure.device import read_nvml
 
 IDLE_WINDOW_S = 0.5
 RAPL = Path("/sys/class/powercap")
@@ -21,9 +21,10 @@ RAPL = Path("/sys/class/powercap")
 class Counter:
     """Energy counters that are read together.
 
-    source    where they come from, as it stands in the record
-    read      joules of each since some time in the past
-    ranges_j  joules after which each begins again at 0; None where that is not known
+    Attributes:
+        source: ``nvml`` or ``rapl``, for the record.
+        read: returns the joules of each counter since some time in the past.
+        ranges_j: joules after which each counter starts again at 0; None if unknown.
     """
 
     source: str
@@ -31,9 +32,10 @@ class Counter:
     ranges_j: list[float | None]
 
     def since(self, before: list[float]) -> float | None:
-        """Joules since ``read`` gave ``before``; None if a counter of unknown range began again in between.
+        """Return the joules since ``read`` gave ``before``; None if a counter of unknown range started again.
 
-        One that began again did so once: RAPL's 32 bits last for minutes at full power, a stretch of work for seconds.
+        A counter is taken to start again at most once: RAPL's 32 bits last for minutes at full power, the work for
+        seconds.
         """
         total = 0.0
         for start, end, range_j in zip(before, self.read(), self.ranges_j, strict=True):
@@ -44,7 +46,7 @@ class Counter:
 
 
 class EnergyMeter:
-    """Reads a counter before and after: ``start()``, work, ``joules()``. To be made while the device is idle."""
+    """Reads a counter before and after: ``start()``, work, ``joules()``. Create it while the device is idle."""
 
     def __init__(self, device: str, sleep: Callable[[float], None] = time.sleep):
         self.counter = _nvml_counter() if device == "cuda" else _rapl_counter()
@@ -57,12 +59,12 @@ class EnergyMeter:
             self.idle_w = None if idle_j is None else idle_j / (time.perf_counter() - start)
 
     def start(self) -> None:
-        """Begin a stretch of work."""
+        """Begin a piece of work."""
         self.began = (self.counter.read(), time.perf_counter()) if self.counter else None
 
     def joules(self) -> float | None:
-        """Joules since ``start`` above idle; None without a counter, where one began again at an unknown value, or
-        where the work drew no more than idling."""
+        """Return the joules above idle since ``start``; None without a counter, if it started again at an unknown
+        value, or if the work used no more than idling."""
         if not self.counter:
             return None
         before, start = self.began
@@ -74,19 +76,14 @@ class EnergyMeter:
 
 
 def _nvml_counter() -> Counter | None:
-    with gpu.handle() as nvml:
-        if nvml is None or nvml.energy_j() is None:
-            return None
-
     def read() -> list[float]:
-        with gpu.handle() as nvml:
-            return [nvml.energy_j()]
+        return [read_nvml(lambda nvml, gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1000)]  # millijoules
 
-    return Counter("nvml", read, [None])
+    return Counter("nvml", read, [None]) if read() != [None] else None
 
 
 def _rapl_counter() -> Counter | None:
-    # Package domains only (intel-rapl:0): core and DRAM domains lie within or beside them and would count twice.
+    # Package domains only (intel-rapl:0): core and DRAM domains are parts of them or beside them, so would count twice.
     domains = [path for path in sorted(RAPL.glob("intel-rapl:[0-9]*")) if path.name.count(":") == 1]
 
     def read() -> list[float]:
@@ -107,5 +104,5 @@ def _range_j(domain: Path) -> float | None:
 
 
 def _joules(file: Path) -> float:
-    """A file of the kernel's powercap framework (Documentation/power/powercap) that holds microjoules."""
+    """Return joules from a file of the kernel's powercap framework (Documentation/power/powercap), in microjoules."""
     return int(file.read_text()) / 1e6

@@ -1,94 +1,147 @@
-"""Bytes of a model and of its KV cache, counted from the tensors themselves.
+"""Bytes of a model, counted tensor by tensor, and the linear layers of its decoder.
 
-``get_memory_footprint`` leaves out the absmax of 4-bit weights and is wrong for tensor subclasses.
+``get_memory_footprint`` of the library leaves out the absmax of 4-bit weights and is wrong for tensor subclasses.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+import torch
+from torch import nn
+
+from llmstudy.errors import Unsupported
+from llmstudy.llama import Shape
 
 COMPONENTS = ("embeddings", "linears", "norms", "head", "other")
+# Layers and experts are numbered in a module's path: model.layers.3.mlp.down_proj
+_LAYER = re.compile(r"\.(\d+)\.(?:.*\.)?([^.]+)$")
+_EXPERTS = re.compile(r"\.experts(\.|$)")
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
-def weight_bytes(model: nn.Module) -> dict[str, dict[str, int]]:
-    """Bytes by component and dtype: ``{"linears": {"int8": …, "float32": …}, …}``.
+@dataclass(frozen=True)
+class DecoderLinear:
+    """A linear layer of the decoder; ``name`` is the last part of its path: ``q_proj`` … ``down_proj``."""
 
-    Tensors that share storage (tied embeddings) count once, as embeddings. Quantisation state counts with its linear.
+    layer: int
+    name: str
+    module: nn.Module
+
+
+def weight_bytes(model) -> dict[str, dict[str, int]]:
+    """Return bytes by component and dtype: ``{"linears": {"int8": …, "float32": …}, …}``.
+
+    Tensors that share storage (tied embeddings) count once, as embeddings. Quantization state counts with its linear
+    layer.
     """
-    seen: set[int] = set()
-    found: dict[str, Counter] = {component: Counter() for component in COMPONENTS}
-    for path, module in model.named_modules():
-        component = component_of(path, module)
-        for tensor in tensors_of(module):
-            key = tensor.untyped_storage().data_ptr()
-            if key and key not in seen:
-                seen.add(key)
-                found[component][str(tensor.dtype).removeprefix("torch.")] += tensor.untyped_storage().nbytes()
-    return {component: dict(counts) for component, counts in found.items()}
+    counts: dict[str, Counter] = {component: Counter() for component in COMPONENTS}
+    for path, dtype, size in _tensors(model):
+        counts[component_of(model, path)][dtype] += size
+    return {component: dict(count) for component, count in counts.items()}
 
 
-def component_of(path: str, module: nn.Module) -> str:
-    """Which component of a LLaMA model a module belongs to."""
-    name = path.rsplit(".", 1)[-1]
-    if name == "embed_tokens":
-        return "embeddings"
-    if name == "lm_head":
+def component_of(model, path: str) -> str:
+    """Return the component that a module belongs to, by what the module is and not by what it is called.
+
+    ``linears`` are what precisions replace, experts included, and any other weights that are not one of the rest, so
+    that no weight is missing from what a step reads. ``other`` are constants: frequencies of the rotary embedding.
+    """
+    module = model.get_submodule(path)
+    if module is model.get_output_embeddings():
         return "head"
-    if "norm" in name:
+    if isinstance(module, nn.Embedding):
+        return "embeddings"
+    if "norm" in type(module).__name__.lower():
         return "norms"
-    return "linears" if ".layers." in f".{path}." and name.endswith("_proj") else "other"
+    has_weights = next(module.parameters(recurse=False), None) is not None
+    return "linears" if has_weights or hasattr(module, "in_features") else "other"
 
 
-def tensors_of(module: nn.Module):
-    """Parameters and buffers of this module alone, with bitsandbytes' quantisation state (SCB, absmax, code)."""
-    yield from (parameter for parameter in module.parameters(recurse=False))
-    yield from module.buffers(recurse=False)
-    for parameter in module.parameters(recurse=False):
-        scales = getattr(parameter, "SCB", None)
-        if scales is not None:
-            yield scales
-        yield from _quant_state_tensors(getattr(parameter, "quant_state", None))
-    state = getattr(module, "state", None)  # Linear8bitLt moves its scales here at the first forward
-    if getattr(state, "SCB", None) is not None:
-        yield state.SCB
-    if getattr(state, "CB", None) is not None:
-        yield state.CB
+def _tensors(model) -> Iterator[tuple[str, str, int]]:
+    """Yield (path of its module, dtype, bytes) of each storage in the model, once."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for tensor in tensors_of(module):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() and storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                yield path, str(tensor.dtype).removeprefix("torch."), storage.nbytes()
 
 
-def _quant_state_tensors(state):
-    if state is None:
-        return
-    for name in ("absmax", "code", "offset"):
-        tensor = getattr(state, name, None)
-        if tensor is not None:
-            yield tensor
-    yield from _quant_state_tensors(getattr(state, "state2", None))
+def tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the plain tensors of a module without its children: parameters, buffers, and quantization state of
+    bitsandbytes (SCB, CB, absmax, code)."""
+    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        yield from _plain(tensor)
+        yield from _present(tensor, "SCB")
+        yield from _quant_state_tensors(getattr(tensor, "quant_state", None))
+    yield from _present(getattr(module, "state", None), "SCB", "CB")  # Linear8bitLt moves them here in its first call
+
+
+def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the tensors that a tensor subclass such as torchao's wraps: it has no storage itself."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _plain(getattr(tensor, name))
+    else:
+        yield tensor
+
+
+def _quant_state_tensors(state) -> Iterator[torch.Tensor]:
+    if state is not None:
+        yield from _present(state, "absmax", "code", "offset")
+        yield from _quant_state_tensors(getattr(state, "state2", None))
+
+
+def _present(holder, *names: str) -> Iterator[torch.Tensor]:
+    yield from (tensor for name in names if (tensor := getattr(holder, name, None)) is not None)
 
 
 def total(weights: dict[str, dict[str, int]], *components: str) -> int:
-    """Bytes of the given components, all of them if none is given."""
+    """Return the bytes of the components in what ``weight_bytes`` returned; of all if none is named."""
     return sum(sum(weights[component].values()) for component in components or COMPONENTS)
 
 
-def step_weight_bytes(model: nn.Module, weights: dict[str, dict[str, int]]) -> int:
-    """Bytes of weights that one decode step must read: all but the embedding, of which it reads a few rows.
+def step_weight_bytes(model) -> int:
+    """Return the bytes of weights that one decode step must read: all but the embedding, of which it reads a few rows.
 
-    With tied embeddings the head is the embedding, and is read whole.
+    With tied embeddings the head is the embedding, and is read whole. Of experts a step reads at least as many as one
+    token is given to. Raise Unsupported if the config does not say how many experts that are.
     """
+    weights = weight_bytes(model)
     head = total(weights, "head") or total(weights, "embeddings")
-    return total(weights, "linears", "norms") + head
+    experts = sum(size for path, _, size in _tensors(model) if _EXPERTS.search(path))
+    idle = experts * (1 - _share_of_experts(model.config)) if experts else 0
+    return total(weights, "linears", "norms") + head - round(idle)
 
 
-def kv_bytes_per_token(config, dtype: torch.dtype) -> int:
-    """Bytes of KV cache for one token of one sequence: 2 · layers · KV heads · head dimension · bytes of a value."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dimension(config) * dtype.itemsize
+def _share_of_experts(config) -> float:
+    used = getattr(config, "num_experts_per_tok", None)
+    count = next((number for name in _EXPERT_COUNTS if (number := getattr(config, name, None))), None)
+    if not used or not count:
+        raise Unsupported(
+            f"model type {config.model_type!r} has experts, and its config does not say how many of them a token is "
+            f"given to; needed: num_experts_per_tok and one of {', '.join(_EXPERT_COUNTS)}"
+        )
+    return used / count
 
 
-def head_dimension(config) -> int:
-    """Width of an attention head: as the config says, else the hidden size shared by all heads."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def kv_bytes_per_token(model) -> int:
+    """Return the bytes of KV cache for one token of one sequence."""
+    return Shape.of(model.config).kv_bytes_per_token(model.dtype.itemsize)
+
+
+def decoder_linears(model) -> Iterator[DecoderLinear]:
+    """Yield every linear layer inside the decoder layers, in forward order: those that a precision stores. Raise
+    Unsupported if weights of a decoder layer belong to a module of another kind (experts), so that not all would be
+    found."""
+    for path, module in model.named_modules():
+        found = _LAYER.search(path)
+        if found and component_of(model, path) == "linears":
+            if not hasattr(module, "in_features"):
+                raise Unsupported(f"{path} ({type(module).__name__}) has weights and is no linear layer")
+            yield DecoderLinear(int(found[1]), found[2], module)

@@ -1,20 +1,31 @@
-"""Samples: greedy continuations of the study's prompts, to be read beside the reference's."""
+"""Generated text: greedy continuations of the study's prompts, to be read beside the reference's."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
 
 from llmstudy.measure.session import Session, log
 from llmstudy.runtimes.generate import greedy
 
 
-def measure(session: Session) -> dict:
-    """``{"prompts": [{"prompt", "text", "tokens"}]}``: greedy, the configured number of new tokens each."""
-    import torch
+@dataclass(frozen=True)
+class Settings:
+    """The prompts, and the number of tokens that follow each."""
 
+    prompts: tuple[str, ...]
+    new_tokens: int
+
+
+def measure(session: Session) -> dict:
+    """Return ``{"prompts": [{"prompt", "text", "tokens"}]}``; ``tokens`` are the ids of ``text``."""
+    settings = session.settings_as(Settings)
     tokenizer = session.weights.tokenizer
     model, _ = session.load_model()
-    generation = greedy(model, session.settings["new_tokens"])
+    generation = greedy(model, settings.new_tokens)
     results: dict = {"prompts": []}
-    for number, prompt in enumerate(session.settings["prompts"], 1):
+    for number, prompt in enumerate(settings.prompts, 1):
         inputs = tokenizer(prompt, return_tensors="pt").to(session.device)
         with torch.inference_mode(), session.attention_forced():
             output = model.generate(
@@ -23,5 +34,5 @@ def measure(session: Session) -> dict:
         tokens = output[0, inputs["input_ids"].shape[1] :].tolist()
         results["prompts"].append({"prompt": prompt, "text": tokenizer.decode(tokens), "tokens": tokens})
         session.save(results)
-        log(f"prompt {number}/{len(session.settings['prompts'])}")
+        log(f"prompt {number}/{len(settings.prompts)}")
     return results

@@ -8,67 +8,79 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from llmstudy import runtimes
-from llmstudy.measure import footprint, gpu
-from llmstudy.measure.prompts import prompt_batch
+from llmstudy.measure import footprint
+from llmstudy.measure.device import read_nvml
 from llmstudy.measure.session import Session
+from llmstudy.measure.text import prompt_batch
+from llmstudy.runner.job import Workload
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The workloads whose memory is measured."""
+
+    workloads: tuple[Workload, ...]
 
 
 def measure(session: Session) -> dict:
-    """``{"weights", "load", "workloads": [...]}``, bytes everywhere; saved after every workload."""
+    """Return ``{"load", "weights", "kv_bytes_per_token", "workloads": [{"workload", "status", "reason", "prefill",
+    "decode", "kv_cache_bytes", "kv_cache_measured_prefill_bytes"}]}``, all in bytes; ``load``, ``prefill`` and
+    ``decode`` are readings of ``PeakProbe``."""
+    settings = session.settings_as(Settings)
     probe = PeakProbe(session.device)
     model, _ = session.load_model()
     results: dict = {
         "load": probe.reading(),
         "weights": footprint.weight_bytes(model),
-        "kv_bytes_per_token": footprint.kv_bytes_per_token(model.config, model.dtype),
+        "kv_bytes_per_token": footprint.kv_bytes_per_token(model),
         "workloads": [],
     }
     session.save(results)
-    for workload in session.settings["workloads"]:
-        # An out-of-memory workload locates the limit; the others still count.
-        measured = partial(measure_workload, session, model, workload, probe)
-        session.piece(results, "workloads", {"workload": workload}, measured)
+    for workload in settings.workloads:
+        # A workload that runs out of memory locates the limit; the others still count.
+        with session.case(results, "workloads", workload=asdict(workload)) as entry:
+            entry |= measure_workload(session, model, workload, probe)
     return results
 
 
-def measure_workload(session: Session, model, workload: dict, probe: PeakProbe) -> dict:
-    """Peaks of prefill and decode, and the KV cache by formula and, of the library's own, from its tensors."""
-    input_ids = prompt_batch(session, workload["batch"], workload["prompt_tokens"])
-    found: dict = {}
-    for phase, new_tokens in (("prefill", 1), ("decode", workload["new_tokens"])):
-        found[phase] = peaks_of_generation(session, model, input_ids, new_tokens, probe)
-    tokens = workload["prompt_tokens"] + workload["new_tokens"]
-    found["kv_cache_bytes"] = footprint.kv_bytes_per_token(model.config, model.dtype) * workload["batch"] * tokens
+def measure_workload(session: Session, model, workload: Workload, probe: PeakProbe) -> dict:
+    """Return peaks of prefill and decode, and the KV cache by formula and, of the library's, from its tensors."""
+    input_ids = prompt_batch(session, workload.batch, workload.prompt_tokens)
+    entry: dict = {
+        "prefill": peaks_of_generation(session, model, input_ids, 1, probe),
+        "decode": peaks_of_generation(session, model, input_ids, workload.new_tokens, probe),
+    }
+    tokens = workload.batch * (workload.prompt_tokens + workload.new_tokens)
+    entry["kv_cache_bytes"] = footprint.kv_bytes_per_token(model) * tokens
     session.free()
-    if (
-        session.job["identity"]["runtime"] == "generate"
-    ):  # another runtime has a cache of its own, by the formula's size
-        found["kv_cache_measured_prefill_bytes"] = measured_kv_bytes(session, model, input_ids)
-    return found
+    if not runtimes.facts(session.job.identity.runtime).own_cache:  # else the runtime's has the formula's size
+        entry["kv_cache_measured_prefill_bytes"] = measured_kv_bytes(session, model, input_ids)
+    return entry
 
 
-def peaks_of_generation(session: Session, model, input_ids, new_tokens: int, probe: PeakProbe) -> dict:
-    """Peaks while ``new_tokens`` follow ``input_ids`` [batch, prompt tokens], what the runtime prepares included."""
+def peaks_of_generation(session: Session, model, input_ids: torch.Tensor, new_tokens: int, probe: PeakProbe) -> dict:
+    """Return the peaks while ``new_tokens`` follow ``input_ids`` [batch, prompt tokens], the preparation of the runtime
+    included."""
     session.free()
     probe.reset()
-    runtime = runtimes.get(session.job["identity"]["runtime"])(model, *input_ids.shape, new_tokens)
+    runtime = runtimes.get(session.job.identity.runtime)(model, *input_ids.shape, new_tokens)
     try:
         with session.attention_forced():
             runtime.prepare()
             runtime.generate(input_ids)
-        return probe.reading()  # before the runtime gives memory back, or the driver's figure is not of this phase
+        return probe.reading()  # before the runtime frees memory, or the driver's figure is not of this phase
     finally:
         runtime.close()
 
 
-def measured_kv_bytes(session: Session, model, input_ids) -> int:
-    """Bytes of the tensors in the library's KV cache after a prefill of ``input_ids``."""
-    import torch
-
+def measured_kv_bytes(session: Session, model, input_ids: torch.Tensor) -> int:
+    """Return the bytes of the tensors in the library's KV cache after a prefill of ``input_ids``."""
     with torch.inference_mode(), session.attention_forced():
         cache = model(input_ids, use_cache=True, logits_to_keep=1).past_key_values
     return sum(tensor.untyped_storage().nbytes() for layer in cache.layers for tensor in (layer.keys, layer.values))
@@ -83,36 +95,37 @@ class PeakProbe:
         self.baseline_rss = _status_bytes("VmRSS")
 
     def reset(self) -> None:
-        """Start a phase."""
+        """Begin a phase."""
         if self.device == "cuda":
-            import torch
-
             for index in range(torch.cuda.device_count()):
                 torch.cuda.reset_peak_memory_stats(index)
-        with suppress(OSError):  # without it the host's peak is the highest so far
-            Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to the present RSS
+        with suppress(OSError):  # if it fails, the host's peak is the highest so far
+            Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to the present RSS
 
     def reading(self) -> dict:
-        """What the phase took."""
-        found = {
+        """Return the phase's ``peak_rss_bytes``, ``peak_rss_growth_bytes``, and on CUDA ``peak_allocated_bytes``,
+        ``peak_reserved_bytes`` and ``driver_bytes`` (None without NVML)."""
+        reading = {
             "peak_rss_bytes": _status_bytes("VmHWM"),
             "peak_rss_growth_bytes": max(0, _status_bytes("VmHWM") - self.baseline_rss),
         }
         if self.device == "cuda":
-            import torch
-
             torch.cuda.synchronize()
             devices = range(torch.cuda.device_count())
-            found["peak_allocated_bytes"] = sum(torch.cuda.max_memory_allocated(index) for index in devices)
-            found["peak_reserved_bytes"] = sum(torch.cuda.max_memory_reserved(index) for index in devices)
-            with gpu.handle() as nvml:
-                driver = nvml.process_memory_gib(os.getpid()) if nvml else None
-            found["driver_bytes"] = None if driver is None else int(driver * 2**30)
-        return found
+            reading["peak_allocated_bytes"] = sum(torch.cuda.max_memory_allocated(index) for index in devices)
+            reading["peak_reserved_bytes"] = sum(torch.cuda.max_memory_reserved(index) for index in devices)
+            reading["driver_bytes"] = read_nvml(process_bytes)
+        return reading
+
+
+def process_bytes(nvml, gpu) -> int | None:
+    """Return the device memory of this process as NVIDIA's driver counts it, CUDA context included; None if unknown."""
+    processes = nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
+    return next((process.usedGpuMemory for process in processes if process.pid == os.getpid()), None)
 
 
 def _status_bytes(field: str) -> int:
-    """A field of /proc/self/status, bytes; peak RSS from getrusage where there is no /proc."""
+    """Return a field of /proc/self/status, bytes; the peak RSS from getrusage where there is no /proc."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{field}:"):

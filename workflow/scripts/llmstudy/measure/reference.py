@@ -1,79 +1,154 @@
-"""The reference's log-probabilities, kept as a file that every precision is compared with.
+"""The reference's log-probabilities, stored so that every precision is compared with the same distribution.
 
-``logprobs.npy`` float16 [tokens, vocabulary]; ``top5.npy`` int32 [tokens, 5], exact. Readers renormalise after
-rounding, so the error of a KL divergence is of second order in the rounding; it is measured here and recorded.
+The folder of a reference holds for each corpus ``<corpus>.logprobs.f16``, raw float16 rows [tokens, vocabulary], and
+``<corpus>.top5.npy``, int32 [tokens, 5], exact, best first. The second is written last and in one step: a corpus
+without it was not finished. Readers renormalize after rounding, so the error of a KL divergence is of second order in
+the rounding; it is measured here and recorded.
 """
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from llmstudy.errors import StudyError
-from llmstudy.llama import protocol_name
-from llmstudy.measure.scoring import score
+from llmstudy.measure.scoring import Protocol, score
 from llmstudy.measure.session import Session, log
-from llmstudy.measure.stream import token_stream
+from llmstudy.measure.text import Excerpt, TokenStream, token_stream
+
+
+@dataclass(frozen=True)
+class Settings(Excerpt):
+    """Settings of the reference, and of quality.
+
+    Attributes:
+        corpora: what is scored.
+        reference: the precision that the others are compared with.
+        protocols: the first is the one under which distributions are compared.
+        bos: whether every window begins with the beginning-of-text token.
+        kl_tokens: tokens of each corpus whose distributions are compared.
+    """
+
+    corpora: tuple[str, ...]
+    reference: str
+    protocols: tuple[Protocol, ...]
+    bos: bool
+    kl_tokens: int
 
 
 def measure(session: Session) -> dict:
-    """``{"corpora": [{"corpus", "protocol", "tokens", "bytes", "rounding_kl_mean_nats", "rounding_kl_max_nats"}]}``."""
+    """Return ``{"corpora": [{"corpus", "protocol", "tokens", "bytes", "rounding_kl_mean_nats",
+    "rounding_kl_max_nats"}]}``."""
+    settings = session.settings_as(Settings)
+    streams = {corpus: token_stream(session, corpus, settings) for corpus in settings.corpora}
+    require_space(session, settings, list(streams.values()))
     model, _ = session.load_model()
+    protocol = settings.protocols[0]
     results: dict = {"corpora": []}
-    protocol = session.settings["protocols"][0]
-    for corpus in session.settings["corpora"]:
-        stream = token_stream(session, corpus)
-        tokens = min(session.settings["kl_tokens"], len(stream.ids) - 1)
-        entry = {"corpus": corpus, "protocol": protocol_name(protocol, session.settings["bos"]), "tokens": tokens}
-        results["corpora"].append(entry | keep(session, model, stream, protocol, corpus, tokens))
+    for corpus, stream in streams.items():
+        entry = {"corpus": corpus, "protocol": protocol.name(settings.bos)}
+        results["corpora"].append(entry | store(session, model, stream, corpus, settings))
         session.save(results)
     return results
 
 
-def keep(session: Session, model, stream, protocol: dict, corpus: str, tokens: int) -> dict:
-    """Write the first ``tokens`` rows of log-probabilities; returns size and measured rounding error."""
-    import torch
-
-    vocabulary = session.weights.config().vocab_size
-    size = tokens * vocabulary * 2
+def require_space(session: Session, settings: Settings, streams: list[TokenStream]) -> None:
+    """Check for enough disk space before hours of scoring; artifacts are on the disk that they are published on. Raise
+    StudyError if there is too little."""
+    tokens = sum(rows_of(stream, settings) for stream in streams)
+    size = tokens * session.weights.config().vocab_size * np.dtype(np.float16).itemsize
     free = shutil.disk_usage(session.artifacts).free
-    log(f"{corpus}: reference log-probabilities take {size / 2**30:.2f} GiB of disk, {free / 2**30:.1f} GiB are free")
+    log(f"log-probabilities take {size / 2**30:.2f} GiB of disk, {free / 2**30:.1f} GiB are free")
     if size > free:
         raise StudyError(
-            f"quality.kl_tokens {session.settings['kl_tokens']}: needs {size / 2**30:.2f} GiB in "
-            f"{session.artifacts.parent}, {free / 2**30:.2f} GiB are free; lower it or free some space"
+            f"quality.kl_tokens: {settings.kl_tokens} needs {size / 2**30:.2f} GiB on the disk of "
+            f"{session.job.reference_folder}, {free / 2**30:.2f} GiB are free; lower it or free some space"
         )
+
+
+def rows_of(stream: TokenStream, settings: Settings) -> int:
+    """Return the number of scored tokens whose distribution is stored."""
+    return min(settings.kl_tokens, len(stream.ids) - 1)
+
+
+def store(session: Session, model, stream: TokenStream, corpus: str, settings: Settings) -> dict:
+    """Write the reference of one corpus; return its size and the measured error of the rounding to fp16."""
+    tokens = rows_of(stream, settings)
     top5 = np.empty((tokens, 5), dtype=np.int32)
     rounding = []
-    with logprobs_file(session.artifacts, corpus).open("wb") as file:
-        for positions, exact, _ in score(session, model, stream, protocol, session.settings["bos"]):
+    with _logprobs_file(session.artifacts, corpus).open("wb") as file:
+        for positions, exact, _ in score(session, model, stream, settings.protocols[0], settings.bos):
             rows = min(positions.stop, tokens) - positions.start
             if rows <= 0:
                 break
             exact = exact[:rows]
             rounded = exact.half()
-            restored = renormalise(rounded)
-            rounding.append((exact.exp() * (exact - restored)).sum(-1).cpu())
+            rounding.append(divergence(exact, renormalize(rounded)).cpu())
             file.write(rounded.cpu().numpy().tobytes())
             top5[positions.start : positions.start + rows] = exact.topk(5).indices.cpu().numpy()
-    np.save(top5_file(session.artifacts, corpus), top5)
+        size = file.tell()
+    partial = session.artifacts / "partial.npy"
+    np.save(partial, top5)
+    partial.replace(_top5_file(session.artifacts, corpus))
     kl = torch.cat(rounding)
-    return {"bytes": size, "rounding_kl_mean_nats": kl.mean().item(), "rounding_kl_max_nats": kl.max().item()}
+    return {
+        "tokens": tokens,
+        "bytes": size,
+        "rounding_kl_mean_nats": kl.mean().item(),
+        "rounding_kl_max_nats": kl.max().item(),
+    }
 
 
-def renormalise(rounded):
-    """fp32 log-probabilities [rows, vocabulary] that sum to one again after rounding to fp16."""
-    import torch
+class Reference:
+    """The stored log-probabilities of one corpus, read row by row in stream order."""
 
+    def __init__(self, folder: Path, corpus: str, vocabulary: int, device: str):
+        """Open the reference of a corpus. Raise FileNotFoundError if the reference left none."""
+        self.top5 = np.load(_top5_file(folder, corpus))
+        self.file = _logprobs_file(folder, corpus).open("rb")
+        self.tokens = len(self.top5)
+        self.vocabulary = vocabulary
+        self.device = device
+
+    def compare(self, start: int, candidate: torch.Tensor) -> dict[str, np.ndarray]:
+        """Compare rows ``start`` … with a candidate's log-probabilities fp32 [rows, vocabulary].
+
+        Returns:
+            float32 [rows] each: ``kl``, Σ p (ln p − ln q) in nats, p the reference and q the candidate; ``top1``, 1
+            where the most probable token is the same; ``top5``, the share of the reference's five most probable tokens
+            that are among the candidate's five.
+        """
+        rows = min(len(candidate), self.tokens - start)
+        candidate = candidate[:rows]
+        raw = self.file.read(rows * self.vocabulary * 2)
+        rounded = torch.frombuffer(bytearray(raw), dtype=torch.float16).view(rows, self.vocabulary)
+        best = candidate.topk(5).indices
+        top5 = torch.from_numpy(self.top5[start : start + rows]).to(self.device)
+        compared = {
+            "kl": divergence(renormalize(rounded.to(self.device)), candidate),
+            "top1": (best[:, 0] == top5[:, 0]).float(),
+            "top5": (best[:, :, None] == top5[:, None, :]).any(2).float().mean(1),
+        }
+        return {key: values.cpu().numpy() for key, values in compared.items()}
+
+
+def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Return KL(p ‖ q) of each row, nats [rows], from log-probabilities [rows, vocabulary]."""
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def renormalize(rounded: torch.Tensor) -> torch.Tensor:
+    """Return log-probabilities fp32 [rows, vocabulary] that sum to one again after rounding to fp16."""
     return torch.log_softmax(rounded.float(), dim=-1)
 
 
-def logprobs_file(folder, corpus: str):
-    """Where the rounded log-probabilities of a corpus lie, raw float16 rows."""
+def _logprobs_file(folder: Path, corpus: str) -> Path:
     return folder / f"{corpus}.logprobs.f16"
 
 
-def top5_file(folder, corpus: str):
-    """Where the reference's five most probable tokens lie, int32 [tokens, 5], best first."""
+def _top5_file(folder: Path, corpus: str) -> Path:
     return folder / f"{corpus}.top5.npy"

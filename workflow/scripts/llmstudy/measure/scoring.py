@@ -3,40 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
 
-from llmstudy.measure.stream import TokenStream, windows
+import torch
+
+from llmstudy import llama
+from llmstudy.errors import StudyError
+from llmstudy.measure.session import Session
+from llmstudy.measure.text import TokenStream, windows
 from llmstudy.progress import progress
-
-if TYPE_CHECKING:
-    import torch
-
-    from llmstudy.measure.session import Session
 
 # Rows of [rows, vocabulary] fp32 log-probabilities that exist at a time. On a CPU larger temporaries are mapped afresh
 # by the allocator each time, which costs more than the arithmetic; a GPU wants enough work per launch.
 ROWS = {"cpu": 32, "cuda": 512}
 
 
+@dataclass(frozen=True)
+class Protocol:
+    """How a text is cut into windows: ``window`` input tokens, of which each begins ``stride`` after the last."""
+
+    window: int
+    stride: int
+
+    def name(self, bos: bool) -> str:
+        """Return the label in records and tables."""
+        return llama.protocol_name(asdict(self), bos)
+
+
 def score(
-    session: Session, model, stream: TokenStream, protocol: dict, bos: bool
+    session: Session, model, stream: TokenStream, protocol: Protocol, bos: bool
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
     """Yield (positions, log_probabilities fp32 [rows, vocabulary], targets int64 [rows]) in stream order.
 
     ``positions`` counts scored tokens from 0: token 1 of the stream is position 0. With ``bos`` every window begins
-    with the beginning-of-text token and one real token less of context.
+    with the beginning-of-text token and one real token less of context. Raise StudyError if ``bos``, and the model has
+    no such token.
     """
-    import torch
-
+    start_id = session.weights.config().bos_token_id
+    if bos and start_id is None:
+        raise StudyError(
+            f"quality.bos: true, but the config of model {session.weights.name!r} has no bos_token_id; allowed: false"
+        )
     rows = ROWS[session.device]
     ids = torch.from_numpy(stream.ids).to(session.device)
-    start = torch.tensor([session.weights.config().bos_token_id], device=session.device) if bos else None
-    width = protocol["window"] - bos
-    plan = list(windows(len(ids), width, min(protocol["stride"], width)))
+    start = torch.tensor([start_id] * bos, dtype=ids.dtype, device=session.device)
+    width = protocol.window - bos
+    plan = list(windows(len(ids), width, min(protocol.stride, width)))
     for window in progress(plan, what="windows scored", total=len(plan), unit="window"):
-        inputs = ids[window.begin : window.end]
-        if bos:
-            inputs = torch.cat([start, inputs])
+        inputs = torch.cat([start, ids[window.begin : window.end]])
         # Not inference_mode around a yield: grad mode is per thread and would leak into the caller.
         with torch.no_grad(), session.attention_forced():
             logits = model(inputs[None], use_cache=False, logits_to_keep=window.scored).logits[0]
@@ -44,13 +58,9 @@ def score(
         for low in range(0, window.scored, rows):
             high = min(low + rows, window.scored)
             log_probabilities = torch.log_softmax(logits[low:high].float(), dim=-1)
-            yield (
-                slice(first + low, first + high),
-                log_probabilities,
-                ids[first + low + 1 : first + high + 1],
-            )
+            yield slice(first + low, first + high), log_probabilities, ids[first + low + 1 : first + high + 1]
 
 
 def true_token(log_probabilities: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log-probability of the token that came, [rows]."""
+    """Return the log-probability of the token that follows, [rows]."""
     return log_probabilities.gather(1, targets[:, None])[:, 0]

@@ -1,88 +1,82 @@
-"""What every measurement shares: the job, the device, the model, and where finished pieces go."""
+"""The session of a measuring process: its job and settings, device, model, and the results so far."""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, is_dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
 
 from llmstudy.errors import StudyError, Unsupported
-from llmstudy.fetch.weights import open_weights
-from llmstudy.measure.prompts import calibration_ids
+from llmstudy.fetch.weights import Weights, open_weights
+from llmstudy.measure.device import read_nvml
+from llmstudy.measure.text import calibration_ids
 from llmstudy.models import attention, precisions
 from llmstudy.runner import provenance
-from llmstudy.runner.failures import attempted
+from llmstudy.runner.failures import classify, traceback_tail
+from llmstudy.runner.job import Job
 
-SEED = 20230227  # torch's generators start from here in every measuring process
+Settings = TypeVar("Settings")
 
-
-def resolve_device(asked: str) -> str:
-    """``auto`` becomes ``cuda`` where there is a GPU; asking for a GPU that is not there is Unsupported."""
-    import torch
-
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise Unsupported("device 'cuda': no CUDA device is visible here; set device to 'auto' or 'cpu'")
-    return asked
-
-
-def thread_count(asked: int | None) -> int:
-    """Threads for the CPU: as configured, else what SLURM granted, else every core this process may run on.
-
-    Snakemake's ``--cores`` says how many jobs may run beside each other; a measurement is alone on its machine.
-    """
-    granted = os.environ.get("SLURM_CPUS_PER_TASK")
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return asked or (min(int(granted), available) if granted else available)
+SEED = 20230227  # of torch's generators, in every measuring process
 
 
 @dataclass
 class Session:
     """One measuring process.
 
-    job     identity, settings, model, corpora and prompt corpus (``plan.job``), limits (``steps.measure``)
-    device  ``cpu`` or ``cuda``, resolved
-    artifacts  folder for files that a measurement leaves beside its record
-    save    call with the results so far after each finished piece
+    Attributes:
+        job: what is measured, and where model and text are.
+        device: ``cpu`` or ``cuda``.
+        artifacts: folder for files that are published beside the record.
+        save: writes the results so far.
+        arrays: what ``arrays.npz`` holds so far, by key.
+        provenance: versions and hardware.
     """
 
-    job: dict
+    job: Job
     device: str
     artifacts: Path
     save: Callable[[dict], None]
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
     provenance: dict = field(init=False)
 
     def __post_init__(self):
-        import torch
-
         torch.manual_seed(SEED)
-        torch.set_num_threads(thread_count(self.job["threads"]))
+        torch.set_num_threads(thread_count(self.job.threads))
         self.provenance = provenance.of_process(self.device)
+        if "gpu" in self.provenance:
+            self.provenance["gpu"]["driver"] = read_nvml(lambda nvml, _: nvml.nvmlSystemGetDriverVersion())
 
-    @property
-    def settings(self) -> dict:
-        return self.job["settings"]
+    def settings_as(self, kind: type[Settings]) -> Settings:
+        """Return the job's settings as a dataclass, nested dataclasses and tuples of them included. Raise StudyError if
+        a key is missing or unknown."""
+        return build(kind, self.job.settings, f"settings of {self.job.identity.kind}")
 
     @cached_property
-    def weights(self):
-        return open_weights(Path(self.job["model_folder"]))
+    def weights(self) -> Weights:
+        """The fetched weights of the job's model."""
+        return open_weights(Path(self.job.model_folder))
 
     @cached_property
-    def precision(self):
-        return precisions.get(self.job["identity"]["precision"])
+    def precision(self) -> precisions.Precision:
+        """The job's precision."""
+        return precisions.get(self.job.identity.precision)
 
     def import_libraries(self) -> None:
-        """Import what loading needs: it is no part of the load time, nor of the model's memory (some 160 MB).
+        """Import what loading needs, so that it counts neither as load time nor as memory of the model (some 160 MB).
 
         Only what this precision needs: bitsandbytes takes over a second, in every process of a study.
         """
-        import torch
         from transformers import AutoModelForCausalLM
 
         with torch.device("meta"):
@@ -91,13 +85,10 @@ class Session:
             with suppress(ImportError):
                 import_module(package)
 
-    @property
-    def attention(self) -> str:
-        return self.job["identity"]["attention"]
-
-    def load_model(self):
-        """(model, seconds): the model in its precision on its device."""
-        import torch
+    def load_model(self) -> tuple[Any, float]:
+        """Return the model in its precision on its device, and the seconds that loading took. Raise Unsupported if the
+        precision does not run on this device, or a package is not installed."""
+        from transformers.utils import logging as transformers_logging
 
         if self.device not in self.precision.devices:
             raise Unsupported(
@@ -107,68 +98,110 @@ class Session:
         request = precisions.LoadRequest(
             weights=self.weights,
             device=self.device,
-            attention=attention.get(self.attention).implementation,
+            attention=attention.get(self.job.identity.attention).implementation,
             calibration_ids=calibration_ids(self) if self.precision.calibrated else None,
             device_map="auto" if self.device == "cuda" and torch.cuda.device_count() > 1 else None,
         )
-        from transformers.utils import logging as transformers_logging
-
         transformers_logging.disable_progress_bar()  # it redraws one line, which makes a log unreadable
         log(f"loading {self.weights.name} in {self.precision.name} on {self.device}")
         start = time.perf_counter()
         try:
             model = self.precision.load(request)
-        except ImportError as error:  # an attention or quantisation package that is not installed
+        except ImportError as error:  # a package of the attention kernel or of the quantization
             raise Unsupported(" ".join(str(error).split())) from error
         self.synchronize()
         return model, time.perf_counter() - start
 
-    @contextmanager
-    def attention_forced(self):
-        """Only the configured attention kernel may run within."""
-        with attention.forced(self.attention):
-            yield
+    def attention_forced(self) -> AbstractContextManager[None]:
+        """Return a context in which PyTorch may run the configured attention kernel alone."""
+        return attention.forced(self.job.identity.attention)
 
     def synchronize(self) -> None:
-        """Wait for the device."""
+        """Wait until the device has finished all work."""
         if self.device == "cuda":
-            import torch
-
             torch.cuda.synchronize()
 
     def free(self) -> None:
-        """Give cached memory back to the device."""
+        """Return unused cached memory to the device."""
         import gc
 
         gc.collect()
         if self.device == "cuda":
-            import torch
-
             torch.cuda.empty_cache()
 
-    def piece(self, results: dict, name: str, about: dict, run: Callable[[], dict]) -> None:
-        """Measure one of the pieces ``results[name]``; ``about`` says which.
+    @contextmanager
+    def case(self, results: dict, key: str, **about: Any) -> Iterator[dict]:
+        """Measure one case in the body of a ``with`` and save it: a workload, a protocol, a task.
 
-        One that fails keeps its status and reason, and costs none of the others.
+        The body fills the yielded entry. ``about`` identifies the case and is in its entry whatever happens; a failure
+        of the body becomes status and reason of the entry, so that the other cases are still measured.
+
+        Args:
+            results: the results so far.
+            key: the list in ``results`` that the entry is appended to.
+            about: what identifies the case.
         """
-        log(f"{name} {len(results[name]) + 1}: {about}")
-        entry = about | attempted(run)
-        log(f"  {entry['status']} {entry['reason']}")
-        results[name].append(entry)
-        self.save(results)  # first: after an error that CUDA does not recover from, freeing raises too
-        self.free()
+        log(f"{key} {len(results[key]) + 1}: {about}")
+        self.free()  # what the case before left; a failed one let go of it only when its exception was gone
+        entry: dict = {}
+        status, reason = "ok", ""
+        try:
+            yield entry
+        except Exception as error:
+            status, reason = classify(error)
+            if status == "error":
+                print("\n".join(traceback_tail(error, 60)), file=sys.stderr)
+            entry = {}
+        log(f"  {status} {reason}")
+        results[key].append(about | {"status": status, "reason": reason} | entry)
+        self.save(results)
 
-    def corpus_documents(self, name: str) -> list[str]:
-        """The documents of a fetched corpus, in order."""
-        import json
+    def keep_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+        """Add arrays to ``arrays.npz``, by replacing the file in one step: this process may be killed at any moment."""
+        path = self.artifacts / "arrays.npz"
+        partial = path.with_name(f"partial-{path.name}")
+        np.savez_compressed(partial, **(self.arrays | arrays))
+        partial.replace(path)
+        self.arrays |= arrays
 
-        path = Path(self.job["corpora"][name]) / "text.jsonl"
-        if not path.exists():
-            raise StudyError(f"{path}: missing; fetch it where there is a network: snakemake --cores 1 {path}")
-        with path.open(encoding="utf-8") as lines:
-            return [json.loads(line)["text"] for line in lines]
+
+def build(kind: type[Settings], values: dict, name: str) -> Settings:
+    """Return a dataclass from plain values, as they come out of JSON; ``name`` is for the error. Raise StudyError if a
+    key is missing or unknown."""
+    kinds = get_type_hints(kind)
+    if wrong := sorted(kinds.keys() ^ values.keys()):
+        raise StudyError(f"{name}: {wrong[0]!r} is missing or unknown; needed: {', '.join(kinds)}")
+    return kind(**{key: _converted(kinds[key], value, f"{name}: {key}") for key, value in values.items()})
+
+
+def _converted(kind: Any, value: Any, name: str) -> Any:
+    if is_dataclass(kind):
+        return build(kind, value, name)
+    if get_origin(kind) is tuple:
+        return tuple(_converted(get_args(kind)[0], one, name) for one in value)
+    return value
+
+
+def resolve_device(device: str) -> str:
+    """Return ``cpu`` or ``cuda``: ``auto`` is ``cuda`` where there is a GPU. Raise Unsupported if ``cuda`` without a
+    GPU."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Unsupported("device 'cuda': no CUDA device is visible here; set device to 'auto' or 'cpu'")
+    return device
+
+
+def thread_count(configured: int | None) -> int:
+    """Return the CPU threads: as configured, else as SLURM granted, else one for every core this process may use.
+
+    Snakemake's ``--cores`` says how many jobs may run beside each other; a measurement is alone on its machine.
+    """
+    granted = os.environ.get("SLURM_CPUS_PER_TASK")
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return configured or (min(int(granted), available) if granted else available)
 
 
 def log(message: str) -> None:
-    """One line in the job's log."""
+    """Print one line with the time to the job's log."""
     print(f"{time.strftime('%H:%M:%S')} {message}", flush=True)

@@ -1,90 +1,116 @@
-"""Latency: TTFT, every inter-token time and end-to-end time of greedy generation, one entry per workload.
+"""Speed: TTFT, every inter-token time (ITL) and end-to-end time of greedy generation, for each workload.
 
-All stamps come from inside one generate. The cold call, load time and compile time stand apart from the steady state.
+All times of a call are stamped inside one generate: TTFT is the time from the call to the first token, and TPOT is the
+mean of the times between the tokens after it. Cold call, load time and compile time are apart from the steady state.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from functools import partial
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
 
 from llmstudy import runtimes
 from llmstudy.measure import conditions, footprint
-from llmstudy.measure.bandwidth import copy_bandwidth_gb_s
+from llmstudy.measure.device import copy_bandwidth_gb_s
 from llmstudy.measure.energy import EnergyMeter
-from llmstudy.measure.prompts import prompt_batch
 from llmstudy.measure.session import Session, log
-from llmstudy.measure.steady import SteadyState
+from llmstudy.measure.text import prompt_batch
 from llmstudy.models.attention import prove
+from llmstudy.runner.job import Workload
 
-PROVING_TOKENS = 2  # one prefill and one decode step under the profiler
+PROOF_TOKENS = 2  # one prefill and one decode step under the profiler
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """When a warm-up ends: when the last ``minimum`` end-to-end times spread, as (max − min) / median, by less than
+    ``tolerance``, or after ``maximum`` calls."""
+
+    minimum: int
+    maximum: int
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of speed; calls are timed until both ``minimum_runs`` and ``minimum_seconds`` are reached."""
+
+    workloads: tuple[Workload, ...]
+    warmup: Warmup
+    minimum_runs: int
+    minimum_seconds: float
 
 
 def measure(session: Session) -> dict:
-    """``{"load_s", "bandwidth_gb_s", "attention_kernels", "workloads": [...]}``; saved after every workload."""
-    results: dict = {"workloads": []}
-    meter = EnergyMeter(session.device)  # measures idle power, which loading would raise
-    results["energy_source"] = meter.source
+    """Return ``{"energy_source", "bandwidth_gb_s", "load_s", "step_weight_bytes", "kv_bytes_per_token", "workloads":
+    [{"workload", "status", "reason", "compile_s", "cold_ms", "warmup_e2e_ms", "runs", "attention_kernels",
+    "joules_per_token", "conditions", "flags"}]}``."""
+    settings = session.settings_as(Settings)
+    meter = EnergyMeter(session.device)  # before the model is loaded, which would raise idle power
     bandwidth = copy_bandwidth_gb_s(session.device, session.synchronize)
     session.free()
     model, load_s = session.load_model()
-    weights = footprint.weight_bytes(model)
-    results |= {
-        "load_s": load_s,
-        "bandwidth_gb_s": bandwidth,
-        "step_weight_bytes": footprint.step_weight_bytes(model, weights),
-        "kv_bytes_per_token": footprint.kv_bytes_per_token(model.config, model.dtype),
-    }
     log(f"loaded in {load_s:.1f} s; copy bandwidth {bandwidth:.0f} GB/s")
+    results: dict = {
+        "energy_source": meter.source,
+        "bandwidth_gb_s": bandwidth,
+        "load_s": load_s,
+        "step_weight_bytes": footprint.step_weight_bytes(model),
+        "kv_bytes_per_token": footprint.kv_bytes_per_token(model),
+        "workloads": [],
+    }
     session.save(results)
-    for workload in session.settings["workloads"]:
-        measured = partial(measure_workload, session, model, workload, meter)
-        session.piece(results, "workloads", {"workload": workload}, measured)
+    for workload in settings.workloads:
+        with session.case(results, "workloads", workload=asdict(workload)) as entry:
+            entry |= measure_workload(session, model, workload, settings, meter)
     return results
 
 
-def measure_workload(session: Session, model, workload: dict, meter: EnergyMeter) -> dict:
-    """Cold call, warm-up until steady, then runs until both a count and a duration are reached."""
-    settings = session.settings
-    input_ids = prompt_batch(session, workload["batch"], workload["prompt_tokens"])
-    runtime = runtimes.get(session.job["identity"]["runtime"])(model, **workload)
+def measure_workload(session: Session, model, workload: Workload, settings: Settings, meter: EnergyMeter) -> dict:
+    """Return the entry of one workload: a cold call, warm-up until steady, timed calls, proof of the kernel."""
+    input_ids = prompt_batch(session, workload.batch, workload.prompt_tokens)
+    runtime = runtimes.get(session.job.identity.runtime)(model, **asdict(workload))
     try:
         with session.attention_forced():
             compile_s = runtime.prepare().compile_s
-            cold = run_once(runtime, input_ids, workload)
-            warmup, steady = warm_up(lambda: run_once(runtime, input_ids, workload), settings["warmup"])
+            cold = timed_call(runtime, input_ids, workload)
+            warmup, steady = warm_up(lambda: timed_call(runtime, input_ids, workload), settings.warmup)
             before = conditions.snapshot()
             meter.start()
-            runs = timed_runs(lambda: run_once(runtime, input_ids, workload), settings)
+            runs = timed_runs(lambda: timed_call(runtime, input_ids, workload), settings)
             joules = meter.joules()
             after = conditions.snapshot()
     finally:
         runtime.close()
-    session.free()  # a static cache of the proof must not stand beside that of the measurement
+    session.free()  # the static cache of the proof must not be beside that of the measurement
     kernels = prove_attention(session, model, workload, input_ids)
-    tokens = len(runs) * workload["batch"] * workload["new_tokens"]
+    tokens = len(runs) * workload.batch * workload.new_tokens
     return {
         "compile_s": compile_s,
         "cold_ms": cold["e2e_ms"],
-        "attention_kernels": kernels,
         "warmup_e2e_ms": warmup,
         "runs": runs,
+        "attention_kernels": kernels,
         "joules_per_token": None if joules is None else joules / tokens,
         "conditions": {"before": before, "after": after},
         "flags": conditions.flags(before, after, steady),
     }
 
 
-def run_once(runtime, input_ids, workload: dict) -> dict:
-    """One generation: TTFT, the times between tokens, and the end of the call, milliseconds.
+def timed_call(runtime: runtimes.Runtime, input_ids: torch.Tensor, workload: Workload) -> dict:
+    """Return ``{"ttft_ms", "itl_ms": [one for every token after the first], "e2e_ms"}`` of one generate, milliseconds.
 
-    Raises RuntimeError if the number of tokens is not what was asked for: such a time compares with nothing.
+    The mean of ``itl_ms`` is TPOT, (t_last − t_first) / (n − 1). Raise RuntimeError if another number of tokens came
+    than the workload has: such a time compares with nothing.
     """
     start = time.perf_counter()
     timeline = runtime.generate(input_ids)
     e2e_s = time.perf_counter() - start
-    expected = (workload["batch"], workload["new_tokens"])
+    expected = (workload.batch, workload.new_tokens)
     if tuple(timeline.tokens.shape) != expected or len(timeline.token_s) != expected[1]:
         raise RuntimeError(
             f"{tuple(timeline.tokens.shape)} tokens with {len(timeline.token_s)} stamps instead of {expected}"
@@ -97,13 +123,35 @@ def run_once(runtime, input_ids, workload: dict) -> dict:
     }
 
 
-def prove_attention(session: Session, model, workload: dict, input_ids) -> list[str]:
-    """Which attention kernels run for this workload; raises Unsupported if it is not the configured one.
+def warm_up(call: Callable[[], dict], warmup: Warmup) -> tuple[list[float], bool]:
+    """Return the end-to-end times of the warm-up, ms, and whether it ended because the last ones agree."""
+    times: list[float] = []
+    while len(times) < warmup.maximum:
+        times.append(call()["e2e_ms"])
+        last = times[-warmup.minimum :]
+        if len(last) == warmup.minimum and max(last) - min(last) < warmup.tolerance * statistics.median(last):
+            return times, True
+    return times, False
 
-    Preparing belongs to the proof: a captured graph shows its operators only while it is captured.
+
+def timed_runs(call: Callable[[], dict], settings: Settings) -> list[dict]:
+    """Return at least ``minimum_runs`` calls that together take at least ``minimum_seconds``."""
+    runs: list[dict] = []
+    start = time.perf_counter()
+    while len(runs) < settings.minimum_runs or time.perf_counter() - start < settings.minimum_seconds:
+        runs.append(call())
+    log(f"  {len(runs)} runs, median {statistics.median(run['e2e_ms'] for run in runs):.1f} ms")
+    return runs
+
+
+def prove_attention(session: Session, model, workload: Workload, input_ids: torch.Tensor) -> list[str]:
+    """Return the attention kernels that run for a workload.
+
+    Preparing is part of the proof: a captured graph shows its operators only while it is captured. Raise Unsupported if
+    another kernel than the configured one ran.
     """
-    runtime = runtimes.get(session.job["identity"]["runtime"])
-    short = runtime(model, workload["batch"], workload["prompt_tokens"], PROVING_TOKENS)
+    runtime = runtimes.get(session.job.identity.runtime)
+    short = runtime(model, workload.batch, workload.prompt_tokens, PROOF_TOKENS)
 
     def run() -> None:
         short.prepare()
@@ -111,26 +159,6 @@ def prove_attention(session: Session, model, workload: dict, input_ids) -> list[
 
     try:
         with session.attention_forced():
-            return prove(session.attention, run)
+            return prove(session.job.identity.attention, run)
     finally:
         short.close()
-
-
-def warm_up(run, settings: dict) -> tuple[list[float], bool]:
-    """Run until the last few end-to-end times agree or the maximum is reached: (their times in ms, steady)."""
-    state = SteadyState(window=settings["minimum"], tolerance=settings["tolerance"], maximum=settings["maximum"])
-    times = []
-    while True:
-        times.append(run()["e2e_ms"])
-        if state.add(times[-1]):
-            return times, state.steady
-
-
-def timed_runs(run, settings: dict) -> list[dict]:
-    """Runs until at least ``minimum_runs`` and at least ``minimum_seconds`` of them."""
-    runs: list[dict] = []
-    start = time.perf_counter()
-    while len(runs) < settings["minimum_runs"] or time.perf_counter() - start < settings["minimum_seconds"]:
-        runs.append(run())
-    log(f"  {len(runs)} runs, median {statistics.median(run['e2e_ms'] for run in runs):.1f} ms")
-    return runs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 from llmstudy.errors import StudyError, Unsupported
@@ -35,17 +34,6 @@ def classify(error: BaseException) -> tuple[str, str]:
     if isinstance(error, StudyError):
         return "error", message
     return "error", f"{type(error).__name__}: {message}"
-
-
-def attempted(run: Callable[[], dict]) -> dict:
-    """Return what ``run`` measured with status ok, or status and reason of its failure, which costs no other case."""
-    try:
-        return {"status": "ok", "reason": ""} | run()
-    except Exception as error:
-        status, reason = classify(error)
-        if status == "error":
-            print("\n".join(traceback_tail(error, 60)), file=sys.stderr)
-        return {"status": status, "reason": reason}
 
 
 def traceback_tail(error: BaseException, lines: int = 15) -> list[str]:

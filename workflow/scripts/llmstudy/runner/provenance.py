@@ -65,7 +65,6 @@ def of_process(device: str) -> dict:
             "multiprocessors": properties.multi_processor_count,
             "compute_capability": f"{properties.major}.{properties.minor}",
             "cuda": torch.version.cuda,
-            "driver": _driver_version(),
         }
     return found
 
@@ -103,10 +102,3 @@ def _cpuinfo() -> list[str]:
         return Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return []
-
-
-def _driver_version() -> str | None:
-    from llmstudy.measure import gpu
-
-    with gpu.handle() as nvml:
-        return nvml.driver if nvml else None

@@ -1,7 +1,7 @@
-"""One attention kernel alone, over context lengths: time, arithmetic rate, memory and error.
+"""One attention kernel alone, over context lengths: time, memory and error.
 
-It is called through the library's own attention function with the model's heads, so that repeating KV heads, masks
-and copies cost here what they cost in the model. Inputs are standard normal in 16 bit, batch 1. ``prefill`` is causal
+It is called through the library's attention function with the model's heads, so that repeating KV heads, masks and
+copies cost here what they cost in the model. Inputs are standard normal in 16 bit, batch 1. ``prefill`` is causal
 over n tokens; ``decode`` is one query row against n keys.
 """
 
@@ -9,77 +9,92 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+
+import torch
 
 from llmstudy.errors import Unsupported
+from llmstudy.llama import Shape
 from llmstudy.measure.session import Session
 from llmstudy.models import attention
 
-if TYPE_CHECKING:
-    import torch
-
-SECONDS_PER_REPEAT = 0.05  # calls are repeated for so long between two looks at the clock
+SECONDS_PER_REPEAT = 0.05  # calls are repeated for so long between two readings of the clock
 REFERENCE_ROWS = 256  # query rows whose fp32 scores exist at a time
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Context lengths in tokens, which may exceed the model's, and timings of each point."""
+
+    contexts: tuple[int, ...]
+    repeats: int
+
+
 def measure(session: Session) -> dict:
-    """``{"heads", "kv_heads", "head_dim", "points": [{"context", "phase", "status", "reason", "time_ms": [per repeat],
-    "extra_bytes", "max_abs_error", "kernels"}]}``; saved after every point."""
+    """Return ``{"heads", "kv_heads", "head_dim", "points": [{"context", "phase", "status", "reason", "time_ms": [one
+    for each repeat], "extra_bytes", "max_abs_error", "kernels"}]}``."""
+    settings = session.settings_as(Settings)
     operation = Operation(session)
     operation.require_package()
     results: dict = operation.shape | {"points": []}
-    for context in session.settings["contexts"]:
+    for context in settings.contexts:
         for phase in ("prefill", "decode"):
-            point = {"context": context, "phase": phase}
-            session.piece(results, "points", point, partial(operation.measure, context, phase == "decode"))
+            with session.case(results, "points", context=context, phase=phase) as entry:
+                entry |= operation.measure(context, phase == "decode", settings.repeats)
     return results
 
 
 class Operation:
-    """The attention of one model in one kernel."""
+    """The attention of one model's layer in one kernel; ``shape`` has its numbers of heads and their width."""
 
     def __init__(self, session: Session):
-        import torch
+        from transformers import LlamaConfig
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
         from transformers.models.llama.modeling_llama import LlamaAttention, eager_attention_forward
 
         self.session = session
-        config = session.weights.config()
-        implementation = attention.get(session.attention).implementation
-        config._attn_implementation = implementation
-        with torch.device("meta"):  # only its numbers are read, no weights
+        self.name = session.job.identity.attention
+        implementation = attention.get(self.name).implementation
+        model = Shape.of(session.weights.config())
+        self.shape = {"heads": model.heads, "kv_heads": model.kv_heads, "head_dim": model.head_dim}
+        config = LlamaConfig(
+            hidden_size=model.heads * model.head_dim,
+            num_attention_heads=model.heads,
+            num_key_value_heads=model.kv_heads,
+            head_dim=model.head_dim,
+            attn_implementation=implementation,
+        )
+        with torch.device("meta"):  # its weights are not used
             self.module = LlamaAttention(config, layer_idx=0).eval()
         self.function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         self.masked = implementation == "eager"
-        self.shape = {
-            "heads": config.num_attention_heads,
-            "kv_heads": config.num_key_value_heads,
-            "head_dim": self.module.head_dim,
-        }
 
     def require_package(self) -> None:
         """Raise Unsupported if the kernel's package is not installed.
 
-        Once for all points: the library may take a package whose import failed for loaded when it is called again.
+        Call it once, before all points: after a failed import the library may take the package for loaded.
         """
         try:
             self.call(*self.inputs(context=16, rows=1))
         except ImportError as error:
-            raise Unsupported(f"attention {self.session.attention!r}: {' '.join(str(error).split())}") from error
+            raise Unsupported(f"attention {self.name!r}: {' '.join(str(error).split())}") from error
         except (RuntimeError, ValueError):
             pass  # a kernel that cannot serve these inputs may serve the configured ones
 
     def call(self, query, key, value, mask=None) -> torch.Tensor:
-        """The library's attention on the device; causal if there are several query rows."""
+        """Return the library's attention, [1, rows, heads, head_dim]; causal if there are several query rows."""
         return self.function(
             self.module, query, key, value, mask, dropout=0.0, scaling=self.module.scaling, is_causal=query.shape[2] > 1
         )[0]
 
-    def measure(self, context: int, decode: bool) -> dict:
-        """One point; raises Unsupported if another kernel than the configured one ran."""
-        import torch
+    def measure(self, context: int, decode: bool, repeats: int) -> dict:
+        """Return the times, memory, error and kernels of one point.
 
+        Raises:
+            Unsupported: another kernel than the configured one ran.
+            FloatingPointError: the output is not finite.
+        """
         query, key, value = self.inputs(context, 1 if decode else context)
         mask = self.mask(context) if self.masked and not decode else None
         run = partial(self.call, query, key, value, mask)
@@ -91,12 +106,11 @@ class Operation:
             del output, exact
             if not math.isfinite(error):
                 raise FloatingPointError("the kernel's output is not finite")
-            times = self.times(run)
+            times = self.times(run, repeats)
         return {"time_ms": times, "extra_bytes": extra_bytes, "max_abs_error": error, "kernels": kernels}
 
     def inputs(self, context: int, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """query [1, heads, rows, head_dim], key and value [1, KV heads, context, head_dim], bf16."""
-        import torch
+        """Return query [1, heads, rows, head_dim], key and value [1, KV heads, context, head_dim], bf16."""
 
         def normal(heads: int, length: int) -> torch.Tensor:
             drawn = torch.randn(1, heads, length, self.shape["head_dim"], device=self.session.device)
@@ -106,28 +120,25 @@ class Operation:
         return normal(self.shape["heads"], rows), normal(kv_heads, context), normal(kv_heads, context)
 
     def mask(self, context: int) -> torch.Tensor:
-        """The additive causal mask that eager attention takes, [1, 1, context, context]."""
-        import torch
-
+        """Return the additive causal mask of eager attention, bf16 [1, 1, context, context]."""
         low = torch.finfo(torch.bfloat16).min
         full = torch.full((context, context), low, dtype=torch.bfloat16, device=self.session.device)
         return full.triu_(1)[None, None]
 
     def prove(self, run: Callable[[], object]) -> list[str]:
-        """The kernels that ran."""
+        """Return the kernels that ran. Raise Unsupported if none of the configured kind is available, or another one
+        ran."""
         try:
             run()
         except (RuntimeError, ValueError) as error:
             if _unavailable(error):
                 message = " ".join(str(error).split())
-                raise Unsupported(f"attention {self.session.attention!r}: {message}") from error
+                raise Unsupported(f"attention {self.name!r}: {message}") from error
             raise
-        return attention.prove(self.session.attention, run)
+        return attention.prove(self.name, run)
 
     def peak(self, run: Callable[[], torch.Tensor]) -> tuple[int | None, torch.Tensor]:
-        """(bytes that the call takes at its peak on top of its inputs, its output); None on a CPU."""
-        import torch
-
+        """Return (bytes that the call takes at its peak on top of its inputs, None on a CPU; its output)."""
         if self.session.device != "cuda":
             return None, run()
         torch.cuda.synchronize()
@@ -137,13 +148,12 @@ class Operation:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before, output
 
-    def times(self, run: Callable[[], object]) -> list[float]:
-        """Milliseconds of one call, one figure per repeat; many calls per repeat where one is short.
+    def times(self, run: Callable[[], object], repeats: int) -> list[float]:
+        """Return the milliseconds of one call, one figure per repeat; many calls per repeat where one is short.
 
         On CUDA the call is captured once and replayed: calling it takes the host longer than a short context takes the
         device.
         """
-        import torch
         from torch.utils.benchmark import Timer
 
         if self.session.device == "cuda":
@@ -153,16 +163,14 @@ class Operation:
             run = graph.replay
         timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
         calls = max(1, round(SECONDS_PER_REPEAT / timer.timeit(1).mean))
-        return [1e3 * timer.timeit(calls).mean for _ in range(self.session.settings["repeats"])]
+        return [1e3 * timer.timeit(calls).mean for _ in range(repeats)]
 
 
 def reference(query, key, value, scaling: float) -> torch.Tensor:
-    """Textbook causal attention in fp32, [1, heads, rows, head_dim], a few query rows at a time.
+    """Return textbook causal attention in fp32, [1, heads, rows, head_dim], computed a few query rows at a time.
 
     The last query row sees all keys. GQA: query head h reads KV head h // (heads / KV heads).
     """
-    import torch
-
     group = query.shape[1] // key.shape[1]
     key, value = (tensor.float().repeat_interleave(group, dim=1) for tensor in (key, value))
     rows, context = query.shape[2], key.shape[2]
@@ -177,10 +185,6 @@ def reference(query, key, value, scaling: float) -> torch.Tensor:
 
 
 def _unavailable(error: Exception) -> bool:
-    """Whether an error says that the kernel does not serve this device or shape."""
-    words = (
-        "no viable backend",
-        "no available kernel",
-        "execution plans",  # cuDNN has none for the shape
-    )
+    """Return whether an error says that there is no kernel for this device or shape."""
+    words = ("no viable backend", "no available kernel", "execution plans")  # the last: cuDNN has none for the shape
     return any(word in str(error).lower() for word in words)

@@ -1,7 +1,7 @@
-"""The frontier of a GPU at one context: the batch that the memory model says fits, and one that it says does not, run.
+"""The frontier of a GPU at one context: run a batch that fits by the memory model, and one that does not.
 
-The model is fitted to the memory record of the same configuration. A batch a little below the predicted one and a batch
-a little above it are run, a prefill and one decode step each. Where the prediction misses, a few runs more look for the
+The model is fitted to the memory record of the same configuration. A batch a little below the predicted largest and one
+a little above it are run, a prefill and one decode step each. If the prediction misses, a few more runs search for the
 frontier. The allocator's segments may grow here (the job's ``allocator``): what its default loses to fragments depends
 on the order of allocations, not on their sum.
 """
@@ -9,13 +9,16 @@ on the order of allocations, not on their sum.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import ceil, floor
 from pathlib import Path
 
+import torch
+
 from llmstudy.errors import Unsupported
 from llmstudy.measure.memory import PeakProbe, peaks_of_generation
-from llmstudy.measure.prompts import prompt_batch
 from llmstudy.measure.session import Session, log
+from llmstudy.measure.text import prompt_batch
 from llmstudy.runner import record as records
 from llmstudy.runner.failures import classify, is_out_of_memory
 from llmstudy.stats.capacity import MemoryModel, Usage, fit_memory
@@ -28,20 +31,38 @@ BELOW, ABOVE = 0.97, 1.05
 FURTHER_RUNS = 3  # after a prediction that missed
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the verification.
+
+    Attributes:
+        contexts: prompt plus new tokens; the longest that the model takes is run.
+        device_gib: size of the device that is verified, at most that of the present one; None takes the present one.
+        memory_record: path of the record that the prediction is fitted to.
+    """
+
+    contexts: tuple[int, ...]
+    device_gib: float | None
+    memory_record: str
+
+
 def measure(session: Session) -> dict:
-    """``{"context_tokens", "usable_gib", "largest_batch", "below", "above", "runs": [{"batch", "status", "reason"} and
-    peaks in bytes where it fits]}``; saved after every run. Out of memory is a finding; any other failure ends the
-    record with its status."""
-    context = longest_context(session)
+    """Return ``{"context_tokens", "usable_gib", "largest_batch", "below", "above", "runs": [{"batch", "status",
+    "reason", and peaks in bytes where it fits}]}``; saved after every run.
+
+    Out of memory is a result; any other failure ends the record with its status.
+    """
+    settings = session.settings_as(Settings)
+    context = longest_context(settings.contexts, session.weights.context)
     results: dict = {"context_tokens": context, "runs": []}
     session.save(results)
     require_one_gpu(session.device)
-    memory = memory_model(Path(session.settings["memory_record"]))
-    limit_device(session.settings["device_gib"])
+    memory = memory_model(Path(settings.memory_record))
+    limit_device(settings.device_gib)
     probe = PeakProbe(session.device)
     model, _ = session.load_model()
     session.free()
-    results["usable_gib"] = usable_gib(session.settings["device_gib"])
+    results["usable_gib"] = usable_gib(settings.device_gib)
     results["largest_batch"] = memory.largest_batch(context, results["usable_gib"])
     results["below"], results["above"] = around(results["largest_batch"])
     session.save(results)
@@ -68,25 +89,23 @@ def measure(session: Session) -> dict:
     return results
 
 
-def longest_context(session: Session) -> int:
-    """The longest of the job's contexts that the model takes; raises Unsupported if there is none."""
-    asked = session.settings["contexts"]
-    taken = [context for context in asked if NEW_TOKENS < context <= session.weights.context]
+def longest_context(contexts: tuple[int, ...], limit: int) -> int:
+    """Return the longest of the contexts that a model with a context of ``limit`` tokens takes. Raise Unsupported if
+    there is none."""
+    taken = [context for context in contexts if NEW_TOKENS < context <= limit]
     if not taken:
         raise Unsupported(
-            f"extras.capacity.contexts: none of {asked} suits the model; allowed: {NEW_TOKENS + 1} to its context of "
-            f"{session.weights.context}"
+            f"diagnostics.capacity.contexts: none of {list(contexts)} suits the model; allowed: {NEW_TOKENS + 1} to "
+            f"its context of {limit}"
         )
     return max(taken)
 
 
 def require_one_gpu(device: str) -> None:
-    """Raise Unsupported where running out of memory would harm others, or does not say which device was full."""
-    import torch
-
+    """Raise Unsupported if running out of memory would harm others, or would not tell which device was full."""
     if device != "cuda":
         raise Unsupported(
-            f"device {device!r}: the largest batch is verified on CUDA alone; without memory left a host takes all its "
+            f"device {device!r}: the largest batch is verified on CUDA alone; a host without memory takes all its "
             "processes down"
         )
     if torch.cuda.device_count() > 1:
@@ -97,7 +116,8 @@ def require_one_gpu(device: str) -> None:
 
 
 def memory_model(record: Path) -> MemoryModel:
-    """Fit the model to a memory record of a GPU; raise Unsupported where too few of its workloads were measured."""
+    """Return the memory model fitted to a memory record of a GPU. Raise Unsupported if too few of its workloads were
+    measured."""
     results = records.read(record)["results"]
     measured = [entry for entry in results.get("workloads", []) if entry["status"] == "ok"]
     weights = sum(sum(sizes.values()) for sizes in results.get("weights", {}).values()) / GIB
@@ -118,43 +138,39 @@ def memory_model(record: Path) -> MemoryModel:
 
 
 def limit_device(device_gib: float | None) -> None:
-    """Let this process take no more than a device of ``device_gib`` has, so that a smaller one than the present can be
-    verified; None takes the present one as it is."""
-    import torch
-
+    """Limit this process to the memory of a device of ``device_gib``, so that a smaller one than the present can be
+    verified. Raise Unsupported if the present device is smaller."""
     if device_gib is None:
         return
     _, total = torch.cuda.mem_get_info()
     if device_gib * GIB > total:
         raise Unsupported(
-            f"extras.capacity.device_gib: {device_gib:g} GiB; allowed: up to this GPU's {total / GIB:.1f}"
+            f"diagnostics.capacity.device_gib: {device_gib:g} GiB; allowed: up to this GPU's {total / GIB:.1f}"
         )
     torch.cuda.set_per_process_memory_fraction(device_gib * GIB / total)
 
 
 def usable_gib(device_gib: float | None) -> float:
-    """What PyTorch's allocator can hold on this device at most, GiB: what it has reserved and what is free.
+    """Return what PyTorch's allocator can hold on this device at most, GiB: what it has reserved and what is free.
 
     The device's size on paper also counts what ECC, the CUDA context, loaded kernels and other processes hold, half a
-    GiB and more, so a batch that fits it on paper may not run. To be asked after the model is loaded, when context and
+    GiB and more, so a batch that fits it on paper may not run. Call this after the model is loaded, when context and
     libraries are there.
     """
-    import torch
-
     free, _ = torch.cuda.mem_get_info()
     usable = (free + torch.cuda.memory_reserved()) / GIB
     return usable if device_gib is None else min(usable, device_gib)
 
 
 def around(largest: int) -> tuple[int, int]:
-    """The batches just below and just above a predicted frontier; 0 below where not even one is said to fit."""
+    """Return the batches just below and just above a predicted frontier; 0 below if not even 1 is predicted to fit."""
     return min(largest, max(1, floor(BELOW * largest))), max(largest + 1, ceil(ABOVE * largest))
 
 
 def locate(fits: Callable[[int], bool], largest: int) -> tuple[int, int | None]:
-    """(largest batch known to fit, smallest known not to or None if all fitted), by few calls of ``fits``.
+    """Return (largest batch known to fit, smallest known not to or None if all fitted) after few calls of ``fits``.
 
-    Two where the prediction holds; one that does not fit below it makes the one above needless. After a miss the steps
+    Two if the prediction holds; if the batch below it does not fit, the one above is not run. After a miss the steps
     away from the prediction double until the frontier lies between two batches, which then approach each other.
     """
     below, above = around(largest)

@@ -1,50 +1,72 @@
 """Why a decode step takes as long as it does: launches, host waits, device time, bytes and arithmetic per token.
 
 Two generations of the same prompt that differ by ``steps`` decode steps are profiled; what the longer one has more,
-divided by ``steps``, belongs to one step. That holds for every runtime, and leaves prefill out of it. Times of the step
-itself come from runs without the profiler, which slows the host down.
+divided by ``steps``, belongs to one step. That holds for every runtime, and excludes the prefill. Times of the step
+come from runs without the profiler, which slows the host down.
 """
 
 from __future__ import annotations
 
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from statistics import fmean, median
+
+import torch
 
 from llmstudy import runtimes
 from llmstudy.errors import Unsupported
+from llmstudy.llama import Shape
 from llmstudy.measure import footprint
-from llmstudy.measure.bandwidth import copy_bandwidth_gb_s
-from llmstudy.measure.diagnostics.trace import Trace, per_step, record
-from llmstudy.measure.flops import matmul_tflops, step_flops
-from llmstudy.measure.prompts import prompt_batch
+from llmstudy.measure.device import copy_bandwidth_gb_s, matmul_tflops
 from llmstudy.measure.session import Session, log
-from llmstudy.measure.speed import run_once
+from llmstudy.measure.speed import timed_call
+from llmstudy.measure.text import prompt_batch
+from llmstudy.runner.job import PROFILE_TOKENS, Workload
 
-SHORT = 2  # new tokens of the shorter generation: prefill and one step
-RUNS = 3  # of each kind; medians
+RUNS = 3  # of each generation, with and without the profiler
+TOP = 5  # kernels that are named
+LAUNCHES = re.compile(r"^(cuda|cu)(LaunchKernel|LaunchCooperativeKernel|GraphLaunch)")
+# Host waits for the device; a blocking copy shows as the stream synchronization that it does.
+WAITS = re.compile(r"^(cuda|cu|ctx)(Stream|Device|Event|Ctx)Synchronize")
+# On the CPU nothing waits, but these are the reads of a value that would make the host wait for a GPU.
+VALUE_READS = "aten::_local_scalar_dense"
+# Matrix products by name: aten::mm, addmm, bmm; cuBLAS' gemm, gemv, xmma, nvjet; CUTLASS; the kernels of this project.
+MATMUL = re.compile(r"mm|gemv|matmul|matvec|cutlass|nvjet|linear|rows_kernel|tile_kernel")
+# GPU kernels that match it too: attention is templated on cutlass::bfloat16_t or called wgmma.
+NOT_MATMUL = re.compile(r"flash|fmha|sdpa|attention|dequant")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sequences, tokens of each prompt, and decode steps to average over."""
+
+    batch: int
+    prompt_tokens: int
+    steps: int
 
 
 def measure(session: Session) -> dict:
-    """``{"workload", "bandwidth_gb_s", "matmul_tflops", "step_bytes", "step_flops", "tpot_ms", "step"}``, the last as
-    from ``trace.per_step``."""
-    import torch
-
-    settings = session.settings
-    workload = {"batch": settings["batch"], "prompt_tokens": settings["prompt_tokens"]}
+    """Return ``{"workload", "bandwidth_gb_s", "matmul_tflops", "step_bytes", "step_flops", "tpot_ms", "step"}``,
+    ``step`` as ``per_step`` returns it. Raise Unsupported if the profiler sees no kernel of the GPU, or the model is no
+    LLaMA."""
+    settings = session.settings_as(Settings)
+    short = Workload(settings.batch, settings.prompt_tokens, PROFILE_TOKENS)
+    long = Workload(settings.batch, settings.prompt_tokens, PROFILE_TOKENS + settings.steps)
     bandwidth = copy_bandwidth_gb_s(session.device, session.synchronize)
     session.free()
-    peak = matmul_tflops(session.device, getattr(torch, session.precision.compute_dtype), session.synchronize)
+    dtype = getattr(torch, session.precision.compute_dtype)
+    tflops = matmul_tflops(session.device, dtype, session.synchronize)
     model, _ = session.load_model()
-    results = {
-        "workload": workload | {"new_tokens": SHORT + settings["steps"]},
-        "bandwidth_gb_s": bandwidth,
-        "matmul_tflops": peak,
-        **demand(model, workload["batch"], workload["prompt_tokens"] + settings["steps"] / 2),
-    }
+    results = {"workload": asdict(long), "bandwidth_gb_s": bandwidth, "matmul_tflops": tflops}
+    results |= demand(model, settings.batch, settings.prompt_tokens + settings.steps / 2)
     session.save(results)
-    input_ids = prompt_batch(session, **workload)
-    short, _ = profiled(session, model, input_ids, workload | {"new_tokens": SHORT})
-    long, tpot_ms = profiled(session, model, input_ids, workload | {"new_tokens": SHORT + settings["steps"]})
-    results |= {"tpot_ms": tpot_ms, "step": per_step(short, long, settings["steps"])}
+    input_ids = prompt_batch(session, settings.batch, settings.prompt_tokens)
+    short_traces, _ = profiled(session, model, input_ids, short)
+    long_traces, tpot_ms = profiled(session, model, input_ids, long)
+    results |= {"tpot_ms": tpot_ms, "step": per_step(short_traces, long_traces, settings.steps)}
     if session.device == "cuda" and results["step"]["kernels"] <= 0:  # without CUPTI the profiler sees the host alone
         raise Unsupported("profiler: it saw no kernel of the device in a decode step; CUPTI is not available here")
     log(f"{tpot_ms:.2f} ms per token; {results['step']}")
@@ -52,23 +74,159 @@ def measure(session: Session) -> dict:
 
 
 def demand(model, batch: int, context: float) -> dict:
-    """What one decode step cannot do without: bytes to read and floating-point operations, for the whole batch."""
-    weights = footprint.weight_bytes(model)
-    kv_bytes = footprint.kv_bytes_per_token(model.config, model.dtype) * batch * context
+    """Return ``{"step_bytes", "step_flops"}``: bytes that one decode step of the whole batch must read, and its
+    floating-point operations. Raise Unsupported if the linear layers of the model are not those of a LLaMA, whose
+    arithmetic is known."""
+    shape = Shape.of(model.config)
+    modules = [linear.module for linear in footprint.decoder_linears(model)] + [model.get_output_embeddings()]
+    if sum(module.in_features * module.out_features for module in modules) != shape.matmul_weights:
+        raise Unsupported(f"profile: the linear layers of model type {model.config.model_type!r} are not LLaMA's")
+    kv_bytes = footprint.kv_bytes_per_token(model) * batch * context
     return {
-        "step_bytes": int(footprint.step_weight_bytes(model, weights) + kv_bytes),
-        "step_flops": int(step_flops(model.config, batch, context)),
+        "step_bytes": int(footprint.step_weight_bytes(model) + kv_bytes),
+        "step_flops": int(shape.flops(batch, context)),
     }
 
 
-def profiled(session: Session, model, input_ids, workload: dict) -> tuple[list[Trace], float]:
-    """(traces of several runs, TPOT in ms without the profiler) of one workload."""
-    runtime = runtimes.get(session.job["identity"]["runtime"])(model, **workload)
+def profiled(session: Session, model, input_ids: torch.Tensor, workload: Workload) -> tuple[list[Trace], float]:
+    """Return (traces of several runs, TPOT in ms without the profiler) of one workload."""
+    runtime = runtimes.get(session.job.identity.runtime)(model, **asdict(workload))
     try:
         with session.attention_forced():
             runtime.prepare()
-            runs = [run_once(runtime, input_ids, workload) for _ in range(1 + RUNS)][1:]
-            traces = [record(lambda: runtime.generate(input_ids), session.device) for _ in range(RUNS)]
+            runs = [timed_call(runtime, input_ids, workload) for _ in range(1 + RUNS)][1:]
+            traces = [trace(lambda: runtime.generate(input_ids), session.device) for _ in range(RUNS)]
     finally:
         runtime.close()
     return traces, median(fmean(run["itl_ms"]) for run in runs)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One profiler event, times in µs.
+
+    Attributes:
+        device: whether it ran on the GPU.
+        own: time without the events inside it.
+        top: whether it is an operator that no other operator called.
+    """
+
+    name: str
+    device: bool
+    start: float
+    end: float
+    own: float
+    top: bool
+
+
+@dataclass
+class Trace:
+    """Counts and times (ms) of one profiled call.
+
+    Attributes:
+        launches: kernel and graph launches by the host; 0 on a CPU.
+        waits: host synchronizations; on a CPU values read back.
+        operators: operators called from outside any operator.
+        kernels: kernels that the device ran, without copies and fills; on a CPU the same as operators.
+        busy_ms: time in which at least one kernel (on a CPU: operator) ran.
+        wall_ms: the whole call, under the profiler.
+        own_ms: time by kernel (on a CPU: by operator, without those it calls); kernels that overlap count in full.
+    """
+
+    launches: int = 0
+    waits: int = 0
+    operators: int = 0
+    kernels: int = 0
+    busy_ms: float = 0.0
+    wall_ms: float = 0.0
+    own_ms: Counter = field(default_factory=Counter)
+
+
+def trace(run: Callable[[], object], device: str) -> Trace:
+    """Profile one call of ``run``, which must leave nothing running on the device."""
+    from torch.profiler import ProfilerActivity
+
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
+    with torch.profiler.profile(activities=activities) as profile:
+        start = time.perf_counter()
+        run()
+        wall_ms = 1e3 * (time.perf_counter() - start)
+    return summarize(_events(profile), wall_ms, device)
+
+
+def _events(profile: torch.profiler.profile) -> Iterable[Event]:
+    from torch.autograd import DeviceType
+
+    for event in profile.events():
+        span = event.time_range
+        on_device = event.device_type != DeviceType.CPU
+        own = span.elapsed_us() if on_device else event.self_cpu_time_total
+        yield Event(event.name, on_device, span.start, span.end, own, "::" in event.name and not _called(event))
+
+
+def _called(event) -> bool:
+    """Return whether an operator called this one."""
+    parent = event.cpu_parent
+    while parent is not None and "::" not in parent.name:
+        parent = parent.cpu_parent
+    return parent is not None
+
+
+def summarize(events: Iterable[Event], wall_ms: float, device: str) -> Trace:
+    """Return the counts and times of one call from its events."""
+    trace = Trace(wall_ms=wall_ms)
+    intervals: list[tuple[float, float]] = []
+    for event in events:
+        if event.device:
+            trace.kernels += not event.name.startswith(("Memcpy", "Memset"))
+            intervals.append((event.start, event.end))
+            trace.own_ms[event.name] += event.own / 1e3
+            continue
+        trace.launches += bool(LAUNCHES.match(event.name))
+        trace.waits += event.name == VALUE_READS if device == "cpu" else bool(WAITS.match(event.name))
+        trace.operators += event.top
+        if device == "cpu" and "::" in event.name:
+            trace.own_ms[event.name] += event.own / 1e3
+            if event.top:
+                intervals.append((event.start, event.end))
+    if device == "cpu":
+        trace.kernels = trace.operators
+    trace.busy_ms = covered(intervals) / 1e3
+    return trace
+
+
+def covered(intervals: Iterable[tuple[float, float]]) -> float:
+    """Return the length of the union of intervals: kernels that overlap count once."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def per_step(short: list[Trace], long: list[Trace], steps: int) -> dict:
+    """Return what one of the ``steps`` decode steps did by which ``long`` is longer than ``short``.
+
+    Counts are medians over the runs. Times are those of the shortest run: whatever disturbs a run makes it longer, and
+    a difference of two disturbed times means nothing.
+
+    Returns:
+        ``{"launches", "waits", "operators", "kernels", "busy_ms", "profiled_ms", "matmul_share", "top"}``: counts and
+        ms per step, the share of matrix products in kernel (on a CPU: operator) time, and the longest kernels with
+        their shares.
+    """
+
+    def more(name: str, of_runs: Callable = median) -> float:
+        longer, shorter = (of_runs(getattr(trace, name) for trace in traces) for traces in (long, short))
+        return (longer - shorter) / steps
+
+    step = {name: more(name) for name in ("launches", "waits", "operators", "kernels")}
+    step |= {"busy_ms": more("busy_ms", min), "profiled_ms": more("wall_ms", min)}
+    names = {name for trace in long for name in trace.own_ms}
+    own = {name: max(0.0, min(t.own_ms[name] for t in long) - min(t.own_ms[name] for t in short)) for name in names}
+    total = sum(own.values())
+    share = {name: value / total if total else 0.0 for name, value in own.items()}
+    matmuls = (name for name in share if MATMUL.search(name.lower()) and not NOT_MATMUL.search(name.lower()))
+    step["matmul_share"] = sum(share[name] for name in matmuls)
+    step["top"] = [[name, share[name]] for name in sorted(share, key=share.get, reverse=True)[:TOP]]
+    return step

@@ -1,0 +1,93 @@
+"""The device: its rates, measured in the process that needs them, and what NVML reads from an NVIDIA GPU."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import torch
+
+Value = TypeVar("Value")
+
+COPY_BYTES = {"cuda": 2**31, "cpu": 2**28}  # several times any cache
+COPIES = {"cuda": 50, "cpu": 9}
+SIDE = {"cuda": 8192, "cpu": 1024}  # of a square matrix, large enough that arithmetic limits its product
+PRODUCTS = 7
+
+
+def copy_bandwidth_gb_s(device: str, synchronize: Callable[[], None]) -> float:
+    """Return the copy bandwidth, GB/s (10⁹ bytes): bytes read plus bytes written, of the fastest of several copies.
+
+    The fastest and not the median, as in STREAM (McCalpin, 1995): it is what the device can do, and whatever disturbs
+    a copy only slows it down. Medians of single processes on one H200 lay between 3.65 and 4.25 TB/s.
+    """
+    source = torch.ones(COPY_BYTES[device], dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    seconds = _seconds(lambda: target.copy_(source), COPIES[device], synchronize)
+    return 2 * COPY_BYTES[device] / min(seconds) / 1e9
+
+
+def matmul_tflops(device: str, dtype: torch.dtype, synchronize: Callable[[], None]) -> float:
+    """Return the median TFLOP/s of a square matrix product, which takes 2 n³ operations."""
+    side = SIDE[device]
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = left @ right
+    seconds = _seconds(lambda: torch.matmul(left, right, out=out), PRODUCTS, synchronize)
+    return 2 * side**3 / statistics.median(seconds) / 1e12
+
+
+def _seconds(run: Callable[[], object], times: int, synchronize: Callable[[], None]) -> list[float]:
+    seconds = []
+    for _ in range(times):
+        synchronize()
+        start = time.perf_counter()
+        run()
+        synchronize()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def read_nvml(read: Callable[[Any, Any], Value]) -> Value | None:
+    """Return what ``read`` gets from (NVML's library, its handle of the first visible GPU).
+
+    None without a GPU, NVIDIA's driver or the package nvidia-ml-py, and if this GPU does not report it.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        gpu = _first_visible(pynvml)
+        return None if gpu is None else read(pynvml, gpu)
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _first_visible(pynvml):
+    """Return NVML's handle of the first GPU that CUDA shows; None if NVML does not know it.
+
+    NVML counts all GPUs in the order of the bus, CUDA those of CUDA_VISIBLE_DEVICES in another order, so the UUID
+    decides where it is known. A slice of a GPU (MIG) has a UUID too, under another prefix.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    names = [first] if first.startswith(("GPU-", "MIG-")) else []
+    if torch.cuda.is_initialized():
+        uuid = torch.cuda.get_device_properties(0).uuid
+        names = [f"GPU-{uuid}", f"MIG-{uuid}", *names]
+    for name in names:
+        with suppress(pynvml.NVMLError):
+            return pynvml.nvmlDeviceGetHandleByUUID(name)
+    with suppress(pynvml.NVMLError):
+        return pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0)
+    return None
