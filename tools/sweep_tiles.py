@@ -3,8 +3,8 @@
     python tools/sweep_tiles.py --shape llama-2-7b llama-2-13b llama-2-70b --output tiles.json
 
 ``SWEPT`` in ``kernels/launch.py`` comes from here. A layer is timed as it runs in a decode step: one row, with its
-norm, residual or gate, launched with PDL behind another of its kind in a captured graph, over more copies of its weights
-than any cache has room for.
+norm, residual or gate, launched with PDL behind another of its kind in a captured graph, over more copies of its
+weights than any cache has room for.
 """
 
 from __future__ import annotations
