@@ -1,4 +1,4 @@
-"""Measures decode and prefill of the graph runtime on random weights of a true shape, and prints a table.
+"""Measure decode and prefill of the graph runtime on random weights of a true shape, and print a table.
 
     python tools/bench_kernels.py --shape llama-2-7b --output bench.json
 
@@ -32,7 +32,7 @@ WORKLOADS = [(1, 512), (8, 512), (16, 512), (32, 512), (1, 1024), (1, 2048), (1,
 
 @dataclass(frozen=True)
 class RandomWeights:
-    """Random weights of a shape, drawn on the device and never written; what a precision's ``load`` asks for."""
+    """Random weights of a shape for ``LoadRequest``, drawn on the device and never written."""
 
     shape: str | dict
     real: bool = False
@@ -46,7 +46,7 @@ class RandomWeights:
 
 @dataclass(frozen=True)
 class Row:
-    """One workload: medians over generations and their range, in milliseconds."""
+    """One workload: medians over generations and their range."""
 
     precision: str
     batch: int

@@ -1,10 +1,10 @@
-"""Times the tiles of the matrix-vector kernel on the linears of a model, and prints the fastest of each.
+"""Time the tiles of the matrix-vector kernel on the linear layers of a model, and print the fastest of each.
 
     python tools/sweep_tiles.py --shape llama-2-7b llama-2-13b llama-2-70b --output tiles.json
 
-``SWEPT`` in ``precisions/int8/launch.py`` comes from here. A linear is timed as it runs in a decode step: one row, with
-its norm, residual or gate, launched with PDL behind another one of its kind in a captured graph, over more copies of
-its weights than any cache holds.
+``SWEPT`` in ``kernels/launch.py`` comes from here. A layer is timed as it runs in a decode step: one row, with its
+norm, residual or gate, launched with PDL behind another of its kind in a captured graph, over more copies of its
+weights than any cache has room for.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REGISTERS = 150  # of 255 that a thread can have: addresses and sums need some
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear of one decoder layer: n_out outputs (gate and up apart if ``gated``) of in_features inputs."""
+    """A linear layer of a decoder layer: n_out outputs (of gate and of up if ``gated``) from in_features inputs."""
 
     name: str
     n_out: int
@@ -48,7 +48,7 @@ class Linear:
 
 
 def linears(shape: str) -> list[Linear]:
-    """The four fused linears of a layer."""
+    """Return the four fused linear layers of a decoder layer."""
     config = llama_config(shape)
     hidden, inner = config.hidden_size, config.intermediate_size
     kv = config.num_key_value_heads * config.head_dim
@@ -60,47 +60,47 @@ def linears(shape: str) -> list[Linear]:
     ]
 
 
-def candidates(one: Linear) -> list[MatvecTile]:
-    """Tiles whose weights and activations fit the registers, the present choice first."""
-    found = [choose(1, one.n_out, one.in_features, torch.bfloat16, torch.int8, one.gated)]
+def candidates(layer: Linear) -> list[MatvecTile]:
+    """Return the tiles whose weights and activations fit the registers, the present choice first."""
+    tiles = [choose(1, layer.n_out, layer.in_features, torch.bfloat16, torch.int8, layer.gated)]
     for block_n, warps, rounds in product((2, 4, 8), (2, 4, 8, 16), (1, 2, 4, 8)):
-        block_k = integer_block_k(one.in_features, warps)
-        padded = triton.cdiv(one.in_features, block_k) * block_k
+        block_k = integer_block_k(layer.in_features, warps)
+        padded = triton.cdiv(layer.in_features, block_k) * block_k
         columns = padded / (32 * warps)  # of x, a little more than half a register each; weights lie four to one
-        weights = block_n * columns / 4 * (2 if one.gated else 1) * (2 if rounds > 1 else 1)
+        weights = block_n * columns / 4 * (2 if layer.gated else 1) * (2 if rounds > 1 else 1)
         fitting = 0.55 * columns + weights <= REGISTERS
-        if fitting and padded <= 1.25 * one.in_features and block_n * rounds * 132 <= one.n_out:
-            found.append(MatvecTile(block_n, block_k, warps, rounds))
-    return list(dict.fromkeys(found))
+        if fitting and padded <= 1.25 * layer.in_features and block_n * rounds * 132 <= layer.n_out:
+            tiles.append(MatvecTile(block_n, block_k, warps, rounds))
+    return list(dict.fromkeys(tiles))
 
 
 class Bench:
-    """Copies of one linear's weights, and the tensors around them."""
+    """Copies of the weights of a layer, and the tensors around them."""
 
-    def __init__(self, one: Linear, copies: int):
-        self.one, self.copies = one, copies
-        shape = (one.rows, one.in_features)
+    def __init__(self, layer: Linear, copies: int):
+        self.layer, self.copies = layer, copies
+        shape = (layer.rows, layer.in_features)
         self.operands = [
             LinearOperand(
                 torch.randint(-127, 128, shape, dtype=torch.int8, device="cuda"),
-                torch.rand(one.rows, device="cuda") * 1e-3,
+                torch.rand(layer.rows, device="cuda") * 1e-3,
             )
             for _ in range(self.copies)
         ]
-        self.x = torch.randn(1, one.in_features, dtype=torch.bfloat16, device="cuda")
-        self.norm = torch.ones(one.in_features, dtype=torch.bfloat16, device="cuda") if one.norm else None
-        self.out = torch.zeros(1, one.n_out, dtype=torch.bfloat16, device="cuda")
-        self.residual = None if one.norm else self.out
+        self.x = torch.randn(1, layer.in_features, dtype=torch.bfloat16, device="cuda")
+        self.norm = torch.ones(layer.in_features, dtype=torch.bfloat16, device="cuda") if layer.norm else None
+        self.out = torch.zeros(1, layer.n_out, dtype=torch.bfloat16, device="cuda")
+        self.residual = None if layer.norm else self.out
 
     def launch(self, tile: MatvecTile, operand: LinearOperand) -> None:
-        """One product, which may begin while the one before it ends."""
+        """Launch a product, which may begin while the one before it ends."""
         linear(
-            self.x, operand, out=self.out, residual=self.residual, norm=self.norm, eps=1e-5, gated=self.one.gated,
+            self.x, operand, out=self.out, residual=self.residual, norm=self.norm, eps=1e-5, gated=self.layer.gated,
             pdl=True, tile=tile,
         )  # fmt: skip
 
     def microseconds(self, tile: MatvecTile) -> float:
-        """Time of one linear, median over replays of the chain."""
+        """Return the time of a product, the median over replays of the chain."""
         self.launch(tile, self.operands[0])
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
@@ -119,9 +119,9 @@ class Bench:
 
 
 def compile_all(work: list[tuple[Linear, MatvecTile]]) -> None:
-    """Compile a share of the kernels into Triton's cache, on small weights."""
-    for one, tile in work:
-        bench = Bench(replace(one, n_out=tile.block_n * tile.rounds * 16), copies=1)
+    """Compile kernels into Triton's cache, on small weights."""
+    for layer, tile in work:
+        bench = Bench(replace(layer, n_out=tile.block_n * tile.rounds * 16), copies=1)
         bench.launch(tile, bench.operands[0])
 
 
@@ -132,27 +132,27 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("sweep_tiles measures CUDA kernels and found no CUDA device")
-    work = {(shape, one): candidates(one) for shape in options.shape for one in linears(shape)}
-    every = list(dict.fromkeys((one, tile) for (_, one), tiles in work.items() for tile in tiles))
+    work = {(shape, layer): candidates(layer) for shape in options.shape for layer in linears(shape)}
+    every = list(dict.fromkeys((layer, tile) for (_, layer), tiles in work.items() for tile in tiles))
     workers = min(12, len(os.sched_getaffinity(0)))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         list(pool.map(compile_all, [every[start::workers] for start in range(workers)]))
-    found = []
-    for (shape, one), tiles in work.items():
-        floor_bytes = one.rows * one.in_features
-        bench = Bench(one, copies=max(4, CACHE_BYTES // floor_bytes + 1))
-        timed = sorted((bench.microseconds(tile), place) for place, tile in enumerate(tiles))
+    results = []
+    for (shape, layer), tiles in work.items():
+        floor_bytes = layer.rows * layer.in_features
+        bench = Bench(layer, copies=max(4, CACHE_BYTES // floor_bytes + 1))
+        timed = sorted((bench.microseconds(tile), number) for number, tile in enumerate(tiles))
         del bench
         torch.cuda.empty_cache()
-        print(f"{shape} {one.name} {one.rows} x {one.in_features}, {len(tiles)} tiles")
-        for us, place in timed[:6] + [pair for pair in timed[6:] if pair[1] == 0]:
-            now = "  (present choice)" if place == 0 else ""
-            print(f"  {us:7.2f} us  {floor_bytes / us / 1e6:5.2f} TB/s  {tiles[place]}{now}")
-        found += [
-            {"shape": shape, "linear": one.name, "us": us, "present": place == 0} | asdict(tiles[place])
-            for us, place in timed
+        print(f"{shape} {layer.name} {layer.rows} x {layer.in_features}, {len(tiles)} tiles")
+        for us, number in timed[:6] + [pair for pair in timed[6:] if pair[1] == 0]:
+            now = "  (present choice)" if number == 0 else ""
+            print(f"  {us:7.2f} us  {floor_bytes / us / 1e6:5.2f} TB/s  {tiles[number]}{now}")
+        results += [
+            {"shape": shape, "linear": layer.name, "us": us, "present": number == 0} | asdict(tiles[number])
+            for us, number in timed
         ]
-        options.output.write_text(json.dumps(found, indent=0))
+        options.output.write_text(json.dumps(results, indent=0))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llmstudy.kernels.quantize import QuantizedWeight, dequantize, quantize, reference_linear
+from llmstudy.kernels.quantize import QuantizedWeight, dequantize, quantize
 
 # Above this many rows arithmetic limits a product, and the dense product over a dequantized weight is faster.
 CPU_ROWS = 64
@@ -57,7 +57,7 @@ class Int8Linear(nn.Module):
             for part in parts
         ):
             raise ValueError("layers with different outlier columns cannot be fused")
-        joined = {name: _join(parts, name) for name in ("weight", "scale", "outlier_weight", "bias")}
+        joined = {name: join(parts, name) for name in ("weight", "scale", "outlier_weight", "bias")}
         return cls(
             QuantizedWeight(joined["weight"], joined["scale"], columns, joined["outlier_weight"]), joined["bias"]
         )
@@ -93,10 +93,8 @@ class Int8Linear(nn.Module):
         return functional.linear(rows, weight, self.bias)
 
     def _cpu(self, rows: torch.Tensor) -> torch.Tensor:
-        if rows.shape[0] > CPU_ROWS:
+        if rows.shape[0] > CPU_ROWS or self.in_features % PACK_COLUMNS:
             return functional.linear(rows, dequantize(self.quantized, rows.dtype), self.bias)
-        if self.in_features % PACK_COLUMNS:
-            return reference_linear(rows, self.quantized, self.bias)
         out = torch.ops.aten._weight_int8pack_mm(rows.contiguous(), self.weight, self._scale_in(rows.dtype))
         if self.outlier_columns is not None:
             out += functional.linear(rows[:, self.outlier_columns], self.outlier_weight)
@@ -107,10 +105,6 @@ class Int8Linear(nn.Module):
         if getattr(self, "_scale", None) is None or self._scale.dtype != dtype:
             self._scale = self.scale.to(dtype)
         return self._scale
-
-    def extra_repr(self) -> str:
-        outliers = 0 if self.outlier_columns is None else self.outlier_columns.numel()
-        return f"in_features={self.in_features}, out_features={self.out_features}, outlier_columns={outliers}"
 
 
 class W8A8Linear(Int8Linear):
@@ -135,12 +129,14 @@ class W8A8Linear(Int8Linear):
         return out.view(*x.shape[:-1], self.out_features)
 
 
-def _join(parts: Sequence[nn.Module], name: str) -> torch.Tensor | None:
-    """Concatenate one tensor of every part along the outputs and let the parts keep views of the result."""
+def join(parts: Sequence[nn.Module], name: str) -> torch.Tensor | None:
+    """Return the tensors ``name`` of all parts joined along the outputs; those of several parts become views of it."""
     tensors = [getattr(part, name) for part in parts]
     if tensors[0] is None:
         return None
-    joined = torch.cat(tensors)
-    for part, view in zip(parts, joined.split([tensor.shape[0] for tensor in tensors]), strict=True):
-        setattr(part, name, view)
+    if len(tensors) == 1:
+        return tensors[0].detach()
+    joined = torch.cat([tensor.detach() for tensor in tensors])
+    for tensor, view in zip(tensors, joined.split([tensor.shape[0] for tensor in tensors]), strict=True):
+        tensor.data = view
     return joined

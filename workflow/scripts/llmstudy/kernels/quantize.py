@@ -1,4 +1,4 @@
-"""Absmax int8 quantization of a weight, and its product in plain PyTorch.
+"""Absmax int8 quantization of the weight of a linear layer.
 
 One scale per output channel, as the weight half of LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339, section 2.1).
 """
@@ -59,13 +59,3 @@ def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
     if weight.outlier_columns is not None:
         full[:, weight.outlier_columns] = weight.outlier_weight.to(dtype)
     return full
-
-
-def reference_linear(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Return x [..., in] times the quantized weight, accumulated in float32: [..., out] in the dtype of x."""
-    out = torch.matmul(x.float(), weight.q.float().t()) * weight.scale
-    if weight.outlier_columns is not None:
-        out += torch.matmul(x[..., weight.outlier_columns].float(), weight.outlier_weight.float().t())
-    if bias is not None:
-        out += bias.float()
-    return out.to(x.dtype)

@@ -83,26 +83,20 @@ def find_outlier_columns(model, ids: torch.Tensor, threshold: float) -> dict[str
 
     from llmstudy.kernels.linear import Int8Linear
 
-    peaks: dict[str, torch.Tensor] = {}
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, Int8Linear)}
+    peaks: dict[Int8Linear, torch.Tensor] = {}
 
-    def watch(path: str):
-        def hook(module, inputs):
-            peaks[path] = inputs[0].detach().flatten(0, -2).abs().amax(dim=0)
+    def keep_peaks(module, inputs):
+        peaks[module] = inputs[0].detach().flatten(0, -2).abs().amax(dim=0)
 
-        return hook
-
-    handles = [
-        module.register_forward_pre_hook(watch(path))
-        for path, module in model.named_modules()
-        if isinstance(module, Int8Linear)
-    ]
+    handles = [module.register_forward_pre_hook(keep_peaks) for module in layers.values()]
     try:
         with torch.no_grad():
             model(input_ids=ids, use_cache=False, logits_to_keep=1)
     finally:
         for handle in handles:
             handle.remove()
-    return {path: (peak > threshold).nonzero().flatten() for path, peak in peaks.items()}
+    return {path: (peaks[module] > threshold).nonzero().flatten() for path, module in layers.items()}
 
 
 PRECISIONS = {

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 
 from llmstudy.errors import Unsupported
-from llmstudy.kernels.linear import Int8Linear
+from llmstudy.kernels.linear import Int8Linear, join
 
 
 class DenseLinear(nn.Module):
@@ -19,7 +19,7 @@ class DenseLinear(nn.Module):
 
     def __init__(self, parts: Sequence[nn.Linear]):
         super().__init__()
-        self.weight, self.bias = _join(parts, "weight"), _join(parts, "bias")
+        self.weight, self.bias = join(parts, "weight"), join(parts, "bias")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.linear(x, self.weight, self.bias)
@@ -157,15 +157,3 @@ def _layer(layer: nn.Module) -> Layer:
     torch.cuda.empty_cache()
     return weights
 
-
-def _join(parts: Sequence[nn.Linear], name: str) -> torch.Tensor | None:
-    """Return the tensors of all parts joined along the outputs; with several parts, these become views of it."""
-    tensors = [getattr(part, name) for part in parts]
-    if tensors[0] is None:
-        return None
-    if len(tensors) == 1:
-        return tensors[0].detach()
-    joined = torch.cat([tensor.detach() for tensor in tensors])
-    for tensor, view in zip(tensors, joined.split([tensor.shape[0] for tensor in tensors]), strict=True):
-        tensor.data = view
-    return joined
