@@ -53,7 +53,7 @@ def test_a_record_says_what_was_measured_where_and_how(measure, tmp_path):
     assert record["provenance"]["threads"] == 1 and record["provenance"]["wall_s"] > 0
     assert len(record["provenance"]["git_commit"]) == 40
     assert arrays.read_bytes() == b"123"
-    # The child writes on the disk that its files stay on: publishing is a rename, and free space that of the right disk.
+    # The child writes on the disk that its files stay on: publishing is a rename, and free space is that of this disk.
     assert arrays.parent in Path(record["results"]["folder"]).parents
     assert names_in(tmp_path / "records") == ["bf16.json", "bf16.npz"]
     FITS.validate(record)
