@@ -1,7 +1,7 @@
 """Measurements that go wrong: a stand-in for ``llmstudy.measure`` in the real child process, without torch.
 
 Python imports ``sitecustomize`` before anything else, so a module of that name on PYTHONPATH can put the stand-in where
-the worker looks for the real package.
+the child looks for the real package.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import textwrap
 from pathlib import Path
+
+from llmstudy.runner.job import Identity, Job, Limits
 
 STAND_IN = """
 import sys
@@ -32,7 +34,7 @@ def measure(session):
 package = types.ModuleType("llmstudy.measure")
 package.measure = measure
 session = types.ModuleType("llmstudy.measure.session")
-session.Session, session.resolve_device = Session, lambda asked: "cpu"
+session.Session, session.resolve_device = Session, lambda device: "cpu"
 sys.modules |= {"llmstudy.measure": package, "llmstudy.measure.session": session}
 """
 
@@ -45,25 +47,23 @@ def install(monkeypatch, folder: Path, body: str) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
 
 
-def job(allocator: str | None = None, **limits) -> dict:
-    """A job that such a measurement is told."""
-    identity = {
-        "study": "tiny",
-        "kind": "speed",
-        "model": "tiny",
-        "weights": "real",
-        "precision": "bf16",
-        "attention": "sdpa",
-        "runtime": "generate",
-        "repeat": 0,
-    }
-    return {
-        "identity": identity,
-        "device": "cpu",
-        "threads": 1,
-        "settings": {"workloads": [], "allocator": allocator},
-        "limits": {"seconds": 60, "oom_attempts": 1} | limits,
-    }
+def job(allocator: str | None = None, cases: str = "", **limits) -> Job:
+    """A job for such a measurement."""
+    return Job(
+        identity=Identity("tiny", "speed", "tiny", "bf16", "sdpa", "generate"),
+        module="measure.speed",
+        cases=cases,
+        alone=True,
+        device="cpu",
+        threads=1,
+        model_folder="resources/models/tiny",
+        corpora={},
+        prompt_corpus="tiny-text",
+        reference_folder="",
+        settings={"workloads": []},
+        allocator=allocator,
+        limits=Limits(**{"seconds": 60} | limits),
+    )
 
 
 def alive(pid: int) -> bool:

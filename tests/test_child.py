@@ -5,17 +5,16 @@ import signal
 import subprocess
 import sys
 import time
-from importlib import import_module
 
 import faults
 import pytest
 from llmstudy.errors import StudyError, Unsupported
-from llmstudy.runner import child as worker
-from llmstudy.runner import failures
-from llmstudy.runner import parent as child
+from llmstudy.runner import child, failures, parent
+from llmstudy.runner.job import sequences
 from llmstudy.runner.parent import run_child
 
-PIECE = {"workloads": [{"status": "ok", "runs": [1.5]}]}
+SMALL_DISK = "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
+CASE = {"workloads": [{"status": "ok", "runs": [1.5]}]}
 
 
 @pytest.fixture
@@ -31,30 +30,60 @@ def run(monkeypatch, tmp_path):
 
 
 def test_a_measurement_that_ends_is_ok(run, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
     outcome = run(
-        "print('on its way', flush=True); session.artifacts.joinpath('a.npz').write_text('x'); return {'a': 1}"
+        """
+        import os, sys
+        print("on its way", flush=True)
+        (session.artifacts / "a.npz").write_text("x")
+        return {"hub": os.environ["HF_HUB_OFFLINE"], "stdin": sys.stdin.read()}
+        """
     )
     assert (outcome.status, outcome.reason) == ("ok", "")
-    assert outcome.result["results"] == {"a": 1} and outcome.result["provenance"]["threads"] == 1
-    assert outcome.wall_s > 0
+    assert outcome.result["results"] == {"hub": "1", "stdin": ""}  # no network, and nobody to answer
     assert (tmp_path / "artifacts" / "a.npz").read_text() == "x"
     assert "on its way" in (tmp_path / "logs" / "job.log").read_text()
+    assert signal.getsignal(signal.SIGTERM) == before  # the parent has its handler again
 
 
-def test_the_child_has_no_network_and_no_questions(run):
-    outcome = run("import os, sys; return {'hub': os.environ['HF_HUB_OFFLINE'], 'stdin': sys.stdin.read()}")
-    assert outcome.result["results"] == {"hub": "1", "stdin": ""}
+@pytest.mark.parametrize(
+    ("end", "limits", "status", "reason"),
+    [
+        ("os.kill(os.getpid(), 9)", {}, "error", "killed by signal 9 (SIGKILL)"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", {}, "error", "killed by signal 11 (SIGSEGV)"),
+        ("os._exit(0)", {}, "error", "the measuring process left without a result, exit code 0; see its log"),
+        ("os._exit(7)", {}, "error", "the measuring process left without a result, exit code 7; see its log"),
+        ("raise Unsupported('no such kernel here')", {}, "unsupported", "no such kernel here"),
+        ("session.save({'ppl': float('nan')})", {}, "error", "ValueError: Out of range float values are not JSON comp"),
+        (f"{SMALL_DISK}; session.save(list(range(50_000)))", {}, "error", "File too large"),
+        ("bytearray(600_000_000)", {"host_memory_mb": 300}, "oom", "out of memory"),
+        ("made = [1]; session.save({'all': made}); made.append(2); raise ValueError('late')", {}, "error", "ValueErr"),
+    ],
+)
+def test_a_child_that_fails_says_how_and_keeps_its_finished_cases(run, end, limits, status, reason):
+    case = {"all": [1]} if "made" in end else CASE
+    outcome = run(
+        f"import os, resource, signal; from llmstudy.errors import Unsupported; session.save({CASE}); {end}", **limits
+    )
+    assert outcome.status == status and reason in outcome.reason
+    assert outcome.result["results"] == case
+
+
+def test_an_exception_is_one_line_with_the_end_of_its_traceback(run, tmp_path):
+    outcome = run("raise ValueError('first line\\nsecond line')")
+    assert (outcome.status, outcome.reason) == ("error", "ValueError: first line second line")
+    assert outcome.result["traceback"][-2:] == ["ValueError: first line", "second line"]
+    assert "ValueError: first line" in (tmp_path / "logs" / "job.log").read_text()
 
 
 def test_a_library_that_ends_the_process_is_quoted(run, tmp_path):
     log = tmp_path / "logs" / "job.log"
     log.parent.mkdir()
     log.write_text("of an earlier attempt\n")
-    told = "the measuring process left without a result, exit code 3; see its log"
-    assert run("import os; os._exit(3)").reason == told
+    without = run("import os; os._exit(3)").reason
+    assert "exit code 3" in without and "earlier" not in without
     outcome = run("import os; print('Error invalid argument at line 421\\n\\n', flush=True); os._exit(3)")
-    assert outcome.status == "error"
-    assert outcome.reason == f"{told}, whose last line is: Error invalid argument at line 421"
+    assert outcome.reason == f"{without}, whose last line is: Error invalid argument at line 421"
 
 
 def test_the_allocator_is_what_the_job_says(run, monkeypatch):
@@ -64,58 +93,32 @@ def test_the_allocator_is_what_the_job_says(run, monkeypatch):
     assert run(body, allocator="ours").result["results"] == {"allocator": "ours"}
 
 
-@pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGALRM"])
-def test_a_child_killed_before_its_first_piece_says_where_it_ran(run, signal_name):
-    outcome = run(f"import os, signal; os.kill(os.getpid(), signal.{signal_name})")
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGALRM"])
+def test_a_child_killed_before_its_first_case_says_where_it_ran(run, name):
+    outcome = run(f"import os, signal; os.kill(os.getpid(), signal.{name})")
     assert outcome.result == {"device": "cpu", "provenance": {"threads": 1}}
-
-
-def test_imports_count_towards_the_time_limit(monkeypatch, tmp_path):
-    """The limit goes on after them instead of beginning again."""
-    faults.install(monkeypatch, tmp_path, "import time; time.sleep(3); return {}")
-    code = tmp_path / "sitecustomize.py"
-    slow = code.read_text().replace("(self):\n        pass", "(self):\n        import time; time.sleep(3)")
-    code.write_text(slow)
-    assert slow.count("time.sleep(3)") == 2
-    assert run_child(faults.job(seconds=5), tmp_path / "job.log", tmp_path).status == "timeout"
-
-
-def test_a_child_killed_midway_keeps_its_finished_pieces(run):
-    outcome = run(f"import os; session.save({PIECE}); os.kill(os.getpid(), 9)")
-    assert outcome.status == "error"
-    assert "SIGKILL" in outcome.reason
-    assert outcome.result["results"] == PIECE
 
 
 def test_a_child_that_the_kernel_kills_for_memory_is_oom(run, monkeypatch):
     counts = iter([4, 5])
-    monkeypatch.setattr(child, "_kernel_oom_kills", lambda: next(counts))
-    outcome = run(f"import os; session.save({PIECE}); os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(parent, "_kernel_oom_kills", lambda: next(counts))
+    outcome = run(f"import os; session.save({CASE}); os.kill(os.getpid(), 9)")
     assert outcome.status == "oom" and "memory" in outcome.reason
-    assert outcome.result["results"] == PIECE
+    assert outcome.result["results"] == CASE
 
 
-def test_a_cuda_out_of_memory_error_is_oom(run):
-    outcome = run(
-        """
-        class OutOfMemoryError(RuntimeError):
-            pass
-        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\\nGPU 0 has 1 GiB free")
-        """
-    )
-    assert outcome.status == "oom"
-    assert outcome.reason == "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB free"
-    assert any("OutOfMemoryError" in line for line in outcome.result["traceback"])
-
-
-def test_an_allocation_over_the_jobs_limit_is_oom_and_not_the_end_of_the_job(run):
-    outcome = run("session.save({'a': 1}); block = bytearray(600_000_000)", host_memory_mb=300)
-    assert outcome.status == "oom"
-    assert outcome.result["results"] == {"a": 1}
+def test_imports_count_towards_the_time_limit(monkeypatch, tmp_path):
+    """The limit goes on after them instead of beginning again."""
+    faults.install(monkeypatch, tmp_path, "import time; time.sleep(1.5); return {}")
+    slow = (tmp_path / "sitecustomize.py").read_text()
+    slow = slow.replace("(self):\n        pass", "(self):\n        import time; time.sleep(1.5)")
+    (tmp_path / "sitecustomize.py").write_text(slow)
+    assert slow.count("time.sleep(1.5)") == 2
+    assert run_child(faults.job(seconds=2.5), tmp_path / "job.log", tmp_path).status == "timeout"
 
 
 def test_a_child_over_its_time_is_a_timeout_and_is_gone(run):
-    start = time.monotonic()
+    start, before = time.monotonic(), time.process_time()
     outcome = run(
         """
         import os, subprocess, sys, time
@@ -123,80 +126,23 @@ def test_a_child_over_its_time_is_a_timeout_and_is_gone(run):
         session.save({"pids": [os.getpid(), other.pid]})
         time.sleep(60)
         """,
-        seconds=2.5,
+        seconds=2,
     )
-    assert outcome.status == "timeout" and "2 s" in outcome.reason
+    assert (outcome.status, outcome.reason) == ("timeout", "stopped after its limit of 2 s")
     assert time.monotonic() - start < 30
+    assert time.process_time() - before < 0.5  # the parent sleeps while the child measures
     pids = outcome.result["results"]["pids"]
     assert len(pids) == 2 and not any(faults.alive(pid) for pid in pids)
 
 
-@pytest.mark.parametrize("code", [0, 7])
-def test_a_child_that_leaves_without_a_result_is_an_error(run, code):
-    outcome = run(f"import os; session.save({PIECE}); os._exit({code})")
-    assert outcome.status == "error" and f"exit code {code}" in outcome.reason
-    assert outcome.result["results"] == PIECE
-
-
-def test_a_child_that_crashes_is_an_error_with_its_signal(run):
-    outcome = run("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    assert outcome.status == "error" and "SIGSEGV" in outcome.reason
-
-
-def test_an_exception_is_told_in_one_line_with_the_end_of_its_traceback(run, tmp_path):
-    outcome = run(f"session.save({PIECE}); raise ValueError('first line\\nsecond line')")
-    assert (outcome.status, outcome.reason) == ("error", "ValueError: first line second line")
-    assert outcome.result["traceback"][-2:] == ["ValueError: first line", "second line"]
-    assert outcome.result["results"] == PIECE
-    assert "ValueError: first line" in (tmp_path / "logs" / "job.log").read_text()
-
-
-def test_a_traceback_names_no_folder_of_the_machine():
-    try:
-        import_module("llmstudy.plan").model_entry({"models": []}, "none")
-    except StopIteration as error:
-        told = "\n".join(failures.traceback_tail(error))
-    assert 'File "workflow/scripts/llmstudy/plan.py"' in told and 'File "tests/test_child.py"' in told
-    assert str(failures.CHECKOUT) not in told and sys.prefix not in told
-
-
-def test_what_cannot_run_here_is_unsupported(run):
-    outcome = run("from llmstudy.errors import Unsupported; raise Unsupported('no such kernel here')")
-    assert (outcome.status, outcome.reason) == ("unsupported", "no such kernel here")
-
-
-def test_a_number_that_json_has_not_costs_its_piece_alone(run):
-    outcome = run(f"session.save({PIECE}); session.save({{'ppl': float('nan')}})")
-    assert outcome.status == "error" and "JSON" in outcome.reason
-    assert outcome.result["results"] == PIECE
-
-
-def test_a_piece_in_the_making_is_not_reported(run):
-    outcome = run("made = {'all': [1]}; session.save(made); made['all'].append(2); raise ValueError('late')")
-    assert outcome.result["results"] == {"all": [1]}
-
-
 @pytest.mark.parametrize(
-    ("statuses", "told"),
+    ("statuses", "expected"),
     [(["ok", "oom"], ("ok", "")), (["oom", "error"], ("oom", "why oom")), ([], ("ok", "")), (["ok"], ("ok", ""))],
 )
-@pytest.mark.parametrize("kind", worker.PIECES)
-def test_a_measurement_without_one_success_is_not_ok(kind, statuses, told):
-    samples = {kind: [{"status": status, "reason": f"why {status}"} for status in statuses]}
-    assert tuple(worker.status_of(samples).values()) == told
-
-
-def test_a_full_disk_costs_the_piece_that_did_not_fit(run):
-    outcome = run(
-        f"""
-        import resource
-        session.save({PIECE})
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        session.save({{"runs": list(range(50_000))}})
-        """
-    )
-    assert outcome.status == "error" and "File too large" in outcome.reason
-    assert outcome.result["results"] == PIECE
+def test_a_measurement_without_one_success_is_not_ok(statuses, expected):
+    results = {"workloads": [{"status": status, "reason": f"why {status}"} for status in statuses]}
+    assert tuple(child.status_of(results, "workloads").values()) == expected
+    assert tuple(child.status_of(results, "").values()) == ("ok", "")  # a kind without cases
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
@@ -213,45 +159,41 @@ def test_the_child_ends_with_its_parent(monkeypatch, tmp_path, how):
     )
     # A test run under nohup ignores the hangup, and so would everything that it starts.
     code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); " + (
-        "import faults, pathlib, sys; from llmstudy.child import run_child; "
+        "import faults, pathlib, sys; from llmstudy.runner.parent import run_child; "
         "run_child(faults.job(), pathlib.Path(sys.argv[1]) / 'log', pathlib.Path(sys.argv[1]))"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ["PYTHONPATH"], *sys.path]))
-    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         measuring = int((tmp_path / "pid").read_text())
-        assert faults.alive(measuring) and measuring != parent.pid
-        parent.send_signal(how)
-        assert parent.wait(timeout=30) == (-how if how == signal.SIGKILL else 128 + how)
+        assert faults.alive(measuring) and measuring != process.pid
+        process.send_signal(how)
+        assert process.wait(timeout=30) == (-how if how == signal.SIGKILL else 128 + how)
         deadline = time.monotonic() + 30
         while faults.alive(measuring) and time.monotonic() < deadline:  # nobody waits for it after a SIGKILL
             time.sleep(0.05)
         assert not faults.alive(measuring)
     finally:
-        if parent.poll() is None:
-            parent.kill()
-            parent.wait()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
-def test_the_parent_sleeps_while_the_child_measures(run):
-    before = time.process_time()
-    run("import time; time.sleep(2)")
-    assert time.process_time() - before < 0.5
+# -------------------------------------------------------------------------------------------------- from exceptions
 
 
-def test_the_parents_own_signal_handler_comes_back(run):
-    before = signal.getsignal(signal.SIGTERM)
-    run("return {}")
-    assert signal.getsignal(signal.SIGTERM) == before
+class OutOfMemoryError(RuntimeError):
+    """Named like torch's."""
 
 
 @pytest.mark.parametrize(
     ("error", "status"),
     [
         (MemoryError(), "oom"),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1 GiB free"), "oom"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), "oom"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "oom"),
         (OSError(12, "Cannot allocate memory"), "oom"),
@@ -259,10 +201,12 @@ def test_the_parents_own_signal_handler_comes_back(run):
         (Unsupported("no"), "unsupported"),
         (StudyError("bad corpus"), "error"),
         (KeyboardInterrupt(), "error"),
+        (ValueError("word\n\t " * 1000), "error"),
     ],
 )
-def test_exceptions_become_statuses(error, status):
-    assert failures.classify(error)[0] == status
+def test_exceptions_become_a_status_and_one_line(error, status):
+    found, reason = failures.classify(error)
+    assert found == status and reason and "\n" not in reason and len(reason) < 450
 
 
 def test_torchs_own_allocation_errors_are_oom():
@@ -274,14 +218,17 @@ def test_torchs_own_allocation_errors_are_oom():
     assert failures.classify(caught.value)[0] == "oom"
 
 
-def test_reasons_are_one_line_of_bounded_length():
-    status, reason = failures.classify(ValueError("word\n\t " * 1000))
-    assert "\n" not in reason and len(reason) < 450
+def test_a_traceback_names_no_folder_of_the_machine():
+    with pytest.raises(AttributeError) as caught:
+        next(sequences(None))
+    lines = "\n".join(failures.traceback_tail(caught.value))
+    assert 'File "workflow/scripts/llmstudy/runner/job.py"' in lines and 'File "tests/test_child.py"' in lines
+    assert str(failures.CHECKOUT) not in lines and sys.prefix not in lines
 
 
 def test_a_result_is_replaced_in_one_step(tmp_path):
     target = tmp_path / "result.json"
-    worker.replace_json(target, {"a": 1})
+    child.replace_json(target, {"a": 1})
     with pytest.raises(TypeError):
-        worker.replace_json(target, {"a": object()})
+        child.replace_json(target, {"a": object()})
     assert target.read_text() == '{"a": 1}'

@@ -1,20 +1,21 @@
-"""The conda environments, the pip files and the imports: one set of pins, and nothing imported that is not in it."""
+"""The conda environments, the pip files and the imports: one set of pins, nothing imported that is not in it, and
+imports of the library that go one way."""
 
 import ast
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from checkout import ROOT
+from llmstudy.code import ROOT as LIBRARY
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ROOT / "workflow" / "scripts"
-LIBRARY = SCRIPTS / "llmstudy"
 ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
 # Imports whose distribution is not named like them and may not be installed where the tests run.
 DISTRIBUTIONS = {
@@ -26,7 +27,6 @@ DISTRIBUTIONS = {
 OPTIONAL = {"flash_attn", "torchao", "lm_eval"}
 # What is optional elsewhere but belongs to an environment of its own.
 OWN = {"tasks.yaml": {"lm_eval"}}
-MEASURING_ENVIRONMENTS = ("measure.yaml", "tasks.yaml")
 
 
 def normal(name: str) -> str:
@@ -69,15 +69,14 @@ def test_conda_and_pip_install_the_same(path, requirements, development):
     assert pins and {name: pinned.get(name) for name in pins} == pins and own <= set(pins)
 
 
-def test_the_advice_to_install_lm_eval_names_its_pin(development):
+def test_pip_installs_nothing_that_no_environment_has(requirements, development):
     from llmstudy.fetch.tasks import PACKAGE
 
-    assert PACKAGE.split("==") == ["lm-eval", development["lm-eval"]]
-
-
-def test_pip_installs_nothing_that_no_environment_has(requirements):
     inside = set().union(*map(environment, ENVIRONMENTS))
     assert {name for name in requirements if name not in inside} == {"snakemake", "snakemake-executor-plugin-slurm"}
+    assert PACKAGE.split("==") == ["lm-eval", development["lm-eval"]]  # what an error advises
+    assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text().splitlines()
+    assert development.keys() >= {"pytest", "ruff", "snakefmt"}
 
 
 @pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.stem)
@@ -87,55 +86,30 @@ def test_environments_are_what_snakemake_and_conda_both_take(path):
     plain = [entry for entry in content["dependencies"] if isinstance(entry, str)]
     assert "pip" in plain and any(re.fullmatch(r"python=3\.\d+", entry) for entry in plain)
     assert set(content) == {"channels", "dependencies"}
+    # Snakemake would take it and drop the pip list without a word.
+    assert not path.with_suffix(".pin.txt").exists() and not list(path.parent.glob("*.pin.txt"))
 
 
-def test_no_pin_file_stands_beside_an_environment():
-    """Snakemake would take it and drop the pip list without a word."""
-    assert not list((ROOT / "envs").glob("*.pin.txt"))
+# ------------------------------------------------------------------------------------------------------------ rules
 
 
-def test_development_starts_from_what_users_install():
-    lines = (ROOT / "requirements-dev.txt").read_text().splitlines()
-    assert "-r requirements.txt" in lines
-    assert pins_of(lines).keys() >= {"pytest", "ruff", "snakefmt"}
-
-
-# ------------------------------------------------------------------------------------------------ rules and imports
-
-
-def rules() -> dict[str, str]:
-    """Every rule's text by its name; of rules made in a loop, by its script's."""
+def test_a_rule_has_a_script_an_environment_and_a_log():
     text = "\n".join(path.read_text() for path in sorted((ROOT / "workflow" / "rules").glob("*.smk")))
-    parts = re.split(r"^ *rule ?(\w*):\n", text, flags=re.MULTILINE)
-    return {name or Path(named(rule, "script")).stem: rule for name, rule in zip(parts[1::2], parts[2::2])}
+    assert not re.search(r"^ +(message|run|shell):", text, re.MULTILINE)
+    rules = re.split(r"^ *rule ?\w*:\n", text, flags=re.MULTILINE)[1:]
+    assert len(rules) == 8  # of fetch 3, and one each of measure, tables, provenance, figures, report
+    for rule in rules:
+        script, conda = (re.search(rf'^ +{key}:\n +"([^"]+)"', rule, re.MULTILINE)[1] for key in ("script", "conda"))
+        assert (ROOT / "workflow" / "rules" / script).exists() and (ROOT / "workflow" / "rules" / conda).exists()
+        assert re.search(r"^ +log:$", rule, re.MULTILINE)
+        assert re.search(r"^ +code=", rule, re.MULTILINE)  # a change in the library makes it run again
 
 
-def named(rule: str, directive: str) -> str | None:
-    found = re.search(rf'^ +{directive}:\n +"([^"]+)"', rule, flags=re.MULTILINE)
-    return found[1] if found else None
-
-
-RULES = rules()
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_a_rule_has_a_script_of_its_name_an_environment_and_a_log(name):
-    rule = RULES[name]
-    assert named(rule, "script") == f"../scripts/{name}.py" and (SCRIPTS / f"{name}.py").exists()
-    assert named(rule, "conda") in {f"../../envs/{path.name}" for path in ENVIRONMENTS}
-    assert re.search(r"^ +log:$", rule, flags=re.MULTILINE)
-    if re.search(r"^ +output:$", rule, flags=re.MULTILINE):
-        assert "library=" in rule  # a change in the library makes it run again
-    for banned in ("lambda", " message:", " run:", " shell:"):
-        assert banned not in rule
-
-
-# Modules that import torch and its like inside functions alone, so that tables and config can use what else is in them.
-MEASURING = ("measure", "precisions", "runtimes", "sources", "attention.py", "provenance.py", "worker.py")
+# ---------------------------------------------------------------------------------------------------------- imports
 
 
 class Imports(ast.NodeVisitor):
-    """Modules that a file imports when it runs, or when it is imported; nothing under ``if TYPE_CHECKING`` is."""
+    """Modules that a file imports when it is imported, or also when its functions run; not what types alone need."""
 
     def __init__(self, inside_functions: bool):
         self.found = set()
@@ -153,43 +127,60 @@ class Imports(ast.NodeVisitor):
         self.found |= {alias.name for alias in node.names}
 
     def visit_ImportFrom(self, node):
-        self.found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-
-
-def file_of(module: str) -> Path | None:
-    path = SCRIPTS.joinpath(*module.split("."))
-    return next((one for one in (path / "__init__.py", path.with_suffix(".py")) if one.exists()), None)
+        self.found |= {f"{node.module}.{alias.name}" for alias in node.names}
 
 
 @cache
-def imports(path: Path, inside_functions: bool) -> frozenset[str]:
+def imports(path: Path, inside_functions: bool = True) -> frozenset[str]:
+    """Dotted names that a file imports: of modules, or of what is in them."""
     visitor = Imports(inside_functions)
     visitor.visit(ast.parse(path.read_text()))
     return frozenset(visitor.found)
 
 
-def third_party(script: Path) -> dict[str, Path]:
-    """Every package outside the standard library that a script's code can import, and a file that does."""
-    waiting, seen, found = [script], set(), {}
-    measures = Path(named(RULES[script.stem], "conda")).name in MEASURING_ENVIRONMENTS
-    if measures:  # the child process imports what the job names
-        waiting += [LIBRARY / "worker.py"]
-        waiting += [one for part in ("measure", "precisions", "runtimes") for one in (LIBRARY / part).rglob("*.py")]
+def files_of(name: str) -> list[Path]:
+    """The files of the library that importing a dotted name runs: packages on the way, and the module."""
+    found, folder = [], LIBRARY.parent
+    for part in name.split("."):
+        folder /= part
+        found += [path for path in (folder / "__init__.py", folder.with_suffix(".py")) if path.exists()]
+    return found
+
+
+def third_party(modules: list[str], lazy: tuple[str, ...] = ()) -> dict[str, Path]:
+    """Every package outside the standard library that modules of the library import, and a file that does.
+
+    ``lazy``: rooms whose imports inside functions do not count.
+    """
+    waiting, seen, found = [path for module in modules for path in files_of(f"llmstudy.{module}")], set(), {}
     while waiting:
         path = waiting.pop()
         if path in seen:
             continue
         seen.add(path)
-        inside = LIBRARY in path.parents and path.relative_to(LIBRARY).parts[0] in MEASURING
-        for module in imports(path, measures or not inside):
-            top = module.split(".")[0]
+        for name in imports(path, path.relative_to(LIBRARY).parts[0].removesuffix(".py") not in lazy):
+            top = name.split(".")[0]
             if top == "llmstudy":
-                parts = module.split(".")
-                candidates = (file_of(".".join(parts[:length])) for length in range(1, len(parts) + 1))
-                waiting += [one for one in candidates if one]
+                waiting += files_of(name)
             elif top not in sys.stdlib_module_names:
                 found.setdefault(top, path)
     return found
+
+
+def in_rooms(*rooms: str) -> list[str]:
+    """The modules in some packages of the library."""
+    paths = [path for room in rooms for path in sorted((LIBRARY / room).rglob("*.py"))]
+    return [".".join(path.relative_to(LIBRARY).with_suffix("").parts) for path in paths if path.stem != "__init__"]
+
+
+MEASURING_ROOMS = ("fetch", "kernels", "measure", "models", "runner", "runtimes")
+JOB = ["runner.script", "runner.child", *in_rooms("models", "runtimes")]
+PACKAGES = {
+    "measure.yaml": third_party(["fetch.models", "fetch.corpora", *JOB, *in_rooms("measure")]),
+    "tasks.yaml": third_party(["fetch.tasks", *JOB, "measure.diagnostics.tasks"]),
+    # Tables and report may use what else is in a module whose functions import torch.
+    "report.yaml": third_party(["runner.script", *in_rooms("tables", "report")], lazy=("config", *MEASURING_ROOMS)),
+}
 
 
 @cache
@@ -205,47 +196,29 @@ def distribution(package: str) -> str:
     return owners[0]
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_every_import_of_a_rule_is_in_its_environment(name):
+@pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.stem)
+def test_an_environment_has_what_its_code_imports_and_nothing_else(path):
     """Snakemake puts its own site-packages on a script's path, which hides a package that an environment forgot."""
-    path = ROOT / "envs" / Path(named(RULES[name], "conda")).name
-    pins = environment(path)
     optional = OPTIONAL - OWN.get(path.name, set())
     needed = {
-        package: where for package, where in third_party(SCRIPTS / f"{name}.py").items() if package not in optional
+        normal(distribution(name)): str(file) for name, file in PACKAGES[path.name].items() if name not in optional
     }
-    missing = {p: str(where) for p, where in needed.items() if normal(distribution(p)) not in pins}
-    assert missing == {}
+    pins = set(environment(path))
+    assert {name: file for name, file in needed.items() if name not in pins} == {}
+    # Packages that nothing imports by name are there for transformers, datasets and seaborn.
+    assert (
+        pins - needed.keys() - {"accelerate", "sentencepiece", "gguf", "bitsandbytes", "jinja2", "matplotlib"} == set()
+    )
 
 
 def test_the_walk_sees_what_is_imported():
-    found = third_party(SCRIPTS / "measure_latency.py")
-    assert {"torch", "transformers", "bitsandbytes", "numpy", "safetensors", "pynvml"} <= set(found)
-    assert "pandas" in third_party(SCRIPTS / "aggregate_latency.py")
-    assert "torch" not in third_party(SCRIPTS / "aggregate_latency.py")
-
-
-def test_every_package_of_an_environment_is_imported_or_explained():
-    """Packages that nothing imports by name are there for transformers and datasets, and nothing else is."""
-    used: dict[str, set[str]] = {}
-    for name, rule in RULES.items():
-        file = Path(named(rule, "conda")).name
-        packages = set(third_party(SCRIPTS / f"{name}.py")) - (OPTIONAL - OWN.get(file, set()))
-        used.setdefault(file, set()).update(normal(distribution(one)) for one in packages)
-    behind = {"accelerate", "sentencepiece", "gguf", "bitsandbytes", "jinja2", "matplotlib"}
-    for path in ENVIRONMENTS:
-        assert set(environment(path)) - used[path.name] - behind == set(), path.name
+    assert {"torch", "transformers", "bitsandbytes", "numpy", "safetensors", "pynvml"} <= set(PACKAGES["measure.yaml"])
+    assert "pandas" in PACKAGES["report.yaml"] and "torch" not in PACKAGES["report.yaml"]
 
 
 def test_tables_and_pages_are_made_without_torch():
     """Nothing behind the records imports it: the report must render on a machine that cannot measure."""
-    modules = [
-        f"llmstudy.{part}.{path.stem}"
-        for part in ("tables", "figures", "rendering", "statistics", "ties")
-        for path in sorted((LIBRARY / part).glob("*.py"))
-        if path.stem != "__init__"
-    ]
-    # Not None in sys.modules: SciPy, which seaborn imports where it is there, takes that for a torch.
+    # Not None in sys.modules: SciPy takes that for a torch.
     code = """if True:
         import sys, importlib
         class Absent:
@@ -253,12 +226,59 @@ def test_tables_and_pages_are_made_without_torch():
                 if name in ("torch", "transformers", "bitsandbytes", "datasets"):
                     raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         sys.meta_path.insert(0, Absent)
-        [importlib.import_module(name) for name in sys.argv[1:]]
+        [importlib.import_module(f"llmstudy.{name}") for name in sys.argv[1:]]
     """
     run = subprocess.run(
-        [sys.executable, "-c", code, *modules],
+        [sys.executable, "-c", code, *in_rooms("stats", "tables", "report")],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(SCRIPTS)},
+        env=os.environ | {"PYTHONPATH": str(LIBRARY.parent)},
     )
     assert run.returncode == 0, run.stderr
+
+
+# What the Snakefile and its rules import, and what the checks of a config load by name.
+PARSED = ["kinds", "code", "runner.slurm", "tables", "report.figures", *in_rooms("models/precisions"), "runtimes"]
+
+
+def test_the_workflow_is_parsed_with_what_snakemake_brings():
+    assert set(third_party(PARSED, lazy=("files", "tables", "report", *MEASURING_ROOMS))) <= {"yaml", "jsonschema"}
+
+
+BASE = {"errors", "files", "progress", "llama"}
+REGISTRIES = {"models.attention", "models.precisions", "runtimes", "fetch.shapes"}
+# Room or module → what it may import beside itself. The most exact entry counts.
+MAY_IMPORT = {
+    "errors": set(),
+    "files": {"errors"},
+    "progress": set(),
+    "llama": {"errors"},
+    "code": set(),
+    "config": BASE | REGISTRIES,
+    "kinds": BASE | REGISTRIES | {"config", "code", "runner.job"},
+    "stats": set(),
+    "kernels": BASE,
+    "fetch": BASE,
+    "models": BASE | {"fetch", "kernels"},
+    "runtimes": BASE | {"models", "kernels"},
+    "runner": BASE,
+    "runner.child": BASE | {"measure"},  # the child process is where a measurement is called
+    "measure": BASE | {"stats", "runner", "fetch", "models", "kernels", "runtimes"},
+    "tables": BASE | {"stats", "kinds", "runner.record"},
+    "report": BASE | {"stats", "tables", "kinds", "models.precisions"},
+    "cli": BASE | {"config", "kinds", "fetch", "runner", "tables"},
+}
+
+
+def forbidden() -> Iterator[str]:
+    for path in sorted(LIBRARY.rglob("*.py")):
+        importer = ".".join(path.relative_to(LIBRARY).with_suffix("").parts).removesuffix(".__init__")
+        room = importer.split(".")[0]
+        allowed = MAY_IMPORT.get(importer, MAY_IMPORT.get(room)) if importer != "__init__" else set()
+        for name in sorted(one.removeprefix("llmstudy.") for one in imports(path) if one.startswith("llmstudy.")):
+            if not any(f"{name}.".startswith(f"{other}.") for other in allowed | {room}):
+                yield f"{importer} imports {name}"
+
+
+def test_imports_of_the_library_go_one_way():
+    assert list(forbidden()) == []

@@ -1,6 +1,5 @@
 """The profile slurm/config.yaml, read and dry-run without a SLURM; tests/slurm runs it on one."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -9,22 +8,19 @@ import sys
 import pytest
 import tiny
 import yaml
-from conftest import REPOSITORY
+from checkout import ROOT, Checkout
+from llmstudy.kinds import KINDS
 
-PROFILE = REPOSITORY / "slurm" / "config.yaml"
+PROFILE = ROOT / "slurm" / "config.yaml"
 LINES = PROFILE.read_text().splitlines()
 SETTINGS = yaml.safe_load(PROFILE.read_text())
 KEY = re.compile(r"^( *)([a-z_-]+):")
 
 
-def rules_of(name: str) -> set[str]:
-    return set(re.findall(r"^rule (\w+):", (REPOSITORY / "workflow/rules" / name).read_text(), re.MULTILINE))
+MEASURING = {kind.rule for kind in KINDS.values()}
 
 
-MEASURING = rules_of("measure.smk") | rules_of("measure_extras.smk") | {"measure_tasks"}
-
-
-def test_every_key_is_explained_where_it_first_stands():
+def test_every_key_is_explained_where_it_comes_first():
     known = set()
     for number, line in enumerate(LINES):
         found = KEY.match(line)
@@ -53,22 +49,18 @@ def test_every_measuring_rule_goes_to_the_same_partition():
 
 def test_what_measures_time_takes_a_whole_node():
     exclusive = {rule for rule, values in SETTINGS["set-resources"].items() if "exclusive" in str(values)}
-    assert exclusive == {"measure_latency", "measure_extra", "measure_sweep"}
+    assert exclusive == {"measure_time"}
+    assert {name for name, kind in KINDS.items() if kind.rule == "measure_time"} == {"speed", "profile", "attention"}
 
 
 def test_jobs_are_repeated_by_the_profile_and_by_downloads_alone():
     assert SETTINGS["retries"] > 0
-    for file in (REPOSITORY / "workflow/rules").glob("*.smk"):
-        text = file.read_text()
-        blocks = re.split(r"^(?=rule )", text, flags=re.MULTILINE)
-        repeating = [
-            block.split(":")[0].removeprefix("rule ") for block in blocks if re.search(r"^ +retries:", block, re.M)
-        ]
-        assert all(name.startswith("fetch_") for name in repeating), (file.name, repeating)
+    for file in (ROOT / "workflow/rules").glob("*.smk"):
+        assert ("retries:" in file.read_text()) == (file.name == "fetch.smk")
 
 
-def test_rules_ask_for_nothing_that_only_slurm_knows():
-    for file in (REPOSITORY / "workflow/rules").glob("*.smk"):
+def test_rules_request_nothing_that_only_slurm_knows():
+    for file in (ROOT / "workflow/rules").glob("*.smk"):
         assert not re.search(r"slurm_(partition|account|extra)=|gres=|gpu_model=|constraint=", file.read_text()), file
 
 
@@ -93,30 +85,18 @@ def test_snakemake_knows_every_key():
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory) -> str:
     """What a dry run through the profile shows of a tiny study on a GPU, where there is neither SLURM nor conda."""
-    folder = tmp_path_factory.mktemp("checkout")
-    for name in ("workflow", "config", "slurm", "envs"):
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPOSITORY / "Snakefile", folder)
-    sample = tiny.study(folder / "sample", device="cuda")
-    (folder / "study.yaml").write_text(yaml.safe_dump(sample))
-    command = ["--profile", "slurm", "--configfile=study.yaml", "--dry-run", "--sdm", "env-modules"]
-    python_alone = folder / "bin"
+    checkout = Checkout(tmp_path_factory.mktemp("checkout"))
+    (checkout.folder / "data" / "model").mkdir(parents=True)
+    study = tiny.study(checkout.folder / "data", device="cuda", diagnostics={"profile": {"enabled": True}})
+    python_alone = checkout.folder / "bin"
     python_alone.mkdir()
     for name in ("bash", "which"):  # Snakemake runs the one, the plugin looks for SLURM with the other
         (python_alone / name).symlink_to(shutil.which(name))
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", *command],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"PATH": str(python_alone)},
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    return done.stdout
+    arguments = ["--profile", "slurm", checkout.write(study), "-n", "--sdm", "env-modules"]
+    return checkout.snakemake(*arguments, PATH=str(python_alone))
 
 
-def resources(planned: str, rule: str) -> list[dict[str, str]]:
+def requests(planned: str, rule: str) -> list[dict[str, str]]:
     """The resources of each job of a rule."""
     blocks = re.findall(rf"^(?:local)?rule {rule}:\n((?: .*\n)+)", planned, re.MULTILINE)
     lines = [re.search(r"resources: (.*)", block)[1] for block in blocks]
@@ -124,19 +104,23 @@ def resources(planned: str, rule: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", sorted(rules_of("measure.smk")))
-def test_a_measuring_job_asks_for_a_gpu_in_its_partition(planned, rule):
-    asked = resources(planned, rule)
-    assert asked
-    for one in asked:
+@pytest.mark.parametrize(
+    ("rule", "count"), {"measure_time": 4, "measure": 4, "measure_reference": 1, "measure_quality": 2}.items()
+)
+def test_a_measuring_job_requests_a_gpu_in_its_partition(planned, rule, count):
+    found = requests(planned, rule)
+    assert len(found) == count
+    for one in found:
         assert (one["slurm_partition"], one["gpu"]) == ("gpu", "1")
         assert int(one["mem_mb"]) > 0 and int(one["runtime"]) > 0
-        assert (one.get("slurm_extra") == "--exclusive") == (rule == "measure_latency")
+        assert (one.get("slurm_extra") == "--exclusive") == (rule == "measure_time")
 
 
-def test_fetching_stays_where_snakemake_runs():
-    """Compute nodes often have no network."""
-    text = (REPOSITORY / "workflow/rules/weights.smk").read_text()
-    assert set(re.search(r"^localrules:\n((?: +\w+,\n)+)", text, re.MULTILINE)[1].replace(",", "").split()) == rules_of(
-        "weights.smk"
-    )
+@pytest.mark.parametrize("file", ["fetch.smk", "tables.smk", "report.smk"])
+def test_fetching_tables_and_report_stay_where_snakemake_runs(file):
+    """Compute nodes often have no network, and a table takes a second."""
+    text = (ROOT / "workflow/rules" / file).read_text()
+    rules = re.findall(r"^ *rule ?(\w*):\n", text, re.MULTILINE)
+    listed = re.search(r"^localrules:\n((?: +\w+,\n)+)", text, re.MULTILINE)
+    local = re.findall(r"\w+", listed[1]) if listed else re.findall("localrule: True", text)
+    assert len(rules) == len(local) > 0

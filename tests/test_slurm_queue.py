@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from llmstudy.errors import StudyError
-from llmstudy.runner import script as steps
-from llmstudy.runner import slurm
+from llmstudy.runner import script, slurm
+from llmstudy.runner.job import Limits
 
 RUN = "llmstudy_5a19bf7c-7b1f-4f3c-9d3b-0f2f4b0b7a11"
 
@@ -34,9 +34,9 @@ def answer(tmp_path, monkeypatch):
 def queue(folder: Path) -> str:
     return "\n".join(
         [
-            f"11|RUNNING|{RUN}|rule_measure_memory_wildcards_tiny_fp32|{folder}",
-            f"12|PENDING|{RUN}|rule_measure_memory_wildcards_tiny_bf16|{folder}",
-            f"13|RUNNING|{RUN}|rule_measure_memory_wildcards_tiny_fp32|{folder}/elsewhere",
+            f"11|RUNNING|{RUN}|rule_measure_wildcards_memory_tiny_fp32|{folder}",
+            f"12|PENDING|{RUN}|rule_measure_wildcards_memory_tiny_bf16|{folder}",
+            f"13|RUNNING|{RUN}|rule_measure_wildcards_memory_tiny_fp32|{folder}/elsewhere",
             f"14|RUNNING|bash||{folder}",
         ]
     )
@@ -46,9 +46,6 @@ def test_only_jobs_that_snakemake_submitted_from_this_folder_count(answer, tmp_p
     answer("squeue", queue(tmp_path))
     assert [job.number for job in slurm.queued_jobs(tmp_path)] == ["11", "12"]
     assert [job.state for job in slurm.queued_jobs(tmp_path)] == ["RUNNING", "PENDING"]
-
-
-def test_a_folder_reached_by_a_link_is_the_same_folder(answer, tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     answer("squeue", queue(tmp_path / "link"))
@@ -57,7 +54,7 @@ def test_a_folder_reached_by_a_link_is_the_same_folder(answer, tmp_path):
 
 def test_a_start_is_refused_in_one_line_that_says_what_to_do(answer, tmp_path):
     answer("squeue", queue(tmp_path))
-    with pytest.raises(StudyError, match="queue: 2 .*11 RUNNING rule_measure_memory.*settle_jobs.py wait") as caught:
+    with pytest.raises(StudyError, match="queue: 2 .*11 RUNNING rule_measure_wildcards.*settle_jobs.py wait") as caught:
         slurm.check_nothing_queued(tmp_path)
     assert "\n" not in str(caught.value)
     slurm.check_nothing_queued(tmp_path / "another")
@@ -69,7 +66,7 @@ def test_a_silent_slurm_is_an_error_and_not_an_empty_queue(answer, tmp_path):
         slurm.queued_jobs(tmp_path)
 
 
-def test_no_slurm_commands_is_told(monkeypatch, tmp_path):
+def test_no_slurm_commands_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StudyError, match="is this a machine of the cluster"):
         slurm.queued_jobs(tmp_path)
@@ -117,28 +114,29 @@ def test_the_memory_that_slurm_granted(answer, said, megabytes):
 def test_a_measurement_fails_by_itself_before_slurm_ends_its_job_for_memory(answer, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     answer("squeue", "cpu=1,mem=9000M,node=1")
-    assert 8000 < steps.granted({"seconds": 60}, {})["host_memory_mb"] < 9000
+    assert 8000 < script.granted(Limits(60), {}).host_memory_mb < 9000
     answer("squeue", "cpu=1,mem=100M,node=1")
-    assert steps.granted({"seconds": 60}, {})["host_memory_mb"] == 1
+    assert script.granted(Limits(60), {}).host_memory_mb == 1
     answer("squeue", "Invalid job id specified", status=1)
-    assert "host_memory_mb" not in steps.granted({"seconds": 60}, {"mem_mb": 2000})
+    assert script.granted(Limits(60), {"mem_mb": 2000}).host_memory_mb is None  # a request is no grant
 
 
 def test_a_measurement_ends_before_slurm_ends_its_job(answer, monkeypatch):
-    limits = {"seconds": 3600, "oom_attempts": 1}
-    asked = {"runtime": 65}
+    limits, requested = Limits(3600, oom_attempts=2), {"runtime": 65}
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert steps.granted(limits, asked) == limits
+    assert script.granted(limits, requested) == limits
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     notes = answer("squeue", "10:00")
-    assert steps.granted(limits, asked)["seconds"] == 540
+    assert script.granted(limits, requested) == Limits(540, oom_attempts=2)
     assert "--jobs 7" in notes.read_text()
     answer("squeue", "0:40")
-    assert steps.granted(limits, asked)["seconds"] == 30
+    assert script.granted(limits, requested).seconds == 30
     answer("squeue", "1-00:00:00")
-    assert steps.granted(limits, asked)["seconds"] == 3600
+    assert script.granted(limits, requested).seconds == 3600
     answer("squeue", "no such job", status=1)
-    assert steps.granted({"seconds": 1e6}, asked)["seconds"] == 65 * 60 - 60
+    assert script.granted(Limits(1e6), requested).seconds == 65 * 60 - 60
+    monkeypatch.setenv("PATH", "/nowhere")  # no SLURM to answer
+    assert script.granted(Limits(1e6), requested).seconds == 65 * 60 - 60
 
 
 def test_settling_by_hand(answer, tmp_path):
@@ -146,8 +144,8 @@ def test_settling_by_hand(answer, tmp_path):
     answer("squeue", queue(tmp_path))
     shown = subprocess.run([*script, "list"], cwd=tmp_path, capture_output=True, text=True)
     assert shown.stdout.splitlines() == [
-        "11 RUNNING rule_measure_memory_wildcards_tiny_fp32",
-        "12 PENDING rule_measure_memory_wildcards_tiny_bf16",
+        "11 RUNNING rule_measure_wildcards_memory_tiny_fp32",
+        "12 PENDING rule_measure_wildcards_memory_tiny_bf16",
     ]
     answer("squeue", "down", status=1)
     failed = subprocess.run([*script, "wait"], cwd=tmp_path, capture_output=True, text=True)

@@ -9,15 +9,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
-from llmstudy import code, kinds
+from llmstudy import code, kinds, tables
 from llmstudy import config as study_config
 from llmstudy.errors import StudyError
 from llmstudy.runner import slurm
 from llmstudy.runner.job import Identity
 from snakemake.exceptions import WorkflowError
-
-# Whether this run may measure; no part of the study, so not of what is recorded of it.
-MEASURES = config.pop("measure", "all") != "nothing"
 
 try:
     study = study_config.complete(config)
@@ -25,6 +22,8 @@ try:
 except StudyError as error:
     raise WorkflowError(str(error))
 
+# Whether this run may measure; no part of the study, so not of what is recorded of it.
+MEASURES = study.config.pop("measure") != "nothing"
 RESULTS = study.results
 RECORD = "records/{kind}/{model}/{precision}.{attention}.{runtime}.r{repeat}"
 
@@ -65,6 +64,16 @@ def existing(paths):
 def records(*names):
     """The paths of the study's records of some kinds, or of all."""
     return existing(one.path for one in kinds.records(study, *names))
+
+
+def is_tabulated(name, table):
+    """Whether the study has a table: each but those of diagnostics that are off, or that have no records at hand."""
+    if name in kinds.KINDS and name not in study.diagnostics:  # a kind with a section of the config elsewhere
+        return kinds.KINDS[name].enabled(study)
+    if name not in study.diagnostics:
+        return True
+    at_hand = MEASURES or table.tables or records(*table.kinds)
+    return study.diagnostics[name]["enabled"] and bool(at_hand)
 
 
 def measuring_threads(wildcards):

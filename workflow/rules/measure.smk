@@ -29,10 +29,10 @@ rule measure:
         unpack(of_record(kinds.inputs)),
     output:
         record=f"{RESULTS}/{RECORD}.json",
-    wildcard_constraints:
-        kind=kinds_of("measure"),
     log:
         f"{RESULTS}/logs/{RECORD}.log",
+    wildcard_constraints:
+        kind=kinds_of("measure"),
     priority: of_record(kinds.start_order)
     conda:
         "../../envs/measure.yaml"
@@ -63,7 +63,9 @@ use rule measure as measure_reference with:
     output:
         record=f"{RESULTS}/{RECORD}.json",
         # Not temp(): making them again for one more precision would repeat the quality of all the others.
-        logprobs=directory(f"resources/{{kind}}/{study.name}/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}"),
+        logprobs=directory(
+            f"resources/{{kind}}/{study.name}/{{model}}/{{precision}}.{{attention}}.{{runtime}}.r{{repeat}}"
+        ),
     wildcard_constraints:
         kind=kinds_of("measure_reference"),
 

@@ -18,7 +18,6 @@ from glob import glob
 
 from llmstudy.report import figures
 
-
 FIGURES = {name: figure for name, figure in figures.FIGURES.items() if set(figure.tables) <= set(TABLES)}
 # Other studies' results: read as they are, made by no rule here.
 OTHER_STUDIES = [

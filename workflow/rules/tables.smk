@@ -16,18 +16,7 @@ STEPS:
     2. provenance         where the numbers come from
 """
 
-from llmstudy import tables
-
-
-def tabulated(name, table):
-    """Whether the study has a table: each but those of diagnostics that are off, or that have no records at hand."""
-    section = study.diagnostics.get(name, {"enabled": True})
-    if name in kinds.KINDS and not kinds.KINDS[name].enabled(study) and name not in study.diagnostics:
-        return False
-    return section["enabled"] and (MEASURES or name not in study.diagnostics or table.tables or records(*table.kinds))
-
-
-TABLES = {name: table for name, table in tables.every().items() if tabulated(name, table)}
+TABLES = {name: table for name, table in tables.every().items() if is_tabulated(name, table)}
 PLANNED = [one.path for one in kinds.records(study)]
 RECORDS = existing(PLANNED)
 if not RECORDS:

@@ -370,8 +370,9 @@ def modules(identity: Identity) -> list[str]:
 
 
 def code_of(identity: Identity) -> str:
-    """Return the digest of the code that a job runs through."""
-    return code.digest(*modules(identity))
+    """Return the digest of the code that a job runs through, and its runtime's entry in the registry, which the digest
+    leaves out."""
+    return f"{code.digest(*modules(identity))} {runtimes.facts(identity.runtime)}"
 
 
 def start_order(study: Study, identity: Identity) -> int:

@@ -69,7 +69,7 @@ class Job:
         model_folder: folder of the fetched model, with its manifest.
         corpora: name of a corpus → folder of its text.
         prompt_corpus: the corpus that prompts and calibration text come from.
-        reference_folder: folder of the reference's log-probabilities; empty for kinds that have nothing to do with them.
+        reference_folder: folder of the reference's log-probabilities; empty for kinds that do not use them.
         settings: what to measure; each measuring module has a dataclass for its own.
         allocator: settings of PyTorch's CUDA allocator, or None.
         limits: known when the job starts.

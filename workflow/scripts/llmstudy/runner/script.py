@@ -35,15 +35,12 @@ def step(log: str) -> Iterator[None]:
                 sys.stdout = sys.stderr = stream
                 try:
                     yield
-                except StudyError as error:
-                    print(f"error: {error}", file=terminal)
-                    with suppress(OSError):
-                        print(f"error: {error}", file=stream)
-                    sys.exit(1)
                 finally:
                     sys.stdout, sys.stderr = sys.__stdout__, terminal
-    except StudyError as error:  # the log itself could not be opened or closed
+    except StudyError as error:
         print(f"error: {error}", file=terminal)
+        with suppress(OSError), Path(log).open("a") as stream:
+            print(f"error: {error}", file=stream)
         sys.exit(1)
 
 

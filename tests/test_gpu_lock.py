@@ -1,14 +1,13 @@
-"""Turns on a GPU: who measures time or memory is alone, the others share, and waiting costs none of a job's time."""
+"""The GPU lock: who measures time or memory has a GPU alone, the others share, and waiting costs no job its time."""
 
 import subprocess
 import sys
-import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import faults
 import pytest
-from llmstudy import measure
-from llmstudy.runner import gpu_lock as turn
+from llmstudy.runner import gpu_lock
 from llmstudy.runner.parent import LIBRARY, run_child
 
 HOLD = """
@@ -23,7 +22,7 @@ with locked(Path(sys.argv[1]), alone=sys.argv[2] == "alone"):
 
 @pytest.fixture
 def hold(tmp_path):
-    """Start a process that holds the lock until it is told to end."""
+    """Start a process that holds the lock until it reads a line."""
     started = []
 
     def start(how: str) -> subprocess.Popen:
@@ -76,64 +75,56 @@ def test_a_killed_process_leaves_the_gpu_to_the_next(hold):
 
 
 def test_all_processes_take_several_gpus_in_the_same_order():
-    assert turn.locks(["b", "a"]) == turn.locks(["a", "b"])
-    assert len({path.name for path in turn.locks(["a", "b"])}) == 2
+    assert gpu_lock.locks(["b", "a"]) == gpu_lock.locks(["a", "b"])
+    assert len({path.name for path in gpu_lock.locks(["a", "b"])}) == 2
 
 
-def test_every_kind_that_has_the_gpu_alone_is_a_kind():
-    assert set(measure.MODULES) >= turn.ALONE
-
-
-@pytest.mark.parametrize("kind", sorted(turn.ALONE))
-def test_on_a_cpu_nobody_waits(kind):
-    with turn.turn(kind, "cpu"), turn.turn(kind, "cpu"):
+@pytest.mark.parametrize("alone", [True, False])
+def test_on_a_cpu_nobody_waits(alone):
+    with gpu_lock.gpu_lock("cpu", alone), gpu_lock.gpu_lock("cpu", alone):
         pass
 
 
-def stand_in_turn(folder: Path, *lines: str) -> None:
-    """Put ``lines`` in place of the turn that the child measures in, beside what ``faults.install`` put there."""
-    with (folder / "sitecustomize.py").open("a") as code:
-        code.write(
-            "\nimport contextlib, os, time\nimport llmstudy.turn\n"
-            "@contextlib.contextmanager\ndef instead(kind, device):\n    "
-            + "\n    ".join(lines)
-            + "\nllmstudy.turn.turn = instead\n"
-        )
-
-
-def test_waiting_for_the_gpu_is_not_counted_as_the_jobs_time(monkeypatch, tmp_path):
-    """The stand-in waits longer than the limit before its turn, and measures for less than it."""
-    faults.install(monkeypatch, tmp_path / "stand-in", "import time; time.sleep(1); return {'a': 1}")
-    stand_in_turn(tmp_path / "stand-in", "time.sleep(4)", "yield")
-    start = time.monotonic()
-    outcome = run_child(faults.job(seconds=3), tmp_path / "job.log", tmp_path)
-    assert outcome.status == "ok", outcome.reason
-    assert time.monotonic() - start > 4
-    assert outcome.result["provenance"]["waited_s"] >= 4
-
-
-def test_a_gpu_is_left_after_its_memory_is_given_back(monkeypatch):
-    from contextlib import contextmanager
-
-    happened = []
+def test_the_lock_is_released_after_memory_is_given_back(monkeypatch):
+    events = []
 
     @contextmanager
     def locked(path, alone):
-        happened.append("locked")
+        events.append(f"locked {alone}")
         yield
-        happened.append("unlocked")
+        events.append("unlocked")
 
-    monkeypatch.setattr(turn, "visible_gpus", lambda: ["a"])
-    monkeypatch.setattr(turn, "locked", locked)
-    monkeypatch.setattr(turn, "destroy_contexts", lambda: happened.append("destroyed"))
-    with turn.turn("speed", "cuda"):
-        happened.append("measured")
-    assert happened == ["locked", "measured", "destroyed", "unlocked"]
+    monkeypatch.setattr(gpu_lock, "visible_gpus", lambda: ["a"])
+    monkeypatch.setattr(gpu_lock, "locked", locked)
+    monkeypatch.setattr(gpu_lock, "destroy_contexts", lambda: events.append("destroyed"))
+    with gpu_lock.gpu_lock("cuda", alone=True):
+        events.append("measured")
+    assert events == ["locked True", "measured", "destroyed", "unlocked"]
 
 
-def test_a_gpu_is_left_after_the_result_is_safe(monkeypatch, tmp_path):
+def replace_lock(folder: Path, *lines: str) -> None:
+    """Put ``lines`` in place of the lock that the child measures under, beside what ``faults.install`` put there."""
+    with (folder / "sitecustomize.py").open("a") as code:
+        code.write(
+            "\nimport contextlib, os, time\nimport llmstudy.runner.gpu_lock\n"
+            "@contextlib.contextmanager\ndef replacement(device, alone):\n    assert alone\n    "
+            + "\n    ".join(lines)
+            + "\nllmstudy.runner.gpu_lock.gpu_lock = replacement\n"
+        )
+
+
+def test_waiting_for_the_lock_is_not_counted_as_the_jobs_time(monkeypatch, tmp_path):
+    """The stand-in waits longer than the limit for the lock, and measures for less than it."""
+    faults.install(monkeypatch, tmp_path / "stand-in", "import time; time.sleep(0.5); return {'a': 1}")
+    replace_lock(tmp_path / "stand-in", "time.sleep(2.5)", "yield")
+    outcome = run_child(faults.job(seconds=2), tmp_path / "job.log", tmp_path)
+    assert outcome.status == "ok", outcome.reason
+    assert outcome.wall_s > outcome.result["provenance"]["waited_s"] >= 2.5
+
+
+def test_the_lock_is_released_after_the_result_is_safe(monkeypatch, tmp_path):
     """And what kills the process then costs nothing."""
     faults.install(monkeypatch, tmp_path / "stand-in", "return {'a': 1}")
-    stand_in_turn(tmp_path / "stand-in", "yield", "os.kill(os.getpid(), 9)")
+    replace_lock(tmp_path / "stand-in", "yield", "os.kill(os.getpid(), 9)")
     outcome = run_child(faults.job(), tmp_path / "job.log", tmp_path)
     assert (outcome.status, outcome.result["results"]) == ("ok", {"a": 1})

@@ -1,0 +1,174 @@
+"""The digest of the code that a step runs through: what it follows, what counts, and what does not."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+from llmstudy import code, kinds, runtimes
+from llmstudy.models import precisions
+from llmstudy.report import figures
+from llmstudy.runner.job import Identity
+from llmstudy.tables import every
+
+ONE = Identity("tiny", "speed", "tiny", "bf16", "sdpa", "generate")
+STEPS = (
+    {kind: kinds.modules(replace(ONE, kind=kind)) for kind in kinds.KINDS}
+    | {name: [name] for name in ("fetch.models", "fetch.corpora", "fetch.tasks", "tables.provenance", "report.render")}
+    | {f"{name}.csv": ["tables", table.module] for name, table in every().items()}
+    | {f"{name}.svg": [figure.module] for name, figure in figures.FIGURES.items()}
+)
+KINDS = set(kinds.KINDS)
+TABLES = {step for step in STEPS if step.endswith(".csv")}
+
+
+def listed(*modules: str) -> set[str]:
+    """Files of the library that a digest of the modules is of."""
+    return {str(path.relative_to(code.ROOT)) for path in code.files(*modules)}
+
+
+# ------------------------------------------------------------------------------------------------- what it follows
+
+# What a measuring process and each module that is imported by name load; bandwidth copies little, to be quick.
+LOADED = """
+import importlib, json, sys
+from llmstudy.measure import bandwidth
+bandwidth.COPY_BYTES["cpu"] = 2**16
+from llmstudy.runner import child
+show = lambda: print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.split(".")[0] == "llmstudy"]))
+child.main(*sys.argv[1:4])
+show()
+for name in sys.argv[4:]:
+    importlib.import_module(f"llmstudy.{name}")
+show()
+"""
+
+
+@pytest.mark.slow
+def test_everything_that_python_loads_is_followed(tiny_weights, tiny_corpus, tmp_path):
+    """First by a job from beginning to end, then by every module that a name in a config or a registry leads to."""
+    job = tiny.job("speed", tiny_weights, tiny_corpus, precision="llm-int8")
+    (tmp_path / "job.json").write_text(json.dumps(job.to_dict()))
+    named = {module for modules in STEPS.values() for module in modules} | {"runner.script"}
+    named |= {precisions.module_of(name) for name in precisions.names()} | set(
+        map(runtimes.module_of, runtimes.MODULES)
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", LOADED, *(str(tmp_path / part) for part in ("job.json", "result.json", ".")), *named],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(code.ROOT.parent)},
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "ok", run.stderr
+    by_the_job, by_all = (
+        {str(Path(path).relative_to(code.ROOT)) for path in json.loads(line)} for line in run.stdout.splitlines()[-2:]
+    )
+    assert by_the_job - listed(*kinds.modules(replace(ONE, precision="llm-int8"))) == set()
+    assert by_all - listed(*named) == set()
+    assert {"models/precisions/llm_int8.py", "runtimes/generate.py", "measure/__init__.py"} <= by_the_job
+
+
+def test_another_source_concerns_no_measurement_and_no_other_source():
+    """Or a change in the module for Wikipedia would measure every model again."""
+    measuring = listed("fetch.weights")
+    assert "fetch/layout.py" in measuring
+    assert not {f"fetch/{name}.py" for name in ("hub", "pypi", "wikipedia", "corpora", "models")} & measuring
+    assert "fetch/wikipedia.py" not in listed("fetch.models")
+    assert "fetch/synthetic.py" not in listed("fetch.corpora")
+
+
+def test_a_cycle_of_imports_ends(library):
+    (library / "a.py").write_text("from llmstudy import b\n")
+    (library / "b.py").write_text("import llmstudy.a\nfrom llmstudy.b import something\n")
+    assert listed("a") == {"__init__.py", "a.py", "b.py"}
+
+
+def test_an_unknown_module_is_an_error():
+    with pytest.raises(FileNotFoundError):
+        code.files("measure.nothing")
+
+
+# ---------------------------------------------------------------------------------------------------- what counts
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A copy of the library that the digests are taken of."""
+    folder = tmp_path / "llmstudy"
+    shutil.copytree(code.ROOT, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(code, "ROOT", folder)
+    forget()
+    yield folder
+    forget()
+
+
+def forget() -> None:
+    for function in (code.digest, code._tree, code._imported, code._of_file):
+        function.cache_clear()
+
+
+def digests() -> dict[str, str]:
+    forget()
+    return {step: code.digest(*modules) for step, modules in STEPS.items()}
+
+
+def changed_by(path: Path, text: str) -> set[str]:
+    """The steps whose digest changes when a file becomes ``text``."""
+    before = digests()
+    assert text != path.read_text()
+    path.write_text(text)
+    return {step for step, digest in digests().items() if digest != before[step]}
+
+
+def test_comments_docstrings_and_line_breaks_count_nowhere(library):
+    before = digests()
+    tiny.change_comments(library)
+    assert digests() == before
+
+
+@pytest.mark.parametrize(
+    ("module", "concerned"),
+    [
+        ("models/precisions/four_bit.py", set()),  # the jobs here are in bf16
+        ("runtimes/graph.py", set()),
+        ("runtimes/generate.py", KINDS),
+        ("runner/child.py", KINDS),
+        # What lies in the __init__ of a package is code like any other.
+        ("measure/__init__.py", KINDS),
+        ("models/precisions/__init__.py", KINDS),
+        ("tables/__init__.py", TABLES | {"report.render"}),
+        ("fetch/wikipedia.py", {"fetch.corpora"}),
+        ("measure/generations.py", {"generations"}),
+        ("measure/scoring.py", {"quality", "reference", "sensitivity", "tasks"}),
+        ("tables/memory.py", {"memory.csv"}),
+        ("report/render.py", {"report.render"}),
+        ("cli.py", set()),
+    ],
+)
+def test_a_changed_operator_counts_in_every_step_that_runs_through_it(library, module, concerned):
+    path = library / module
+    found = changed_by(path, path.read_text() + "\n\nCHANGED = 1 + 1\n")
+    assert concerned <= found and found & KINDS == concerned & KINDS
+    again = changed_by(path, path.read_text().replace("1 + 1", "1 - 1"))
+    assert again == found
+
+
+@pytest.mark.parametrize("registry", ["models/precisions/__init__.py", "runtimes/__init__.py"])
+def test_a_new_name_in_a_registry_counts_nowhere(library, registry):
+    path = library / registry
+    line = 'MODULES = {\n    "new": "dense",\n'
+    assert changed_by(path, path.read_text().replace("MODULES = {\n", line)) == set()
+
+
+def test_the_facts_about_its_runtime_count_for_a_job(monkeypatch):
+    before = kinds.code_of(ONE)
+    monkeypatch.setitem(runtimes.MODULES, "graph", replace(runtimes.MODULES["graph"], own_cache=False))
+    assert kinds.code_of(ONE) == before
+    monkeypatch.setitem(runtimes.MODULES, "generate", replace(runtimes.MODULES["generate"], own_cache=True))
+    assert kinds.code_of(ONE) != before

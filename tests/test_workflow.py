@@ -1,0 +1,154 @@
+"""The workflow itself: a dry run of every shipped config, linters, and mistakes that stop before any job."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from checkout import ROOT, Checkout, inputs, jobs, measuring
+from llmstudy import tables
+from llmstudy.report import figures
+
+EXPECTED = {
+    # 6 precisions × 2 attention kernels (× 2 repeats); quality (and that of 3 more) and text under one kernel
+    "config.yaml": {
+        "fetch_weights": 1,
+        "fetch_corpus": 1,
+        "measure_time": 24 + 6 + 2,  # speed, profile, attention kernels
+        "measure": 12 + 6 + 1 + 1 + 6,  # memory, generations, outliers, sensitivity, invariance
+        "measure_reference": 1,
+        "measure_quality": 6 + 3,
+    },
+    # 5 precisions × 2 attention kernels (× 5 repeats)
+    "llama2-7b.yaml": {
+        "fetch_weights": 1,
+        "fetch_corpus": 1,
+        "measure_time": 50,
+        "measure": 10 + 5,
+        "measure_reference": 1,
+        "measure_quality": 5,
+    },
+    # one real model: 8 precisions; random ones: 6 × 2 runtimes (× 2 repeats), 6 × 2 and 4 × 2
+    "h200.yaml": {
+        "fetch_weights": 4,
+        "fetch_corpus": 1,
+        "measure_time": 8 + 24 + 12 + 8 + 12 + 7,
+        "measure": 8 + 12 + 12 + 8 + 8 + 1 + 1 + 8 + 12,  # …, and what verifies capacity
+        "measure_reference": 1,
+        "measure_quality": 8 + 6,
+    },
+}
+DIAGNOSTICS = {name for name, table in tables.every().items() if table.category == "Diagnostics"} | {"tasks"}
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    (tmp_path / "data" / "model").mkdir(parents=True)  # no dry run reads the model
+    return Checkout(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_dry_run_plans_exactly_these_jobs(checkout, name):
+    assert {path.name for path in (ROOT / "config").glob("*.yaml")} == set(EXPECTED)
+    found = jobs(checkout.snakemake("-n", *([] if name == "config.yaml" else [f"--configfile=config/{name}"])))
+    assert measuring(found) == EXPECTED[name]
+    rest = found.keys() - EXPECTED[name].keys()
+    assert {found[rule] for rule in rest} == {1} and rest >= {"provenance", "render_report"}
+    made = {rule.removeprefix("tabulate_") for rule in rest if rule.startswith("tabulate_")}
+    assert set(tables.every()) - DIAGNOSTICS <= made <= set(tables.every())
+    assert (made & DIAGNOSTICS != set()) == (name != "llama2-7b.yaml")
+    drawn = {rule.removeprefix("plot_") for rule in rest if rule.startswith("plot_")}
+    assert drawn == {one for one, figure in figures.FIGURES.items() if set(figure.tables) <= made}
+
+
+@pytest.mark.slow
+def test_a_study_of_ones_own_takes_nothing_from_the_default_study(checkout):
+    """Snakemake merges config files key by key; 20 documents of the default must not cut another study's text."""
+    capacity = {"capacity": {"enabled": True, "verify": {"enabled": True}}}
+    study = tiny.study(checkout.folder / "data", diagnostics=capacity)
+    del study["speed"]["repeats"]
+    output = checkout.snakemake("-n", checkout.write(study))
+    # the schema's three repeats, not the default study's two; memory, text, and what verifies capacity
+    assert measuring(jobs(output)) | {"measure_time": 2 * 3, "measure": 2 + 2 + 2} == measuring(jobs(output))
+    assert '"documents": 20' not in output and "'documents': 20" not in output
+    assert inputs(output, "tabulate_capacity").count("records/capacity/tiny-llama/") == 2
+    assert inputs(output, "provenance").count("records/capacity/tiny-llama/") == 2
+
+
+@pytest.mark.slow
+def test_without_measuring_tables_are_made_of_the_records_that_are_there(checkout):
+    records = checkout.folder / "results" / "cpu" / "records"
+    shutil.copytree(ROOT / "results" / "cpu" / "records", records)
+    lost = records / "profile/smollm2-135m/bf16.sdpa.generate.r0.json"
+    lost.unlink()
+    shutil.rmtree(records / "invariance")
+    output = checkout.snakemake("-n", "--config", "study=cpu", "measure=nothing")
+    found = jobs(output)
+    assert measuring(found) == {}
+    assert "tabulate_profile" in found and "tabulate_invariance" not in found
+    used = inputs(output, "provenance")
+    assert lost.name in used and str(lost.relative_to(checkout.folder)) not in used and "records/speed/" in used
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (["measure=nothing", "study=nobody"], "measure: nothing, but results/nobody/records has no record of this"),
+        (["measure=everything"], "measure: 'everything' is not allowed; allowed: all, nothing"),
+        (["runtimes=[generate,torch-compile]"], "runtimes: 'torch-compile' is not known; allowed: generate, graph"),
+    ],
+)
+def test_a_mistake_stops_before_any_job_with_its_one_line(checkout, config, line):
+    code, output = checkout.run("--config", *config)
+    assert code != 0
+    assert [found for found in output.splitlines() if line in found][1:] == [], output
+    assert line in output and "Traceback" not in output and "Job stats" not in output
+    assert not (checkout.folder / "results").exists() and not (checkout.folder / "resources").exists()
+
+
+# Packages that measure or report, and the plugin for SLURM, which brings some of them, look as if not installed.
+ABSENT = """
+import pkgutil, sys
+BLOCKED = {"matplotlib", "numpy", "pandas", "safetensors", "scipy", "seaborn", "torch", "tqdm", "transformers"}
+class Absent:
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent)
+installed = pkgutil.iter_modules
+pkgutil.iter_modules = lambda *args: (one for one in installed(*args) if one.name != "snakemake_executor_plugin_slurm")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["config.yaml", "h200.yaml"])
+def test_the_workflow_is_parsed_where_snakemake_has_its_own_dependencies_alone(checkout, config):
+    (checkout.folder / "sitecustomize.py").write_text(ABSENT)
+    path = f"{ROOT / 'tests' / 'bin'}{os.pathsep}{os.environ['PATH']}"  # with a conda
+    arguments = ["-n", "--use-conda", f"--configfile=config/{config}"]
+    assert jobs(checkout.snakemake(*arguments, PATH=path, PYTHONPATH=str(checkout.folder)))
+
+
+@pytest.mark.slow
+def test_snakemakes_own_linter_is_content(checkout):
+    checkout.snakemake("--lint")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ruff", "check", "--no-cache", "."],
+        ["ruff", "format", "--no-cache", "--check", "."],
+        ["snakefmt", "--check", "Snakefile", "workflow/rules"],
+    ],
+    ids=["ruff check", "ruff format", "snakefmt"],
+)
+def test_code_is_linted_and_formatted(command):
+    binary = Path(sys.executable).parent / command[0]
+    run = subprocess.run([binary, *command[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
