@@ -200,6 +200,11 @@ def test_citation_changelog_and_package_agree_on_version_and_license():
     assert citation["version"] == package["version"] == newest
 
 
+def test_the_changelog_lists_every_renamed_key():
+    listed = pages.code_spans(pages.read("CHANGELOG.md"))
+    assert set(study_config.RENAMED) - {"diagnostics.sweep"} <= set(listed)
+
+
 # ------------------------------------------------------------------------------------------------ the rules
 
 
