@@ -15,14 +15,16 @@ ROOT_PAGES = [
     "config/README.md",
     "results/README.md",
     "tests/README.md",
+    "workflow/README.md",
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
 def all_pages() -> list[str]:
-    """The documentation, relative to the repository; REPORT.md is made by the workflow and has tests of its own."""
-    return ROOT_PAGES + sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "docs").glob("*.md"))
+    """The documentation, relative to the repository; what the workflow makes (REPORT.md, details) has other tests."""
+    others = [*(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "workflow" / "scripts").rglob("*.md")]
+    return ROOT_PAGES + sorted(str(path.relative_to(REPOSITORY)) for path in others)
 
 
 def read(page: str) -> str:
@@ -40,7 +42,7 @@ def prose(text: str) -> str:
 
 
 def section(text: str, title: str) -> str:
-    """What stands under a heading of the second level."""
+    """What follows a heading of the second level."""
     found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.M | re.S)
     assert found, f"no section {title!r}"
     return found[1]

@@ -3,24 +3,26 @@
 import copy
 import re
 import shlex
-import sys
+import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 
+import describe_config
 import pages
 import pytest
 import tiny
 import yaml
+from llmstudy import cli, kinds, runtimes
 from llmstudy import config as study_config
-from llmstudy import runtimes
 
 # Pages whose every command is known below; those in docs/ also show commands of clusters.
-STRICT = [page for page in pages.ROOT_PAGES if page != "CHANGELOG.md"]
-# What the reader is told to write, what the workflow makes, and what is named for its absence.
-NEED_NOT_EXIST = {"workflow/scripts/llmstudy/precisions/nf4_dq.py", "REPORT.md", "workflow/Snakefile"}
+STRICT = [page for page in pages.ROOT_PAGES if page != "CHANGELOG.md"] + ["docs/troubleshooting.md"]
+# What the reader writes, what the workflow makes, and what a page calls absent.
+NEED_NOT_EXIST = {"workflow/scripts/llmstudy/models/precisions/nf4_dq.py", "REPORT.md", "workflow/Snakefile"}
 OURS = re.compile(
-    r"^(?:\.ci|\.github|config|docs|envs|slurm|tests|workflow)/[\w./-]*$|^[A-Z][\w-]*\.(?:md|cff)$|^\w+\.txt$"
+    r"^(?:\.ci|\.github|config|docs|envs|slurm|tests|tools|workflow)/[\w./-]*$|^[A-Z][\w-]*\.(?:md|cff)$|^\w+\.txt$"
 )
+PROGRAMS = ("git", "cd", ".", "pytest", "ruff", "snakefmt", "pre-commit")  # need no file of ours
 
 
 def commands(page: str) -> list[str]:
@@ -33,29 +35,18 @@ SNAKEMAKE = sorted({line for page in pages.all_pages() for line in commands(page
 
 
 @pytest.mark.parametrize("page", pages.all_pages())
-def test_links_lead_somewhere(page):
+def test_links_and_paths_lead_somewhere(page):
     text = pages.read(page)
+    folder = (pages.REPOSITORY / page).parent
     for target in pages.LINK.findall(pages.prose(text)):
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")
-        file = (pages.REPOSITORY / page).parent / path if path else pages.REPOSITORY / page
-        assert file.exists(), f"{page}: {target}"
-        assert not anchor or anchor in pages.anchors(file.read_text(encoding="utf-8")), f"{page}: {target}"
-
-
-@pytest.mark.parametrize("page", pages.all_pages())
-def test_paths_exist(page):
-    text = pages.read(page)
+        file = folder / path if path else pages.REPOSITORY / page
+        assert file.exists(), target
+        assert not anchor or anchor in pages.anchors(file.read_text(encoding="utf-8")), target
     named = {span for span in pages.code_spans(text) if OURS.match(span)} - NEED_NOT_EXIST
-    folder = (pages.REPOSITORY / page).parent
-    missing = {name for name in named if not ((pages.REPOSITORY / name).exists() or (folder / name).exists())}
-    assert not missing
-
-
-@pytest.mark.parametrize("page", pages.all_pages())
-def test_no_line_is_a_stub(page):
-    assert not re.search(r"\b(TODO|FIXME|TBD|XXX)\b|lorem ipsum|coming soon", pages.read(page), re.I)
+    assert {name for name in named if not ((pages.REPOSITORY / name).exists() or (folder / name).exists())} == set()
 
 
 @pytest.mark.parametrize("page", STRICT)
@@ -72,9 +63,10 @@ def test_every_command_is_one_that_is_checked(page):
             files = [argument for argument in arguments if argument.endswith((".py", ".txt"))]
             assert arguments[:2] in (["-m", "venv"], ["-m", "pip"]) or files, line
             assert all((pages.REPOSITORY / file).exists() for file in files), line
-        else:
-            # The rest is run by test_snakemake_commands_work, or needs no file of ours.
-            assert program in ("snakemake", "git", "cd", ".", "pytest", "ruff", "snakefmt", "pre-commit"), line
+        elif program == "llmstudy":
+            cli.parser().parse_args(arguments)
+        else:  # Snakemake's are run by test_snakemake_commands_work
+            assert program in ("snakemake", *PROGRAMS), line
 
 
 @pytest.fixture(scope="module")
@@ -108,22 +100,22 @@ def test_snakemake_commands_work(command, workspace, measured):
     if "<" in command:  # a placeholder stands for a file
         pytest.skip("a pattern, not a command")
     parse_args(arguments)
-    if not arguments or {"--unlock", "--report", "--use-conda", "--rerun-incomplete", "compare"} & set(arguments):
+    if not arguments or {"--unlock", "--report", "--use-conda", "--rerun-incomplete"} & set(arguments):
         return
-        # A file that the reader writes may lie anywhere.
+    # A file that the reader writes may lie anywhere.
     arguments = [Path(word).name if (workspace / Path(word).name).exists() else word for word in arguments]
     if "--profile" in arguments:
         arguments += ["--sdm", "env-modules"]
-    place = measured if "measure=nothing" in arguments else workspace
-    assert pages.job_counts(pages.dry_run(place, *arguments))
+    assert pages.job_counts(pages.dry_run(measured if "measure=nothing" in arguments else workspace, *arguments))
 
 
 @pytest.mark.slow
 def test_merging_replaces_lists_and_keeps_what_mappings_do_not_name(workspace):
     counts = pages.job_counts(pages.dry_run(workspace, "--configfile", "config/config.yaml", "quick.yaml"))
-    # two precisions × two attention kernels, one repeat instead of two; the default study's ruler, workloads, samples
-    assert (counts["measure_latency"], counts["measure_memory"], counts["measure_quality"]) == (4, 4, 2 + 1)
-    assert counts["generate_samples"] == 2
+    # two precisions × two attention kernels, one repeat; a profile of each precision, and two kernels alone
+    assert counts["measure_time"] == 4 + 2 + 2
+    # two precisions, and what the default study measures for quality alone
+    assert counts["measure_quality"] == 2 + 3
 
 
 @pytest.mark.parametrize("page", ["README.md", "config/README.md"])
@@ -141,48 +133,27 @@ def test_yaml_is_a_valid_study(page, tmp_path):
         study_config.complete(study)
 
 
+def keys_of(node) -> set[str]:
+    """Names of all keys in a schema, found by another walk than that of describe_config."""
+    if isinstance(node, list):
+        return set().union(*map(keys_of, node))
+    return set(node.get("properties", {})).union(*map(keys_of, node.values())) if isinstance(node, dict) else set()
+
+
 def test_tables_of_keys_are_those_of_the_schema():
-    sys.path.insert(0, str(pages.REPOSITORY / "workflow" / "scripts"))
-    import describe_config
-
     page = pages.read("config/README.md")
-    made = describe_config.insert(page, describe_config.describe(yaml.safe_load(study_config.SCHEMA.read_text())))
-    assert page == made, "run: python tools/describe_config.py"
-
-
-def test_every_key_of_the_schema_is_explained():
-    """Found by another walk than that of describe_config."""
-    names, constants = set(), set()
-
-    def walk(node):
-        if isinstance(node, dict):
-            for name, part in node.get("properties", {}).items():
-                (constants if "const" in part else names).add(name)
-            for value in node.values():
-                walk(value)
-        elif isinstance(node, list):
-            for value in node:
-                walk(value)
-
     schema = yaml.safe_load(study_config.SCHEMA.read_text())
-    walk(schema)
-    page = pages.read("config/README.md")
-    headings = set(re.findall(r"^### `(\S+?)`", page, re.M))
-    explained = {row[0].strip("`") for row in pages.rows(page)} | {
-        part.removesuffix("[]") for heading in headings for part in heading.split(".")
-    }
-    assert names - explained == set()
-    assert constants == {"type"}
+    made = describe_config.insert(page, describe_config.describe(schema))
+    assert page == made, "run: python tools/describe_config.py"
+    described = set(re.findall(r"\w+", " ".join(re.findall(r"^(?:### `\S+`|\| `\w+`)", page, re.M))))
+    assert keys_of(schema) - described == {"type"}
     assert not [row for row in pages.rows(page) if len(row) == 4 and row[2] not in ("required", "–") and not row[3]]
 
 
-def test_every_runtime_is_explained():
-    explained = re.search(r"^`runtimes`: (.*?)\n\n", pages.read("config/README.md"), re.M | re.S)[1]
-    assert {name for name in runtimes.MODULES if f"`{name}`" in explained} == set(runtimes.MODULES)
-
-
-def test_every_shipped_study_is_listed():
-    listed = {row[0].split("]")[0].strip("[") for row in pages.rows(pages.read("config/README.md"))}
+def test_every_runtime_and_shipped_study_is_explained():
+    config = pages.read("config/README.md")
+    assert set(runtimes.MODULES) <= set(pages.code_spans(pages.section(config, "Attention and runtimes")))
+    listed = {row[0].split("]")[0].strip("[") for row in pages.rows(config)}
     assert {path.name for path in (pages.REPOSITORY / "config").glob("*.yaml")} <= listed
 
 
@@ -197,13 +168,13 @@ def test_every_dependency_has_its_reason():
     assert set(requirements("requirements.txt")) | set(requirements("requirements-dev.txt")) <= named
 
 
-def test_the_files_that_tests_readme_tells_of_exist():
+def test_the_table_of_tests_names_every_file_once():
     folder = pages.REPOSITORY / "tests"
-    told = [span for span in pages.code_spans(pages.read("tests/README.md")) if re.match(r"test_|\w+/$", span)]
-    assert len(told) > 15
-    assert [name for name in told if not list(folder.glob(name.rstrip("/")))] == []
-    ours = {path.name for path in folder.glob("test_*.py")} | {path.parent.name for path in folder.glob("*/*.py")}
-    assert sorted(one for one in ours if not any(fnmatch(one, name.rstrip("/")) for name in told)) == []
+    named = [span for row in pages.rows(pages.read("tests/README.md")) for span in pages.code_spans(row[0])]
+    patterns = [name for name in named if re.match(r"test_|\w+/$", name)]
+    assert [name for name in patterns if not list(folder.glob(name.rstrip("/")))] == []
+    files = {path.name for path in folder.glob("test_*.py")} | {path.parent.name for path in folder.glob("*/*.py")}
+    assert sorted(file for file in files if not any(fnmatch(file, name.rstrip("/")) for name in patterns)) == []
 
 
 def test_hooks_run_the_pinned_tools():
@@ -220,8 +191,50 @@ def test_continuous_integration_runs_what_ci_run_runs():
     assert any(".ci/run" in step.get("run", "") for step in steps)
 
 
-def test_citation_and_changelog_agree():
+def test_citation_changelog_and_package_agree_on_version_and_license():
     citation = yaml.safe_load(pages.read("CITATION.cff"))
+    package = tomllib.loads(pages.read("pyproject.toml"))["project"]
     assert {"cff-version", "message", "title", "authors", "version", "license"} <= set(citation)
-    assert citation["license"] == "MIT" and pages.read("LICENSE").startswith("MIT License")
-    assert citation["version"] == re.search(r"^## \[?(\d+\.\d+\.\d+)", pages.read("CHANGELOG.md"), re.M)[1]
+    assert citation["license"] == package["license"] == "MIT" and pages.read("LICENSE").startswith("MIT License")
+    newest = re.search(r"^## \[?(\d+\.\d+\.\d+)", pages.read("CHANGELOG.md"), re.M)[1]
+    assert citation["version"] == package["version"] == newest
+
+
+def test_the_changelog_lists_every_renamed_key():
+    listed = pages.code_spans(pages.read("CHANGELOG.md"))
+    assert set(study_config.RENAMED) - {"diagnostics.sweep"} <= set(listed)
+
+
+# ------------------------------------------------------------------------------------------------ the rules
+
+
+def rules() -> dict[str, str]:
+    """Rule → its text, with that of the rule that it varies; a rule made in a loop is called ``name_<>``."""
+    text = "\n".join(path.read_text() for path in sorted((pages.REPOSITORY / "workflow/rules").glob("*.smk")))
+    text = re.sub(r'^    rule:\n        name:\n            f"(\w+)_\{name\}"', r"rule \1_<>:", text, flags=re.M)
+    parts = re.split(r"^(?:rule ([\w<>]+)|use rule (\w+) as (\w+) with):\n", text, flags=re.M)
+    found: dict[str, str] = {}
+    for name, base, variant, body in zip(*(parts[start::4] for start in (1, 2, 3, 4))):
+        body = body.split("\n\n\n")[0]
+        conda = re.search(r'"../../envs/\w+.yaml"', body)
+        kept = found[base] if base and not conda else re.sub(r'"../../envs/\w+.yaml"', "", found.get(base, ""))
+        found[name or variant] = body + kept
+    return found
+
+
+def test_the_table_of_rules_is_that_of_the_workflow():
+    there = rules()
+    section = pages.section(pages.read("workflow/README.md"), "Rules")
+    table = {re.sub("<.*>", "<>", row[0].strip("`")): row[1:] for row in pages.rows(section)}
+    assert set(table) == set(there)
+    local = set(re.findall(r"^    (fetch_\w+),$", pages.read("workflow/rules/fetch.smk"), re.M))
+    for name, (makes, environment, where) in table.items():
+        body = there[name]
+        assert f'"../../envs/{environment.strip("`")}.yaml"' in body, name
+        assert where.startswith("here") == (name in local or "localrule: True" in body), name
+        if measured := {kind for kind, one in kinds.KINDS.items() if one.rule == name}:
+            assert measured == set(re.findall(r"`(\w+)`", makes)), name
+        else:
+            written = re.sub(r"\{\{?\w*\}?\}", "<>", body.replace("{RESULTS}/", ""))
+            paths = [re.sub("<.*?>", "<>", span) for span in re.findall(r"`([^`]+\.\w+)`", makes)]
+            assert paths and all(f'{path}"' in written for path in paths), (name, paths)

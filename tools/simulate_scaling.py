@@ -99,6 +99,7 @@ def simulate(jobs: int, run: bool) -> Iterator[dict]:
             shutil.copytree(REPOSITORY / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(REPOSITORY / "Snakefile", folder)
         (folder / "study.yaml").write_text(yaml.safe_dump(study(jobs)))
+        (folder / "text.txt").touch()  # its existence is checked when a run starts
         plugin = folder / "plugins" / "snakemake_executor_plugin_immediate"
         plugin.mkdir(parents=True)
         (plugin / "__init__.py").write_text(EXECUTOR)
