@@ -38,8 +38,8 @@ class Column:
         name: Name in the CSV file, with the unit at its end.
         title: Heading in the report; the name where it is empty.
         show: ``text``, ``code`` (a name in monospace), ``count`` (a whole number, written as one), ``number`` (three
-            significant digits), ``percent`` (a share 0 … 1), ``ratio`` (near 1), ``perplexity``, ``nats``, ``signed``
-            (a difference) or ``p`` (a p-value).
+            significant digits), ``percent`` (a share 0 … 1), ``points`` (a difference of shares, in percentage points),
+            ``ratio`` (near 1), ``perplexity``, ``nats``, ``signed`` (a difference) or ``p`` (a p-value).
     """
 
     name: str

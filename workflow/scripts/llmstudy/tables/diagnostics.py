@@ -6,8 +6,8 @@ some column, ``entry_share`` of single activations. ``max_abs`` is the largest m
 
 sensitivity.csv has one row per part of the model that was rounded to int8 while the rest kept ``precision``. ``layer``
 or ``linear`` is ``all`` where a part spans them. ``delta_nll`` in nats per token has its standard error and 95 %
-interval over documents; ``kl_nats`` is the mean KL divergence from the unrounded model, which ranks parts that
-``delta_nll`` cannot tell apart.
+interval over documents; ``kl_nats`` is the mean KL divergence from the unrounded model, with its interval, which ranks
+parts that ``delta_nll`` cannot tell apart.
 
 invariance.csv has one row per precision, batch size and neighbours of the same prompt. Differences are from the prompt
 alone; ``copies`` are neighbours equal to it, ``others 1`` … other texts.
@@ -33,6 +33,7 @@ from __future__ import annotations
 from statistics import median
 
 from llmstudy.llama import causal_attention_flops
+from llmstudy.stats.estimate import critical_value
 from llmstudy.tables import Sources
 from llmstudy.tables.columns import AT_WORKLOAD, SHARED, Column, columns, pick
 from llmstudy.tables.processes import COLUMNS as PROCESSES
@@ -58,7 +59,7 @@ COLUMNS = {
         *columns("delta_nll", "signed"),
         Column("delta_nll_se", "SE of Δ NLL", "signed"),
         *columns("delta_nll_low delta_nll_high", "signed"),
-        *columns("kl_nats", "nats"),
+        *columns("kl_nats kl_low_nats kl_high_nats", "nats"),
         Column("kl_se_nats", "SE of KL, nats", "nats"),
         *columns("tokens", "count"),
         *columns("blocks", "text"),
@@ -126,10 +127,22 @@ def sensitivity(sources: Sources) -> list[dict]:
                 "delta_nll_high": part["high"],
                 "kl_nats": part["kl"],
                 "kl_se_nats": part["kl_se"],
+                **_divergence_ends(part, results["blocks"]),
             }
             for part in results.get("parts", [])
         ] or [shared]
     return rows
+
+
+def _divergence_ends(part: dict, blocks: str) -> dict:
+    """Return the ends of the 95 % interval of a part's KL divergence, Student's t over blocks ("8 documents").
+
+    A divergence is never negative, so the low end is at least 0, unless rounding left the mean itself below.
+    """
+    if part["kl_se"] is None:  # the text was too short
+        return {}
+    half = critical_value(int(blocks.split()[0]) - 1) * part["kl_se"]
+    return {"kl_low_nats": max(part["kl"] - half, min(part["kl"], 0.0)), "kl_high_nats": part["kl"] + half}
 
 
 def invariance(sources: Sources) -> list[dict]:

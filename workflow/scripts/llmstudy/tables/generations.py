@@ -17,7 +17,7 @@ import pandas as pd
 
 from llmstudy.stats.text import agreement_curve, distinct_n, first_divergence, median_divergence
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import IDENTITY, SHARED, columns
+from llmstudy.tables.columns import IDENTITY, SHARED, Column, columns
 from llmstudy.tables.records import identity
 
 POSITIONS = (8, 16, 32, 64)
@@ -32,10 +32,12 @@ COLUMNS = {
         *SHARED,
         *columns("prompts new_tokens", "count"),
         *columns("exact_match", "percent"),
-        *columns("never_diverged", "count"),
-        *columns("first_divergence_median_token identical_tokens_mean"),
-        *(column for position in POSITIONS for column in columns(f"agreement_{position}", "percent")),
-        *columns("distinct_2_mean repetition_4_mean", "percent"),
+        Column("never_diverged", "texts identical", "count"),
+        Column("first_divergence_median_token", "first difference, median"),
+        Column("identical_tokens_mean", "identical tokens, mean"),
+        *(Column(f"agreement_{position}", f"identical after {position}", "percent") for position in POSITIONS),
+        Column("distinct_2_mean", "distinct-2"),
+        Column("repetition_4_mean", "repeated 4-grams"),
     ],
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 from llmstudy.stats.estimate import CONFIDENCE, holm
 from llmstudy.stats.proportions import paired_change, wilson
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import SHARED, columns, interval
+from llmstudy.tables.columns import SHARED, Column, columns, interval
 from llmstudy.tables.records import identity, read_arrays
 
 COLUMNS = {
@@ -22,9 +22,10 @@ COLUMNS = {
         *columns("task metric", "text"),
         *columns("documents", "count"),
         *interval("accuracy", "accuracy_low", "accuracy_high", "accuracy", "percent"),
-        *interval("accuracy_change", "accuracy_change_low", "accuracy_change_high", "change of accuracy", "signed"),
+        *interval("accuracy_change", "accuracy_change_low", "accuracy_change_high", "change, points", "points"),
         *columns("answers_changed correct_to_wrong wrong_to_correct", "count"),
-        *columns("mcnemar_p mcnemar_p_holm", "p"),
+        Column("mcnemar_p", "p (McNemar)", "p"),
+        Column("mcnemar_p_holm", "adjusted p", "p"),
         *columns("distinguishable", "text"),
     ]
 }
