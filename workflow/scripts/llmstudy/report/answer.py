@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -11,7 +9,7 @@ from llmstudy.models import precisions
 from llmstudy.report import markdown, style
 from llmstudy.report.study import Study, fact, fastest, of_family, ordered
 from llmstudy.runtimes import BASE
-from llmstudy.tables.columns import CONFIGURATION
+from llmstudy.tables.columns import CONFIGURATION, Column
 from llmstudy.tables.phrases import number, percent
 
 ABSENT = "–"
@@ -88,26 +86,22 @@ def _heading(precision: str, original: bool) -> str:
 def _lines(study: Study, model: str, names: list[str], only: tuple[str, ...]) -> list[list[str]]:
     """Return a line for each metric; the first names the model, and says why a precision has no number."""
     chosen = fastest(study.configurations(model), ["precision"]).set_index("precision", drop=False)
-    metrics: dict[str, Callable[[pd.Series], str]] = {}
-    for name in only:
-        column = markdown.declared(name)
-        if not (name.startswith("ppl") and study.is_synthetic(model)):
-            metrics[column.title] = lambda row, column=column: markdown.cell(row, column) or markdown.NOT_APPLICABLE
-    if only == METRICS:
-        metrics["measured as"] = lambda row: f"{row['attention']}, {row['runtime']}"
+    chosen = chosen.assign(measured_as=chosen["attention"] + ", " + chosen["runtime"])
+    columns = [markdown.declared(name) for name in only if not (name.startswith("ppl") and study.is_synthetic(model))]
+    columns += [Column("measured_as", "measured as", "text")] * (only == METRICS)
     lines = []
-    for title, show in metrics.items():
-        cells = [_cell(chosen, name, show, why=not lines) for name in names]
-        lines.append([f"**{study.label(model)}**<br>{title}" if not lines else title, *cells])
+    for column in columns:
+        cells = [_cell(chosen, name, column, why=not lines) for name in names]
+        lines.append([f"**{study.label(model)}**<br>{column.title}" if not lines else column.title, *cells])
     return lines
 
 
-def _cell(chosen: pd.DataFrame, precision: str, show: Callable[[pd.Series], str], why: bool) -> str:
+def _cell(chosen: pd.DataFrame, precision: str, column: Column, why: bool) -> str:
     if precision not in chosen.index:
         return ABSENT
     row = chosen.loc[precision]
     if row["status"] == "ok":
-        return show(row)
+        return markdown.cell(row, column) or markdown.NOT_APPLICABLE
     return markdown.failure(row) if why else f"`{row['status']}`"
 
 

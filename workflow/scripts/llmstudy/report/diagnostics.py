@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 
@@ -35,27 +34,17 @@ ELSEWHERE = ("processes", "speed", "memory", "quality", "generations", "text", "
 ELSEWHERE += ("profile", "crossover", "capacity", "tasks")
 
 
-@dataclass(frozen=True)
-class Section:
-    """What the report says of a diagnostic: of the table ``name``, under the heading ``title``."""
-
-    name: str
-    title: str
-    finding: str | None
-    table: str | None
-
-
-def sections(study: Study) -> Iterator[Section]:
-    """Yield a section for each diagnostic of a study, then one for each table that no section of the report knows."""
+def sections(study: Study) -> Iterator[tuple[str, str, str | None, str | None]]:
+    """Yield (table, heading, sentence, Markdown) for each diagnostic of a study, and for each table that no other
+    section of the report shows."""
     findings = {"invariance": invariance_finding}
     tables = {"outliers": outliers, "sensitivity": sensitivity, "invariance": invariance, "attention": attention}
     for name, declared in every().items():
         if name not in study.tables or name in ELSEWHERE:
             continue
-        finding = findings.get(name, lambda study: None)(study)
-        table = tables.get(name, partial(listing, name=name))(study)
         title = KINDS[name].title if name in KINDS else declared.title
-        yield Section(name, title, finding, table)
+        sentence = findings[name](study) if name in findings else None
+        yield name, title, sentence, tables[name](study) if name in tables else listing(study, name)
 
 
 def listing(study: Study, name: str) -> str | None:
@@ -84,20 +73,18 @@ def launches(study: Study) -> str | None:
 
 
 def _step(row: pd.Series) -> str:
-    counts = {"launch": row["launches_per_token"], "wait": row["syncs_per_token"]}
-    plurals = {"launch": "launches", "wait": "waits"}
-    texts = [f"{number(count)} {noun if count == 1 else plurals[noun]}" for noun, count in counts.items()]
-    busy = markdown.percent(row["device_busy_share"])
-    return f"{markdown.configuration(row)} {' and '.join(texts)} of the host, and the device works {busy} of the time"
+    launches, waits, busy = row[["launches_per_token", "syncs_per_token", "device_busy_share"]]
+    text = f"{number(launches)} {'launch' if launches == 1 else 'launches'} and "
+    text += f"{number(waits)} {'wait' if waits == 1 else 'waits'} of the host"
+    return f"{markdown.configuration(row)} {text}, and the device works {markdown.percent(busy)} of the time"
 
 
 def invariance(study: Study) -> str | None:
     """Return how far a prompt's logits depend on its neighbors in the batch, where they do or where that failed."""
     rows = study.table("invariance")
     rows = ordered(rows[(rows["status"] != "ok") | (rows["max_abs_delta_logit"] > 0)])
-    return markdown.table(
-        rows, CONFIGURATION[:2], ["batch", "neighbours", "max_abs_delta_logit", "top1_changes", "positions"]
-    )
+    changes = ["batch", "neighbours", "max_abs_delta_logit", "top1_changes", "positions"]
+    return markdown.table(rows, CONFIGURATION[:2], changes)
 
 
 def invariance_finding(study: Study) -> str | None:
@@ -225,8 +212,6 @@ def _outliers(axis: Axes, rows: pd.DataFrame) -> None:
         cmap="viridis",
         # From none to all: most linear layers have next to no such column, and a linear scale would show no difference.
         norm=SymLogNorm(0.1, vmin=0, vmax=100),
-        linewidths=0,
-        rasterized=False,
         cbar_kws={"label": "% of input columns", "fraction": 0.04, "pad": 0.02, "ticks": TICKS, "format": "%g"},
     )
     model, threshold, tokens = rows.iloc[0][["model", "threshold", "tokens"]]
@@ -281,8 +266,7 @@ def draw_attention(rows: pd.DataFrame) -> Figure:
     kernels = list(dict.fromkeys(rows["attention"]))
     hues = {kernel: style.SERIES[place % len(style.SERIES)] for place, kernel in enumerate(kernels)}
     panels = [panel for panel in PANELS if (rows.loc[rows["phase"] == panel[0], panel[1]] > 0).any()]
-    draw: Callable = partial(_attention, panels=panels, hues=hues)
-    text = "bars: range over repeats; both axes logarithmic"
+    draw, text = partial(_attention, panels=panels, hues=hues), "bars: range over repeats; both axes logarithmic"
     return style.stacked(rows, lambda own: 2.9, draw, text, columns=len(panels))
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llmstudy.report import markdown, style
-from llmstudy.report.study import Study, fastest, of_family, ordered
+from llmstudy.report.study import Study, fastest, ordered
 from llmstudy.tables.capacity import device_memory_gib
 from llmstudy.tables.columns import CONFIGURATION, WORKLOAD, Column
 from llmstudy.tables.memory import peak_gib
@@ -66,20 +66,6 @@ def capacity_verified(study: Study) -> str | None:
     return " ".join(texts) or None
 
 
-def weights_memory(study: Study) -> str | None:
-    """Return the largest weights without quantization, and the KV cache beside them."""
-    rows = of_family(study.at_headline("memory"), "dense")
-    rows = rows[(rows["status"] == "ok") & rows["weights_gib"].notna()]
-    if rows.empty:
-        return None
-    row = rows.loc[rows["weights_gib"].astype(float).idxmax()]
-    return (
-        f"Measured ({study.cited(row['model'])}): the `{row['precision']}` weights take "
-        f"{number(row['weights_gib'])} GiB, the KV cache of {study.workload(row['model'])} "
-        f"{number(row['kv_cache_gib'])} GiB ({study.file('memory')})."
-    )
-
-
 def memory_rows(study: Study) -> pd.DataFrame:
     """Return per model and precision its fastest configuration, with ``peak_gib`` and ``limit_gib``, the device's.
 
@@ -116,8 +102,8 @@ def _stacks(axis: Axes, rows: pd.DataFrame, shown: list[str]) -> None:
             start += row[name]
         axis.plot([row["peak_gib"]], [place], marker="D", color=style.INK, markersize=5)
         end = max(start, row["peak_gib"])
-        inside = {"xytext": (-8, 0), "ha": "right", "color": "white"} if crosses(end, limit, width) else {}
-        style.beside(axis, end, place, f"{number(row['peak_gib'])} GiB", **inside)
+        where = {"xytext": (-8, 0), "ha": "right", "color": "white"} if crosses(end, limit, width) else {}
+        style.beside(axis, end, place, f"{number(row['peak_gib'])} GiB", **where)
     axis.set_xlim(0, width)
     axis.set_title(style.title(rows))
     if limit <= width:

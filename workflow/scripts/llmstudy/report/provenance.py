@@ -33,11 +33,9 @@ def missing(study: Study) -> str | None:
 
 def timed(studies: list[Study]) -> str:
     """Return how many calls and seconds each study times at least per process and workload."""
-    settings = {study.name: study.provenance["config"]["speed"] for study in studies}
-    return "; ".join(
-        f"study `{name}`: {speed['minimum_runs']} calls and {speed['minimum_seconds']:g} s"
-        for name, speed in settings.items()
-    )
+    settings = [(study.name, study.provenance["config"]["speed"]) for study in studies]
+    texts = [f"`{name}`: {one['minimum_runs']} calls and {one['minimum_seconds']:g} s" for name, one in settings]
+    return f"study {', study '.join(texts)}"
 
 
 def table(study: Study) -> str:
@@ -48,12 +46,6 @@ def table(study: Study) -> str:
     header = ["", *(f"{environment['records']} records" for environment in environments)]
     rows = [[name, *(facts.get(name, UNKNOWN) for facts in described)] for name in names]
     return markdown.grid(header, rows, "l" * len(header))
-
-
-def left_out(study: Study) -> str | None:
-    """Return how many environments the table has no room for."""
-    more = len(study.provenance["environments"]) - SHOWN
-    return f"{more} more environments measured some of the records; the file has them all." if more > 0 else None
 
 
 def _facts(environment: Mapping) -> dict[str, str]:

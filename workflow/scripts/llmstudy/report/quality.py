@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from llmstudy.models import precisions
 from llmstudy.report import markdown, style
-from llmstudy.report.study import Study, fact, of_family, ordered
+from llmstudy.report.study import Study, fact, of_family, ordered, whole_text
 from llmstudy.stats.text import agreement_curve
-from llmstudy.tables.columns import Column
+from llmstudy.tables.columns import CONFIGURATION, Column
 from llmstudy.tables.generations import POSITIONS, compared, divergences
 from llmstudy.tables.phrases import number
 
@@ -23,15 +23,16 @@ SAMPLE_CHARACTERS = 400
 SMALLEST_NATS = 1e-9  # a smaller mean is rounding of the stored reference; a logarithmic axis needs an end
 BESIDE_POINTS = 1.8  # between lines that coincide
 FAMILY_SIZE = 3  # thresholds of LLM.int8() that are worth a section
+NOTED = Column("noted", "precision", "markdown")  # see ``_noted``
 CHANGES = ["delta_nll", "delta_nll_se", "kl_median_nats", "kl_p90_nats", "kl_p99_nats", "kl_p999_nats", "kl_max_nats"]
 CHANGES += ["delta_p_mean", "delta_p_rms", "delta_p_p1", "delta_p_p99"]
 
 
 def table(study: Study, model: str) -> str | None:
     """Return every precision of a model at the headline corpus and protocol."""
-    rows = _noted(study, model, ordered(study.whole_text(model)), " again (noise floor)")
+    rows = _noted(study, model, ordered(whole_text(study.at_protocol(model))), " again (noise floor)")
     distance = ["ppl", "ppl_ratio", "kl_nats", "kl_p99_nats", "top1_agreement", "top5_overlap"]
-    return markdown.table(rows, [Column("noted", "precision", "markdown")], distance)
+    return markdown.table(rows, [NOTED], distance)
 
 
 def _noted(study: Study, model: str, rows: pd.DataFrame, note: str) -> pd.DataFrame:
@@ -42,14 +43,14 @@ def _noted(study: Study, model: str, rows: pd.DataFrame, note: str) -> pd.DataFr
 
 def distances(study: Study, model: str) -> str | None:
     """Return KL divergence, Δ NLL and Δp of every precision in full."""
-    rows = study.whole_text(model)
+    rows = whole_text(study.at_protocol(model))
     rows = rows[(rows["status"] == "ok") & (rows["precision"] != study.headline(model)["reference"])]
     return markdown.table(ordered(rows), ["precision"], CHANGES) if rows["delta_nll"].notna().any() else None
 
 
 def protocols(study: Study, model: str) -> str | None:
     """Return perplexity and its ratio under every corpus and protocol, a column each; None if there is but one."""
-    rows = ordered(study.whole_text(model, headline=False))
+    rows = ordered(whole_text(study.table("quality", model)))
     measured = list(dict.fromkeys(zip(rows["corpus"], rows["protocol"])))
     if len(measured) < 2:
         return None
@@ -72,7 +73,7 @@ def _protocol(row: pd.Series) -> str:
 def normalizations(study: Study, model: str) -> str | None:
     """Return every corpus and protocol in every normalization."""
     names = ["precision", "corpus", Column("protocol", "protocol", "code")]
-    rows = ordered(study.whole_text(model, headline=False))
+    rows = ordered(whole_text(study.table("quality", model)))
     return markdown.table(rows, names, ["tokens", "nll", "ppl", "word_ppl", "byte_ppl", "bits_per_byte"])
 
 
@@ -81,20 +82,22 @@ def agreement(study: Study, model: str) -> str | None:
     rows = _noted(study, model, ordered(study.table("text", model)), " (reference)")
     after = [f"agreement_{position}" for position in POSITIONS]
     values = ["prompts", "never_diverged", "first_divergence_median_token", "identical_tokens_mean", *after]
-    return markdown.table(
-        rows, [Column("noted", "precision", "markdown")], [*values, "distinct_2_mean", "repetition_4_mean"]
-    )
+    return markdown.table(rows, [NOTED], [*values, "distinct_2_mean", "repetition_4_mean"])
 
 
 def samples(study: Study) -> Iterator[tuple[str, str, str]]:
     """Yield (model, prompt, table of continuations) for every prompt."""
     for (model, prompt), rows in study.table("generations").groupby(["model", "prompt"], sort=False):
         rows = _noted(study, model, ordered(rows), " (reference)")
-        texts = [markdown.plain(text[:SAMPLE_CHARACTERS].replace("\n", " ⏎ ")) for text in rows["text"]]
-        rows = rows.assign(text=[text or "(empty text)" * (row == "ok") for text, row in zip(texts, rows["status"])])
+        rows["text"] = [_shown(row) for _, row in rows.iterrows()]
         rows["differs"] = [_differs(row, study.headline(model)["reference"]) for _, row in rows.iterrows()]
         values = [Column("text", "continuation", "markdown"), Column("differs", "differs at token", "text")]
-        yield model, prompt, markdown.table(rows, [Column("noted", "precision", "markdown")], values)
+        yield model, prompt, markdown.table(rows, [NOTED], values)
+
+
+def _shown(row: pd.Series) -> str:
+    text = markdown.plain(row["text"][:SAMPLE_CHARACTERS].replace("\n", " ⏎ "))
+    return "(empty text)" if not text and row["status"] == "ok" else text
 
 
 def _differs(row: pd.Series, reference: str) -> str:
@@ -120,7 +123,7 @@ def tasks(study: Study, model: str) -> str | None:
 
 def loss(study: Study, family: str) -> str | None:
     """Return the perplexity ratio of every precision of a family, on the model compared in most precisions."""
-    rows = study.whole_text()
+    rows = whole_text(study.at_protocol())
     rows = of_family(rows[(rows["status"] == "ok") & rows["ppl_ratio"].notna()], family)
     if rows.empty:
         return None
@@ -164,14 +167,13 @@ def best_threshold(study: Study, model: str) -> str | None:
 
 def perplexity_rows(study: Study) -> pd.DataFrame:
     """Return a row per model and precision, at the model's headline corpus and protocol."""
-    return study.whole_text()
+    return whole_text(study.at_protocol())
 
 
 def draw_perplexity(rows: pd.DataFrame) -> Figure:
     """Perplexity with its interval, and its ratio to the reference's: a line of panels for each model."""
-    text = "95 % intervals by bootstrap over documents; the ratio is paired token by token, so its interval is far "
-    height = lambda own: 0.85 + 0.24 * len(own)  # noqa: E731
-    return style.stacked(rows, height, _perplexities, text + "narrower", columns=2, sharey="row")
+    text = "95 % intervals over documents; the ratio is paired token by token, so its interval is far narrower"
+    return style.stacked(rows, lambda own: 0.85 + 0.24 * len(own), _perplexities, text, columns=2, sharey="row")
 
 
 def _perplexities(left: Axes, right: Axes, rows: pd.DataFrame) -> None:
@@ -195,7 +197,7 @@ def _perplexities(left: Axes, right: Axes, rows: pd.DataFrame) -> None:
 
 def divergence_rows(study: Study) -> pd.DataFrame:
     """Return a row per model and precision with a divergence, and whether it is that of the reference run again."""
-    rows = study.whole_text()
+    rows = whole_text(study.at_protocol())
     rows = rows[(rows["status"] == "ok") & rows["kl_nats"].notna()]
     references = rows["model"].map({model: study.headline(model)["reference"] for model in study.models})
     return rows.assign(is_reference=rows["precision"] == references)
@@ -266,21 +268,12 @@ def _agreement(axis: Axes, rows: pd.DataFrame) -> None:
 def thresholds_rows(study: Study) -> pd.DataFrame:
     """Return a row for each threshold of LLM.int8(): quality at the headline corpus and protocol, and TPOT at the
     headline workload where it was measured. Models with fewer than three thresholds have none."""
-    rows = study.table("quality")
-    rows = rows.assign(threshold=[fact(name, "threshold", np.nan) for name in rows["precision"]]).astype(
-        {"threshold": float}
-    )
+    rows = study.at_protocol()
+    rows = rows.assign(threshold=rows["precision"].map(lambda name: fact(name, "threshold", np.nan)).astype(float))
     rows = rows[rows["threshold"].notna() & rows["ppl_ratio"].notna() & (rows["status"] == "ok")]
-    parts = [rows.iloc[:0].assign(tpot_ms=[], tpot_ms_low=[], tpot_ms_high=[])]
-    speed = study.at_headline("speed")
-    for model, own in rows.groupby("model", sort=False):
-        headline = study.headline(model)
-        own = own[(own["corpus"] == headline["corpus"]) & (own["protocol"] == headline["protocol"])]
-        if len(own) >= FAMILY_SIZE:
-            keys = ["model", "precision", "attention", "runtime"]
-            own = own.merge(speed[[*keys, "tpot_ms", "tpot_ms_low", "tpot_ms_high"]], how="left", on=keys)
-            parts.append(own.sort_values("threshold"))
-    return pd.concat(parts[1:] or parts, ignore_index=True)
+    speed = study.at_headline("speed")[[*CONFIGURATION, "tpot_ms", "tpot_ms_low", "tpot_ms_high"]]
+    rows = rows.merge(speed, how="left", on=CONFIGURATION).sort_values(["model", "threshold"])
+    return rows[rows.groupby("model")["threshold"].transform("size") >= FAMILY_SIZE]
 
 
 def draw_thresholds(rows: pd.DataFrame) -> Figure:

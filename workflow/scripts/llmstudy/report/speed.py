@@ -45,13 +45,6 @@ def reasons(study: Study, model: str) -> str | None:
     return markdown.table(rows.drop(columns="status"), [*CONFIGURATION[1:], "verdict"], ["verdict_reason"])
 
 
-def no_energy(study: Study) -> str | None:
-    """Return why a study has no figures of energy; None where it has some."""
-    if study.table("speed")["joules_per_token"].notna().any():
-        return None
-    return "Energy was not measurable: no counter was readable on this machine, or the work drew no more than idling."
-
-
 def workloads(study: Study, model: str) -> str | None:
     """Return the other workloads, with the fastest attention of each precision and runtime."""
     rows = study.at_headline("speed", model, elsewhere=True)
@@ -168,25 +161,20 @@ def int8_fused_fast(study: Study) -> str | None:
 
 def _compared(study: Study, chosen: list[pd.Series]) -> str | None:
     """Return the TPOT of configurations of one runtime beside that of the reference with the same attention."""
-    texts = []
+    texts, quantities = [], ["tpot_ms", "mbu", "precision"]
     for row in chosen:
-        wanted = {"precision": study.headline(row["model"])["reference"], "status": "ok"}
-        wanted |= {name: row[name] for name in ("attention", "runtime")}
-        rows = study.configurations(row["model"])
-        rows = rows[(rows[list(wanted)] == pd.Series(wanted)).all(axis=1)]
-        if len(rows):
-            slow, quick = sorted((row, rows.iloc[0]), key=lambda side: -side["tpot_ms"])
-            sides = [f"`{side['precision']}` {number(side['tpot_ms'])} ms{_mbu(side)}" for side in (slow, quick)]
-            times = number(slow["tpot_ms"] / quick["tpot_ms"])
+        same = {"precision": study.headline(row["model"])["reference"]} | row[["attention", "runtime"]].to_dict()
+        rows = study.configurations(row["model"]).dropna(subset=["tpot_ms", "mbu"])
+        rows = rows[(rows[list(same)] == pd.Series(same)).all(axis=1)]
+        if len(rows) and pd.notna(row["mbu"]):
+            pair = sorted([list(side[quantities]) for side in (row, rows.iloc[0])], reverse=True)
+            sides = [f"`{name}` {number(tpot)} ms (MBU {markdown.percent(mbu)})" for tpot, mbu, name in pair]
+            times = number(pair[0][0] / pair[1][0])
             texts.append(f"of {study.label(row['model'])} {' against '.join(sides)}, {times} times as long")
     if not texts:
         return None
     where = f"study `{study.name}`, runtime `{chosen[0]['runtime']}`"
     return f"Measured ({where}), a token takes {'; '.join(texts)} ({study.file('speed')})."
-
-
-def _mbu(row: pd.Series) -> str:
-    return "" if pd.isna(row["mbu"]) else f" (MBU {markdown.percent(row['mbu'])})"
 
 
 def speed_rows(study: Study) -> pd.DataFrame:
@@ -242,9 +230,7 @@ def bandwidth_floor_rows(study: Study) -> pd.DataFrame:
 
 def draw_bandwidth_floor(rows: pd.DataFrame) -> Figure:
     """TPOT above its floor: a panel for each model, a line for each precision and runtime."""
-    text = (
-        "│ floor: bytes of weights and KV cache that a step must read ÷ measured copy bandwidth   ○ generate   □ graph"
-    )
+    text = "│ floor: bytes of weights and KV cache that a step must read ÷ copy bandwidth   ○ generate   □ graph"
     figure = style.stacked(rows, lambda own: 0.75 + 0.21 * len(own), _floor, text)
     figure.axes[-1].set_xlabel("time per output token, ms")
     return figure

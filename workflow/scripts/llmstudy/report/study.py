@@ -16,8 +16,7 @@ from llmstudy.tables import columns_of, every
 from llmstudy.tables.columns import CONFIGURATION, PROTOCOL, WORKLOAD, read_table
 from llmstudy.tables.memory import nearest_workload
 
-PROVENANCE = "provenance.json"
-NEEDED = ("speed.csv", "summary.csv", PROVENANCE)
+NEEDED = ("speed.csv", "summary.csv", "provenance.json")
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,9 @@ class Study:
         if "gpu" in environment:
             return environment["gpu"]["name"]
         threads = environment.get("threads")
-        return f"CPU {environment.get('cpu', 'not recorded')}" + (f", {threads} threads" if threads else "")
+        return f"CPU {environment.get('cpu', 'not recorded')}" + (
+            f", {threads} thread{'s' * (threads > 1)}" if threads else ""
+        )
 
     def at_headline(self, table: str, model: str | None = None, elsewhere: bool = False) -> pd.DataFrame:
         """Return the rows of speed.csv or memory.csv at each model's headline workload, or at all others. Memory,
@@ -102,13 +103,10 @@ class Study:
         more = [column for column in speed if column not in summary]
         return summary.merge(speed[[*CONFIGURATION, *more]], how="left", on=CONFIGURATION)
 
-    def whole_text(self, model: str | None = None, headline: bool = True) -> pd.DataFrame:
-        """Return the rows of quality.csv at each model's headline corpus and protocol, or at all of them. Precisions
-        that were measured on the beginning of the text alone are left out: their perplexities are of another text."""
+    def at_protocol(self, model: str | None = None) -> pd.DataFrame:
+        """Return the rows of quality.csv at each model's headline corpus and protocol."""
         rows = self.table("quality", model)
-        tokens = rows.groupby(["model", "corpus", "protocol"])["tokens"].transform("max")
-        rows = rows[rows["tokens"].isna() | (rows["tokens"] == tokens)]
-        for column in PROTOCOL if headline else []:
+        for column in PROTOCOL:
             rows = rows[rows[column] == [self.headline(name)[column] for name in rows["model"]]]
         return rows
 
@@ -117,7 +115,7 @@ def load(folder: Path) -> Study:
     """Read a finished study. Tables without a row, and files that no table of this version has, are left out."""
     paths = {name: folder / f"{name}.csv" for name in every()}
     tables = {name: read_table(path) for name, path in paths.items() if path.exists()}
-    provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     return Study(folder.name, folder, {name: table for name, table in tables.items() if len(table)}, provenance)
 
 
@@ -150,14 +148,16 @@ def of_family(rows: pd.DataFrame, family: str, own: bool | None = None) -> pd.Da
 
 def ordered(rows: pd.DataFrame, *then: str) -> pd.DataFrame:
     """Return rows by model as in the table, then by precision as in the registry, then by other columns."""
-    ranks = {
-        "model": {name: rank for rank, name in enumerate(dict.fromkeys(rows["model"]))},
-        "precision": {name: rank for rank, name in enumerate(precisions.in_order(rows["precision"]))},
-    }
-    keys = pd.DataFrame(
-        {name: rows[name].map(rank) for name, rank in ranks.items()} | {name: rows[name] for name in then}
-    )
-    return rows.loc[keys.sort_values(list(keys), kind="stable").index]
+    models, names = list(dict.fromkeys(rows["model"])), precisions.in_order(rows["precision"])
+    keys = rows.assign(model=rows["model"].map(models.index), precision=rows["precision"].map(names.index))
+    return rows.loc[keys.sort_values(["model", "precision", *then], kind="stable").index]
+
+
+def whole_text(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of quality.csv without those that were measured on the beginning of the text alone: a perplexity is
+    not comparable with that of another text."""
+    tokens = rows.groupby(["model", *PROTOCOL])["tokens"].transform("max")
+    return rows[rows["tokens"].isna() | (rows["tokens"] == tokens)]
 
 
 def fastest(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -83,13 +83,13 @@ def panels(rows: int, columns: int, heights: list[float] | float, width: float =
 
 def by_model(rows: pd.DataFrame, height: float, draw: Callable[[Axes, pd.DataFrame], None], text: str) -> Figure:
     """Return a figure with a panel for each model, two side by side, drawn from that model's rows."""
-    models = list(dict.fromkeys(rows["model"]))
+    models = [own for _, own in rows.groupby("model", sort=False)]
     columns = min(2, len(models))
     figure, axes = panels(-(-len(models) // columns), columns, height)
     for axis in axes.flat[len(models) :]:
         axis.remove()
-    for model, axis in zip(models, axes.flat):
-        draw(axis, rows[rows["model"] == model])
+    for axis, own in zip(axes.flat, models):
+        draw(axis, own)
     headline(figure, text)
     return figure
 
@@ -102,16 +102,8 @@ def stacked(
     columns: int = 1,
     **settings,
 ) -> Figure:
-    """Return a figure with a line of panels for each model, one below the other, drawn from that model's rows.
-
-    Args:
-        rows: Rows of all models.
-        height: Inches that the rows of a model need.
-        draw: Gets the axes of the line, and the rows.
-        text: How to read the panels, above them.
-        columns: Panels in a line.
-        settings: Of ``panels``.
-    """
+    """Return a figure with a line of panels for each model, one below the other: ``draw`` gets the axes of the line
+    and that model's rows, ``height`` says how many inches these need, ``text`` how to read the panels."""
     models = [own for _, own in rows.groupby("model", sort=False)]
     figure, axes = panels(len(models), columns, [height(own) for own in models], **settings)
     for line, own in zip(axes, models):
