@@ -1,1 +1,1 @@
-"""From tables to REPORT.md: numbers as text, Markdown tables, diagrams and the templates that hold them."""
+"""From tables to REPORT.md: a module for each subject has its tables, sentences and figures, which templates hold."""

@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import jinja2
-import pandas as pd
 
 from llmstudy.files import atomic_write
-from llmstudy.report import (
-    answer,
-    diagrams,
-    explanations,
-    figures,
-    findings,
-    markdown,
-    memory,
-    precisions,
-    quality,
-    speed,
-    ties,
-)
-from llmstudy.report import (
-    provenance as machine,
-)
-from llmstudy.report.figures.plotting import shown
-from llmstudy.report.study import Study, finished, in_order, load
+from llmstudy.report import answer, diagnostics, diagrams, figures, markdown, memory, provenance, quality, speed
+from llmstudy.report.study import Study, finished, in_report_order, load
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "report"
-MASTER = "REPORT.md.j2"
-PARTS = {
-    "answer": answer,
-    "diagrams": diagrams,
-    "explanations": explanations,
-    "findings": findings,
-    "machine": machine,
-    "markdown": markdown,
-    "memory": memory,
-    "precisions": precisions,
-    "quality": quality,
-    "speed": speed,
-}
+SUBJECTS = (answer, diagnostics, diagrams, markdown, memory, provenance, quality, speed)
 
 
 def write(results: Path, lead: list[str], configured: str, output: Path) -> None:
@@ -48,63 +21,49 @@ def write(results: Path, lead: list[str], configured: str, output: Path) -> None
 
     ``results`` is relative to the folder of ``output``, as the report's links need it.
     """
-    studies = [load(results / name) for name in in_order(finished(results), lead, configured)]
-    text = render(studies)
+    text = render([load(results / name) for name in in_report_order(finished(results), lead, configured)])
     with atomic_write(output) as file:
         file.write(text)
 
 
 def render(studies: list[Study]) -> str:
-    """The report of these studies, in this order."""
-    every = joined(studies)
-    drawn = {study.name: shown(study) for study in studies}
-    return (
-        environment()
-        .get_template(MASTER)
-        .render(
-            studies=studies,
-            tie=lambda name: ties.sentence(name, every),
-            figure=lambda study, name: picture(study, name) if name in drawn[study.name] else "",
-            **PARTS,
-        )
-    )
+    """Return the report of these studies, in this order. What has nothing to say leaves no empty lines."""
+    drawn = {study.name: figures.shown(study) for study in studies}
+
+    def figure(study: Study, name: str) -> str | None:
+        return picture(study, name) if name in drawn[study.name] else None
+
+    def measured(sentence: Callable[..., str | None], *arguments: str) -> str | None:
+        return next(filter(None, (sentence(study, *arguments) for study in studies)), None)
+
+    def files(table: str) -> str:
+        return ", ".join(study.file(table) for study in studies if table in study.tables) or f"`{table}.csv`"
+
+    subjects = {module.__name__.rpartition(".")[2]: module for module in SUBJECTS}
+    helpers = {"figure": figure, "measured": measured, "files": files}
+    text = environment().get_template("REPORT.md.j2").render(studies=studies, **helpers, **subjects)
+    return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def picture(study: Study, name: str) -> str:
-    """A figure by its relative path, with the title as its text, and its caption below."""
-    path = f"{study.folder.as_posix()}/figures/{name}"
-    return f"![{figures.FIGURES[name].title}, study {study.name}]({path}.svg)\n\n*{caption(name)}*"
+    """Return a figure by its relative path, with its title as alternative text, and its caption below."""
+    path = (study.folder / "figures" / f"{name}.svg").as_posix()
+    return f"![{figures.FIGURES[name].title}, study {study.name}]({path})\n\n*{caption(name)}*"
 
 
 def caption(name: str) -> str:
-    """The caption that the figure has in the HTML report too, as Markdown in one line."""
+    """Return the caption that a figure has in the HTML report too, as Markdown in one line."""
     text = (TEMPLATES / "captions" / f"{name}.rst").read_text(encoding="utf-8")
     return " ".join(text.replace("``", "`").split())
 
 
-def joined(studies: list[Study]) -> dict[str, pd.DataFrame]:
-    """Each table over all studies, as the sentences of the background chapters take them.
-
-    ``line``: where a row stands in its file, for links; not of generations.csv, whose texts run over several lines.
-    """
-    names = dict.fromkeys(name for study in studies for name in study.tables)
-    parts = {name: [study.tables[name] for study in studies if name in study.tables] for name in names}
-    return {
-        name: pd.concat(tables if name == "generations" else map(numbered, tables), ignore_index=True)
-        for name, tables in parts.items()
-    }
-
-
-def numbered(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with the line of its file that each row stands in, below the header's."""
-    return table.assign(line=range(2, len(table) + 2))
-
-
 def environment() -> jinja2.Environment:
-    """Templates in which a forgotten name is an error and a line with a tag alone leaves no empty line."""
+    """Return the templates' environment: a forgotten name is an error, None is nothing, a line with a tag alone leaves
+    no empty line."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: "" if value is None else value,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

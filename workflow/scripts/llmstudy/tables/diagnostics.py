@@ -57,7 +57,7 @@ COLUMNS = {
         *SHARED,
         *columns("layer linear", "text"),
         *columns("delta_nll", "signed"),
-        Column("delta_nll_se", "SE of Δ NLL", "signed"),
+        Column("delta_nll_se", "SE of Δ NLL"),
         *columns("delta_nll_low delta_nll_high", "signed"),
         *columns("kl_nats kl_low_nats kl_high_nats", "nats"),
         Column("kl_se_nats", "SE of KL, nats", "nats"),

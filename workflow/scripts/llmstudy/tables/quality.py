@@ -32,15 +32,13 @@ COLUMNS = {
         *columns("kl_nats kl_p99_nats", "nats"),
         *columns("top1_agreement", "percent"),
         *columns("delta_nll", "signed"),
-        Column("delta_nll_se", "SE of Δ NLL", "signed"),
+        Column("delta_nll_se", "SE of Δ NLL"),
         *columns("kl_low_nats kl_high_nats kl_median_nats kl_p90_nats kl_p999_nats kl_max_nats", "nats"),
         *columns("kl_tokens", "count"),
         *columns("top1_low top1_high top5_overlap", "percent"),
         *interval("delta_p_mean", "delta_p_low", "delta_p_high", "Δp mean, points", "points"),
-        *(
-            Column(f"delta_p_{name}", f"Δp {name}, points", "points")
-            for name in ("rms", "p1", "p5", "median", "p95", "p99")
-        ),
+        Column("delta_p_rms", "Δp RMS", "percent"),
+        *(Column(f"delta_p_{name}", f"Δp {name}, points", "points") for name in ("p1", "p5", "median", "p95", "p99")),
         *columns("blocks kl_reason", "text"),
     ]
 }
