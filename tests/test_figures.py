@@ -14,10 +14,10 @@ from llmstudy.report import study as studies
 from llmstudy.report.figures import (
     agreement,
     bandwidth_floor,
+    divergence,
     latency,
     plotting,
     roofline,
-    divergence,
     sensitivity,
     style,
     trade_off,

@@ -117,9 +117,7 @@ def test_what_cannot_be_measured_costs_only_itself(session_of):
     assert "of its metrics (bits_per_byte) none says which" in reasons["tiny_perplexity"]
     assert "task tiny_absent: its data set is not in the cache" in reasons["tiny_absent"]
     assert "--forcerun fetch_tasks" in reasons["tiny_absent"]
-    assert (
-        "'arc_easyy' is not known; allowed: tasks of lm-eval==0.4.13" in reasons["arc_easyy"]
-    )
+    assert "'arc_easyy' is not known; allowed: tasks of lm-eval==0.4.13" in reasons["arc_easyy"]
     assert child.status_of(results, "tasks")["status"] == "ok"
     assert child.status_of({"tasks": results["tasks"][:3]}, "tasks")["reason"] == reasons["tiny_perplexity"]
 

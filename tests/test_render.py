@@ -16,9 +16,7 @@ from llmstudy.report import provenance as machine
 from llmstudy.report import render as report
 from llmstudy.report import study as studies
 from llmstudy.report.figures import FIGURES
-from llmstudy.tables import columns, memory, quality
-from llmstudy.tables import generations
-from llmstudy.tables import processes
+from llmstudy.tables import columns, generations, memory, processes, quality
 from llmstudy.tables import text as text_table
 from llmstudy.tables.phrases import number
 

@@ -156,4 +156,3 @@ def _layer(layer: nn.Module) -> Layer:
     # The tensors of the parts are free now. Kept, they would be cut up for those of the next layer and leave holes.
     torch.cuda.empty_cache()
     return weights
-
