@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="llmstudy-") as temporary:
         folder = Path(temporary)
         study = study_config.complete(_config(options, options.text or _chapters(folder / "chapters")))
-        kinds.check(study)
+        kinds.check(study, options.kind)
         identity = Identity(study.name, options.kind, MODEL, options.precision, options.attention, options.runtime)
         job = kinds.job(study, identity)
         fetch_weights(study.config["models"][0], folder / "model", folder / "downloads")

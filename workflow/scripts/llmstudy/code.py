@@ -15,7 +15,7 @@ from pathlib import Path
 PACKAGE = "llmstudy"
 ROOT = Path(__file__).resolve().parent
 # A registry says which names there are; a step's module is named beside it. What is added there reruns nothing.
-REGISTRIES = ("MODULES",)
+REGISTRIES = ("MODULES", "CHOICES")
 
 
 @cache

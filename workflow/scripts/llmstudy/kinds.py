@@ -416,16 +416,16 @@ def runtime_minutes(study: Study, attempt: int = 1) -> int:
     return math.ceil((study.jobs["minutes"] + 5) * attempt)
 
 
-def check(study: Study) -> None:
-    """Raise StudyError for a mistake in what the kinds are asked to measure: sequences longer than a model's context,
-    unknown models, missing folders."""
+def check(study: Study, *wanted: str) -> None:
+    """Raise StudyError for a mistake in what the kinds ``wanted``, or all, are asked to measure: sequences longer than
+    a model's context, unknown models, missing folders."""
     names = [model.name for model in study.models]
     for kind in KINDS.values():
         if kind.key:
             check_known(f"{kind.key}.models", kind.section(study).get("models") or [], names)
     _check_capacity(study.diagnostics["capacity"])
     _check_tasks(study.diagnostics["tasks"])
-    for identity in _one_each(records(study)):
+    for identity in _one_each(records(study, *wanted)):
         model = study.model(identity.model)
         for name, tokens in sequences(job(study, identity).settings) if model.context else ():
             if sum(tokens.values()) > model.context:
