@@ -16,6 +16,7 @@ from llmstudy.kernels.linear import Int8Linear
 from llmstudy.measure import footprint
 from llmstudy.models import loading, precisions
 from llmstudy.models.precisions.int8 import THRESHOLD, find_outlier_columns
+from llmstudy.report.study import fact
 from llmstudy.runtimes.generate import GenerateRuntime
 from llmstudy.runtimes.graph import GraphRuntime
 from llmstudy.runtimes.graph.weights import UnfusedLinear
@@ -123,7 +124,10 @@ def subclass(monkeypatch):
 def test_a_precision_of_one_file_and_one_line_with_a_tensor_subclass(subclass, folder):
     assert precisions.names()[-1] == subclass and precisions.in_order([subclass, "bf16"]) == ["bf16", subclass]
     assert precisions.module_of(subclass) == "models.precisions.tensor_subclass"
+    assert (fact(subclass, "color"), fact(subclass, "family")) == ("#8a6d3b", "int8")  # what the report draws and sorts
     model = load(subclass, folder)
+    linears = 2 * (64 * (64 + 32 + 32 + 64) + 3 * 64 * 128)
+    assert footprint.weight_bytes(model)["linears"]["int8"] == linears  # the tensors inside, not the type outside
     assert torch.cosine_similarity(logits(model).flatten(), logits(load("fp32", folder)).flatten(), dim=0) > 0.97
     generated = GenerateRuntime(model, 1, IDS.shape[1], 8).generate(IDS).tokens
     before = logits(model)
@@ -267,15 +271,14 @@ def test_without_text_a_calibrated_precision_is_unsupported(folder):
         load("int8-fused-outlier", folder, calibration_ids=None)
 
 
-def test_a_calibrated_precision_gets_text_in_a_measurement(folder, tiny_corpus, tmp_path, monkeypatch):
-    """A short text of the job's corpus, and only where it is needed: tokenising takes time."""
+def test_a_calibrated_precision_gets_text_in_a_measurement(folder, measuring, monkeypatch):
+    """A short text of the job's corpus, and only where it is needed: tokenizing takes time."""
     from llmstudy.measure import text
-    from llmstudy.measure.session import Session
 
     monkeypatch.setattr(text, "CALIBRATION_TOKENS", 20)
     seen = {}
     for name in ("int8-fused-outlier", "int8-fused"):
-        session: Session = tiny.session(tiny.job("memory", folder, tiny_corpus, precision=name), tmp_path)
+        session = measuring("memory", model=folder, precision=name)
         watched = dataclasses.replace(precisions.get(name), load=partial(seen.__setitem__, name))
         monkeypatch.setitem(session.__dict__, "precision", watched)
         session.load_model()
@@ -295,10 +298,10 @@ from llmstudy.fetch.weights import open_weights
 
 weights = open_weights(Path(sys.argv[1]))
 for name in sys.argv[2:]:
-    one = precisions.get(name)
-    Session.import_libraries(SimpleNamespace(weights=weights, precision=one))
+    precision = precisions.get(name)
+    Session.import_libraries(SimpleNamespace(weights=weights, precision=precision))
     before = "bitsandbytes" in sys.modules
-    one.load(precisions.LoadRequest(weights=weights, device="cpu", attention="sdpa"))
+    precision.load(precisions.LoadRequest(weights=weights, device="cpu", attention="sdpa"))
     print(name, before, "bitsandbytes" in sys.modules)
 """
 
@@ -307,6 +310,6 @@ def test_a_library_is_imported_before_loading_and_only_where_it_is_needed(folder
     names = ["fp32", "bf16", "int8-fused", "int8-w8a8", "llm-int8"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", IMPORTS, str(folder), *names]
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
-    wanted = [f"{name} {name == 'llm-int8'} {name == 'llm-int8'}" for name in names]
-    assert [line for line in told if line.split(" ")[0] in names] == wanted
+    lines = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    expected = [f"{name} {name == 'llm-int8'} {name == 'llm-int8'}" for name in names]
+    assert [line for line in lines if line.split(" ")[0] in names] == expected
