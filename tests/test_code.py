@@ -34,11 +34,11 @@ def listed(*modules: str) -> set[str]:
 
 # ------------------------------------------------------------------------------------------------- what it follows
 
-# What a measuring process and each module that is imported by name load; bandwidth copies little, to be quick.
+# What a measuring process and each module that is imported by name load; measuring bandwidth copies little, to be quick.
 LOADED = """
 import importlib, json, sys
-from llmstudy.measure import bandwidth
-bandwidth.COPY_BYTES["cpu"] = 2**16
+from llmstudy.measure import device
+device.COPY_BYTES["cpu"] = 2**16
 from llmstudy.runner import child
 show = lambda: print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.split(".")[0] == "llmstudy"]))
 child.main(*sys.argv[1:4])
@@ -136,7 +136,7 @@ def test_comments_docstrings_and_line_breaks_count_nowhere(library):
     ("module", "concerned"),
     [
         ("models/precisions/four_bit.py", set()),  # the jobs here are in bf16
-        ("runtimes/graph.py", set()),
+        ("runtimes/graph/__init__.py", set()),
         ("runtimes/generate.py", KINDS),
         ("runner/child.py", KINDS),
         # What lies in the __init__ of a package is code like any other.
@@ -145,7 +145,7 @@ def test_comments_docstrings_and_line_breaks_count_nowhere(library):
         ("tables/__init__.py", TABLES | {"report.render"}),
         ("fetch/wikipedia.py", {"fetch.corpora"}),
         ("measure/generations.py", {"generations"}),
-        ("measure/scoring.py", {"quality", "reference", "sensitivity", "tasks"}),
+        ("measure/scoring.py", {"quality", "reference", "sensitivity", "outliers"}),
         ("tables/memory.py", {"memory.csv"}),
         ("report/render.py", {"report.render"}),
         ("cli.py", set()),

@@ -265,7 +265,7 @@ MAY_IMPORT = {
     "runner.child": BASE | {"measure"},  # the child process is where a measurement is called
     "measure": BASE | {"stats", "runner", "fetch", "models", "kernels", "runtimes"},
     "tables": BASE | {"stats", "kinds", "runner.record"},
-    "report": BASE | {"stats", "tables", "kinds", "models.precisions"},
+    "report": BASE | {"stats", "tables", "kinds", "models.precisions", "runtimes.BASE"},
     "cli": BASE | {"config", "kinds", "fetch", "runner", "tables"},
 }
 

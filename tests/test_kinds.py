@@ -227,9 +227,9 @@ def test_a_job_runs_through_the_code_of_its_precision_and_runtime_alone():
 
     int8 = names("speed", "llm-int8")
     assert {"models/precisions/llm_int8.py", "measure/speed.py", "runtimes/generate.py", "runner/child.py"} <= int8
-    assert not {"models/precisions/four_bit.py", "measure/quality.py", "runtimes/graph.py"} & int8
+    assert not {"models/precisions/four_bit.py", "measure/quality.py", "runtimes/graph/__init__.py"} & int8
     assert not {name for name in int8 if name.startswith(("tables/", "report/", "kinds", "config", "cli"))}
-    assert "runtimes/graph.py" in names("speed", "bf16", "real", "sdpa", "graph")
+    assert "runtimes/graph/__init__.py" in names("speed", "bf16", "real", "sdpa", "graph")
     assert "models/precisions/four_bit.py" in names("quality", "nf4")
 
 
