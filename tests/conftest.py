@@ -58,6 +58,26 @@ def tiny_llama(request):
 
 
 @pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A folder with two finished hand-made studies below ``results/``, h200 of three models and default of one; their
+    tables are not to be changed."""
+    import hand_made
+
+    folder = tmp_path_factory.mktemp("finished")
+    hand_made.write_study(folder / "results/h200")
+    hand_made.write_study(folder / "results/default", models=("smollm2-135m",), bandwidth=28.0)
+    return folder
+
+
+@pytest.fixture
+def h200(finished):
+    """The study of three models, loaded; what a test replaces in its tables stays in that test."""
+    from llmstudy.report.study import load
+
+    return load(finished / "results/h200")
+
+
+@pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory) -> Path:
     """The folder of a fetched tiny model (real weights from a ``path`` source); not to be changed."""
     import tiny

@@ -44,7 +44,8 @@ def tables(study: str, models) -> dict[str, list[dict]]:
         sensitivity.append(
             one | {"layer": layer, "linear": linear, "delta_nll": delta, "delta_nll_se": delta / 5,
                    "delta_nll_low": delta * 0.6, "delta_nll_high": delta * 1.4, "kl_nats": 0.03 - delta,
-                   "kl_se_nats": 0.001, "tokens": 2048, "blocks": "8 documents"}
+                   "kl_low_nats": 0.028 - delta, "kl_high_nats": 0.032 - delta, "kl_se_nats": 0.001, "tokens": 2048,
+                   "blocks": "8 documents"}
         )  # fmt: skip
     for model in models:
         for kernel, factor, workspace in [
@@ -125,8 +126,9 @@ def task_rows(study: str) -> list[dict]:
         rows.append(
             identity(study, "smollm2-135m", "nf4", "sdpa", "generate") | one |
             {"accuracy": 0.54, "accuracy_change": -0.06, "accuracy_change_low": -0.0931,
-            "accuracy_change_high": -0.0268, "answers_changed": 83, "correct_to_wrong": 51, "wrong_to_correct": 21,
-            "mcnemar_p": 0.000538, "mcnemar_p_holm": 0.00108, "distinguishable": "yes"}
+             "accuracy_change_high": -0.0268, "answers_changed": 83, "correct_to_wrong": 51, "wrong_to_correct": 21,
+             "mcnemar_p": 0.000538, "mcnemar_p_holm": 0.00108, "distinguishable": "yes"}
         )  # fmt: skip
-    rows[-1] |= dict.fromkeys(set(rows[-1]) - set(rows[0])) | {"status": "error", "reason": "task my_task: no data set"}
+    gone = {"task": "my_task", "status": "error", "reason": "task my_task: no data set"}
+    rows[-1] = identity(study, "smollm2-135m", "nf4", "sdpa", "generate") | gone
     return rows

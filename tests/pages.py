@@ -63,6 +63,19 @@ def rows(text: str) -> list[list[str]]:
     return found
 
 
+def tables(text: str) -> list[list[list[str]]]:
+    """Every Markdown table as its lines of cells, the header first."""
+    blocks = re.findall(r"(?:^\|.*\|\n)+", text + "\n", re.M)
+    lines = ([re.split(r"(?<!\\)\|", line)[1:-1] for line in block.splitlines()] for block in blocks)
+    return [[[cell.strip() for cell in line] for line in [header, *rows]] for header, _, *rows in lines]
+
+
+def table_with(title: str, text: str) -> list[dict[str, str]]:
+    """Rows of the first table that has a column of this title, as dictionaries by title."""
+    header, *rows = next(table for table in tables(text) if title in table[0])
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
 def code_spans(text: str) -> list[str]:
     return re.findall(r"`([^`\n]+)`", prose(text))
 

@@ -6,41 +6,22 @@ import shutil
 
 import hand_made
 import numpy as np
-import pandas as pd
 import pytest
 from conftest import REPOSITORY
-from llmstudy.report import figures, selection
-from llmstudy.report import study as studies
-from llmstudy.report.figures import (
-    agreement,
-    bandwidth_floor,
-    divergence,
-    latency,
-    plotting,
-    roofline,
-    sensitivity,
-    style,
-    trade_off,
-)
+from llmstudy import tables
+from llmstudy.llama import Shape
+from llmstudy.models import precisions
+from llmstudy.report import answer, diagnostics, figures, memory, quality, speed, style
+from llmstudy.report.study import load
+from llmstudy.tables import columns
 
 BACKGROUNDS = ("#ffffff", "#0d1117")  # GitHub's light and dark page
-COLOUR = re.compile(r"#[0-9a-f]{6}\b")
+COLOR = re.compile(r"#[0-9a-f]{6}\b")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A study of one model: enough to look at, quick to draw."""
-    return hand_made.write_study(tmp_path_factory.mktemp("results") / "small", models=("smollm2-135m",))
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    return studies.load(hand_made.write_study(tmp_path_factory.mktemp("results") / "h200"))
-
-
-def luminance(colour):
+def luminance(color):
     """WCAG 2 relative luminance of #rrggbb."""
-    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    parts = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -50,151 +31,155 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
-def test_contrast_of_black_and_white_is_21():
-    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+def drawn(name, study):
+    """A figure of a study."""
+    with style.look():
+        figure = figures.drawn(name, figures.rows(name, study))
+        figure.draw_without_rendering()
+    return figure
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
-def test_drawn_readable_and_reproducible(name, folder, tmp_path):
-    drawn = []
+def test_drawn_readable_and_reproducible(name, finished, tmp_path):
+    contents = []
     for attempt in ("first", "second"):
         svg, png = tmp_path / f"{attempt}.svg", tmp_path / f"{attempt}.png"
-        plotting.plot(name, folder, svg, png)
-        drawn.append((svg.read_bytes(), png.read_bytes()))
-    assert drawn[0] == drawn[1], "equal tables must give equal bytes"
-    text = drawn[0][0].decode()
+        figures.draw(name, finished / "results/default", svg, png)
+        contents.append((svg.read_bytes(), png.read_bytes()))
+    assert contents[0] == contents[1], "equal tables must give equal bytes"
+    text = contents[0][0].decode()
     assert "<text" not in text, "text must be paths: a reader may not have the font"
     assert len(text) > 5000 and "<dc:date>" not in text
-    used = set(COLOUR.findall(re.sub(r"<g id=\"QuadMesh.*?</g>", "", text, flags=re.DOTALL)))
-    faint = {colour for colour in used for page in BACKGROUNDS if contrast(colour, page) < 3}
-    if name != "outliers":  # its colour bar is a scale, and every cell stands beside others
-        assert not faint
+    used = set(COLOR.findall(re.sub(r"<g id=\"QuadMesh.*?</g>", "", text, flags=re.DOTALL)))
+    if name != "outliers":  # its color bar is a scale, and every cell is beside others
+        assert not {color for color in used for page in BACKGROUNDS if contrast(color, page) < 3}
     assert style.INK in used
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
-def test_every_figure_has_a_caption_and_its_tables_have_modules(name):
-    entry = figures.FIGURES[name]
+def test_every_figure_has_a_caption_and_tables(name):
     assert (REPOSITORY / "workflow/report/captions" / f"{name}.rst").read_text().strip()
-    for table in entry.tables:
-        assert (REPOSITORY / "workflow/scripts/llmstudy/tables" / f"{table}.py").exists()
+    assert set(figures.FIGURES[name].tables) <= set(tables.every())
 
 
-def test_every_precision_has_a_colour_of_its_own():
-    from llmstudy.models.precisions import MODULES
-
-    assert set(MODULES) <= set(style.PRECISIONS)
-    assert len(set(style.PRECISIONS.values())) == len(style.PRECISIONS)
+def test_no_two_precisions_share_a_color_known_or_not():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    known = [precisions.get(name).color for name in precisions.names()]
+    assert [style.color(name) for name in precisions.names()] == known
+    assert not set(style.SPARE) & set(known)
+    for name in ("nf4-dq", "fp8", "gptq-4bit", "llm-int8-t2.50"):
+        assert style.color(name) in style.SPARE and style.color(name) != style.color("fp32")
+    for color in style.SPARE:
+        assert min(contrast(color, page) for page in BACKGROUNDS) >= 3
 
 
 def test_nothing_to_draw_is_said_in_the_picture(tmp_path):
     folder = hand_made.write_study(tmp_path / "speed_only", models=("llama-2-7b",))
     svg = tmp_path / "divergence.svg"
-    plotting.plot("divergence", folder, svg, tmp_path / "divergence.png")
-    assert svg.stat().st_size and not len(divergence.rows(studies.load(folder)))
+    figures.draw("divergence", folder, svg, tmp_path / "divergence.png")
+    assert svg.stat().st_size and not len(figures.rows("divergence", load(folder)))
     (folder / "figures").mkdir()
     for name in ("divergence", "speed"):
         shutil.copy(svg, folder / "figures" / f"{name}.svg")
-    assert plotting.shown(studies.load(folder)) == ["speed"]
+    assert figures.shown(load(folder)) == ["speed"]
 
 
 def test_unfinished_measurements_leave_every_figure_drawable(tmp_path):
     """All of one model failed, and one precision of the other."""
     folder = hand_made.write_study(tmp_path / "study", models=("smollm2-135m", "llama-2-7b"))
-    for name in ("speed", "memory", "summary"):
-        table = pd.read_csv(folder / f"{name}.csv")
-        failed = (table["model"] == "llama-2-7b") | (table["precision"] == "bf16")
-        table.loc[failed, "status"] = "timeout"
-        numbers = [
-            c for c in table.columns if c.endswith(("_ms", "_gib", "_s")) or c in ("mbu", "step_bytes", "speedup")
-        ]
-        table.loc[failed, numbers] = np.nan
+    for name in ("processes", "memory", "quality"):
+        table = columns.read_table(folder / f"{name}.csv")
+        failed = (table["model"] == "llama-2-7b") | (table["precision"] == "fp16")
+        table.loc[failed, ["status", "reason"]] = ["timeout", "too slow"]
+        kept = [*columns.WORKLOAD, "corpus", "protocol", "repeat", *(one.name for one in columns.SHARED)]
+        table.loc[failed, [column for column in table if column not in kept]] = np.nan
         table.to_csv(folder / f"{name}.csv", index=False)
-    study = studies.load(folder)
+    hand_made.derive(folder, ("smollm2-135m", "llama-2-7b"))
+    study = load(folder)
     for name in figures.FIGURES:
-        rows = figures.module(name).rows(study)
-        if len(rows):
-            with style.look():
-                figures.module(name).draw(rows).draw_without_rendering()
+        assert len(figures.rows(name, study)), name
+        drawn(name, study)
 
 
-def test_floor_is_bytes_over_bandwidth(study):
-    rows = bandwidth_floor.rows(study).set_index(["model", "precision", "runtime"])
+def test_floor_is_bytes_over_bandwidth(h200):
+    rows = speed.bandwidth_floor_rows(h200).set_index(["model", "precision", "runtime"])
     row = rows.loc[("llama-2-7b", "bf16", "graph")]
     # 6.74e9 parameters of 2 bytes and 512 tokens of 0.5 MB, at 4.28e12 bytes a second
     assert row["floor_ms"] == pytest.approx((6.74e9 * 2 + 512 * 5e5) / 4.28e12 * 1e3, rel=1e-4)
     assert row["tpot_ms"] > row["floor_ms"]
 
 
-def test_roofline_counts_the_published_parameters():
-    """LLaMA-2-7B has 6 738 415 616 parameters: all but the embedding and 65 norms are multiplied."""
-    shape = hand_made.ARCHITECTURES["llama-2-7b"]
-    assert roofline.matmul_weights(shape) == 6_738_415_616 - 32000 * 4096 - 65 * 4096
-    # 4 · layers · width: 2 for the scores, 2 for the weighted sum of the values
-    assert roofline.attention_operations(shape, 1) == 4 * 32 * 4096
-
-
-def test_no_decode_step_lies_above_the_bandwidth_roof(study):
-    rows = roofline.rows(study)
+def test_roofline_points_are_operations_over_time_and_bytes(h200):
+    rows = speed.roofline_rows(h200)
     decode = rows[rows["phase"] == "decode"]
     assert len(decode) and (decode["tflops"] <= decode["intensity"] * decode["bandwidth_gb_s"] / 1e3).all()
+    row = rows.set_index(["model", "precision", "runtime", "phase"]).loc[("llama-2-7b", "bf16", "graph", "prefill")]
+    operations = Shape.of(hand_made.ARCHITECTURES["llama-2-7b"]).flops(512, 256.5)
+    assert row["intensity"] == pytest.approx(operations / row["step_bytes"])
+    assert row["tflops"] == pytest.approx(operations / row["ttft_ms"] / 1e9)
 
 
-def test_repeats_become_geometric_means_with_pooled_noise(study):
-    table = study.table("processes")
-    own = table[(table["model"] == "llama-2-7b") & (table["batch"] == 1) & (table["prompt_tokens"] == 512)]
-    own = own[own["status"] == "ok"]
-    rows = selection.over_repeats(study, own).set_index(["precision", "attention", "runtime"])
-    cell = own[(own["precision"] == "nf4") & (own["attention"] == "sdpa") & (own["runtime"] == "eager")]["tpot_ms"]
-    assert rows.loc[("nf4", "sdpa", "generate"), "tpot_ms"] == pytest.approx(np.exp(np.log(cell).mean()))
-    summary = study.of_model("summary", "llama-2-7b").set_index(["precision", "attention", "runtime"])
-    for key in rows.index:
-        low, high = rows.loc[key, ["tpot_ms_low", "tpot_ms_high"]]
-        assert (low, high) == pytest.approx(tuple(summary.loc[key, ["tpot_low_ms", "tpot_high_ms"]]), rel=1e-4)
-
-
-def test_failed_configurations_keep_their_place_in_the_latency_figure(study):
-    rows = latency.rows(study).set_index(["model", "precision", "runtime", "attention"])
+def test_failed_configurations_keep_their_place_in_the_figure_of_times(h200):
+    rows = speed.speed_rows(h200).set_index(["model", "precision", "runtime", "attention"])
     assert rows.loc[("llama-2-70b", "bf16", "graph", "sdpa"), "status"] == "oom"
-    assert len(rows) == len(study.table("summary"))
+    assert len(rows) == len(h200.table("summary"))
 
 
-def test_agreement_leaves_out_the_reference_and_what_failed(study):
-    rows = agreement.rows(study).groupby("precision").size()
+def test_every_interval_of_the_figures_is_that_of_the_table(h200):
+    speeds = h200.table("speed").set_index(["model", "precision", "attention", "runtime", "batch", "prompt_tokens"])
+    row = speed.speed_rows(h200).set_index(["model", "precision", "attention", "runtime"]).loc["llama-2-7b"]
+    ends = ["ttft_ms", "ttft_ms_low", "tpot_ms_high"]
+    for key in [("nf4", "sdpa", "generate"), ("bf16", "sdpa", "graph")]:
+        expected = speeds.loc[("llama-2-7b", *key, 1, 512), ends].tolist()
+        assert row.loc[key, ends].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_batch_figure_takes_the_prompt_length_with_most_batch_sizes(h200):
+    rows = speed.batch_rows(h200)
+    assert set(rows["prompt_tokens"]) == {512} and set(rows["batch"]) == {1, 8, 32}
+    assert not rows.duplicated(["model", "precision", "runtime", "batch"]).any()
+    single = h200.table("speed").query("batch == 1")
+    assert not len(speed.batch_rows(dataclasses.replace(h200, tables={"speed": single})))
+
+
+def test_agreement_leaves_out_the_reference_and_what_failed(h200):
+    rows = quality.agreement_rows(h200).groupby("precision").size()
     assert "bf16" not in rows and rows["nf4"] == 2 and rows["llm-int8"] == 1
-    with style.look():
-        axis = agreement.draw(agreement.rows(study)).axes[0]
+    axis = drawn("agreement", h200).axes[0]
     ends = {line.get_color(): line.get_ydata() for line in axis.lines}
-    assert ends[style.colour("nf4")].tolist() == [100.0] * 4 + [0.0] * 45  # both part at token 3 of 48
-    assert set(ends[style.colour("int8-fused")]) == {100.0}
+    assert ends[style.color("nf4")].tolist() == [100.0] * 4 + [0.0] * 45  # both differ at token 3 of 48
+    assert set(ends[style.color("int8-fused")]) == {100.0}
 
 
-def test_sensitivity_shows_divergence_with_an_interval_over_its_blocks(study):
-    table = study.table("sensitivity").copy()
-    table.loc[0, ["kl_nats", "kl_se_nats", "blocks"]] = [0.02, 0.004, "8 documents"]
-    table.loc[1, ["kl_nats", "kl_se_nats", "blocks"]] = [0.02, 0.01, "11 runs of 40 tokens"]
-    table.loc[2, ["kl_nats", "kl_se_nats", "blocks"]] = [0.02, np.nan, "1 block, no interval"]
-    table.loc[3, "status"] = "error"
-    rows = selection.rounded_parts(dataclasses.replace(study, tables={"sensitivity": table}))
-    # quantiles of Student's t with 7 and 10 degrees of freedom; the second interval would reach below 0
-    assert rows.loc[0, ["kl_low_nats", "kl_high_nats"]].tolist() == pytest.approx(
-        [0.02 - 2.364624 * 0.004, 0.02 + 2.364624 * 0.004]
-    )
-    assert rows.loc[1, ["kl_low_nats", "kl_high_nats"]].tolist() == pytest.approx([0, 0.02 + 2.228139 * 0.01])
-    assert rows.loc[2, ["kl_low_nats", "kl_high_nats"]].isna().all() and len(rows) == len(table) - 1
-    with style.look():
-        layers, linears = sensitivity.draw(sensitivity.rows(study)).axes
-    own = study.table("sensitivity")
-    drawn = layers.lines[0].get_ydata()
-    assert sorted(drawn) == sorted(own.loc[(own["linear"] == "all") & (own["layer"] != "all"), "kl_nats"])
+def test_sensitivity_shows_divergence_with_the_interval_of_the_table(h200):
+    layers, linears = drawn("sensitivity", h200).axes
+    own = h200.table("sensitivity")
+    shown = layers.lines[0].get_ydata()
+    assert sorted(shown) == sorted(own.loc[(own["linear"] == "all") & (own["layer"] != "all"), "kl_nats"])
     # the divergence of the hand-made kinds falls where their delta_nll rises
     assert [label.get_text() for label in linears.get_yticklabels()][0] == "q_proj"
+    table = own.assign(status="ok")
+    table.loc[3, "status"] = "error"
+    rows = diagnostics.sensitivity_rows(dataclasses.replace(h200, tables={"sensitivity": table}))
+    assert len(rows) == len(table) - 1 and (rows["floor_nats"] == 0).all()
 
 
-def test_trade_off_shows_the_fastest_attention(study):
-    rows = trade_off.rows(study)
+def test_thresholds_are_drawn_with_their_times_where_as_many_were_timed(h200):
+    axes = drawn("thresholds", h200).axes
+    assert len(axes) == 1 and axes[0].get_ylabel() == "perplexity lost, %"
+    assert [label.get_text() for label in axes[0].get_xticklabels()][:2] == ["0\n10,183", "2\n4,096"]
+    renamed = h200.table("speed").replace({"precision": {"nf4": "llm-int8-t2"}})
+    same = h200.table("quality").assign(tokens=100)
+    timed = dataclasses.replace(h200, tables=h200.tables | {"speed": renamed, "quality": same})
+    loss, time = drawn("thresholds", timed).axes
+    assert [label.get_text() for label in loss.get_xticklabels()] == ["0", "2", "4", "6", "inf"]
+    assert time.get_ylabel() == "time per output token, ms"
+
+
+def test_trade_off_shows_the_fastest_attention(h200):
+    rows = answer.trade_off_rows(h200)
     assert not rows.duplicated(["model", "precision", "runtime"]).any()
-    row = rows.set_index(["model", "precision", "runtime"]).loc[("llama-2-7b", "nf4", "eager")]
+    row = rows.set_index(["model", "precision", "runtime"]).loc[("llama-2-7b", "nf4", "generate")]
     assert row["attention"] == "sdpa"
 
 
@@ -218,26 +203,7 @@ def test_labels_never_overlap_and_keep_their_order():
 
 
 @pytest.mark.parametrize(
-    ("end", "limit", "told"), [(129, 139, True), (100, 139, False), (139, 139, True), (150, 139, False)]
+    ("end", "limit", "crosses"), [(129, 139, True), (100, 139, False), (139, 139, True), (150, 139, False)]
 )
-def test_a_number_is_not_written_across_the_device_s_limit(end, limit, told):
-    from llmstudy.report.figures.memory import crosses
-
-    assert crosses(end, limit, width=156) is told
-
-
-def test_rows_that_tie_keep_their_order():
-    rows = pd.DataFrame({"precision": 40 * ["nf4", "bf16"], "place": range(80)})
-    for _, own in style.sort(rows).groupby("precision"):
-        assert own["place"].is_monotonic_increasing
-
-
-def test_the_band_of_any_change_is_drawn_for_a_model_in_16_bit_alone(study):
-    at_protocol = pd.DataFrame(
-        [{"model": "m", "precision": "fp32", "status": "ok", "kl_nats": 0.0012}, {"model": "m", "precision": "fp16",
-          "status": "ok", "kl_nats": 0.5}]
-    )  # fmt: skip
-    assert selection.rounding_floor(at_protocol, "m", "bf16") == 0.0012
-    assert np.isnan(selection.rounding_floor(at_protocol, "m", "fp32"))
-    assert np.isnan(selection.rounding_floor(at_protocol.iloc[1:], "m", "bf16"))
-    assert np.isnan(selection.rounding_floor(pd.DataFrame(), "m", "bf16"))
+def test_a_number_is_not_written_across_the_device_s_limit(end, limit, crosses):
+    assert memory.crosses(end, limit, width=156) is crosses

@@ -16,7 +16,7 @@ import hand_made
 import pytest
 import tiny
 from conftest import REPOSITORY
-from llmstudy.report.figures import FIGURES, plotting
+from llmstudy.report import figures
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -73,7 +73,7 @@ def html(tmp_path_factory):
         path.touch()
     results = hand_made.write_study(folder / "results" / config["study"], models=(MODEL,))
     for name in ("trade_off", "perplexity"):
-        plotting.plot(name, results, results / f"figures/{name}.svg", results / f"figures/{name}.png")
+        figures.draw(name, results, results / f"figures/{name}.svg", results / f"figures/{name}.png")
     snakemake(folder, "--touch", "--cores", "1")
     snakemake(folder, "--report", "report.html")
     return folder / "report.html"
@@ -99,11 +99,11 @@ def test_a_category_opens_and_names_its_results(html, tmp_path):
     before, end, after = text.rpartition("</body>")
     page.write_text(before + CLICKS + end + after, encoding="utf-8")
     opened = dom(page, tmp_path / "profile")
-    for name in (FIGURES["trade_off"].title, "summary.csv", "recommendation.csv"):
+    for name in (figures.FIGURES["trade_off"].title, "summary.csv", "recommendation.csv"):
         assert name in opened
 
 
 def test_every_result_has_its_caption(html):
     text = html.read_text(encoding="utf-8")
-    for caption in ("Where lines cross, one precision overtakes another", "A repeat is a process of its own"):
+    for caption in ("Where lines cross, one precision overtakes another", "Speed of a configuration at a workload"):
         assert caption in text.replace("\\n", " ")

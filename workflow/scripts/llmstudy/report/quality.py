@@ -167,7 +167,8 @@ def best_threshold(study: Study, model: str) -> str | None:
 
 def perplexity_rows(study: Study) -> pd.DataFrame:
     """Return a row per model and precision, at the model's headline corpus and protocol."""
-    return whole_text(study.at_protocol())
+    rows = whole_text(study.at_protocol())
+    return rows if (rows["status"] == "ok").any() else rows.iloc[:0]
 
 
 def draw_perplexity(rows: pd.DataFrame) -> Figure:
