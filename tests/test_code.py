@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 from llmstudy import code, kinds, runtimes
-from llmstudy.models import precisions
+from llmstudy.models import attention, precisions
 from llmstudy.report import figures
 from llmstudy.runner.job import Identity
 from llmstudy.tables import every
@@ -159,16 +159,29 @@ def test_a_changed_operator_counts_in_every_step_that_runs_through_it(library, m
     assert again == found
 
 
-@pytest.mark.parametrize("registry", ["models/precisions/__init__.py", "runtimes/__init__.py"])
-def test_a_new_name_in_a_registry_counts_nowhere(library, registry):
+@pytest.mark.parametrize(
+    ("registry", "name"),
+    [
+        ("models/precisions/__init__.py", "MODULES"),
+        ("models/attention.py", "CHOICES"),
+        ("runtimes/__init__.py", "MODULES"),
+    ],
+)
+def test_a_new_name_in_a_registry_counts_nowhere(library, registry, name):
     path = library / registry
-    line = 'MODULES = {\n    "new": "dense",\n'
-    assert changed_by(path, path.read_text().replace("MODULES = {\n", line)) == set()
+    assert changed_by(path, path.read_text().replace(f"{name} = {{\n", f'{name} = {{\n    "new": "x",\n')) == set()
 
 
-def test_the_facts_about_its_runtime_count_for_a_job(monkeypatch):
+@pytest.mark.parametrize(
+    ("registry", "other", "used", "change"),
+    [
+        (runtimes.MODULES, "graph", "generate", {"own_cache": True}),
+        (attention.CHOICES, "eager", "sdpa", {"implementation": "another"}),
+    ],
+)
+def test_the_facts_in_its_entries_of_registries_count_for_a_job(monkeypatch, registry, other, used, change):
     before = kinds.code_of(ONE)
-    monkeypatch.setitem(runtimes.MODULES, "graph", replace(runtimes.MODULES["graph"], own_cache=False))
+    monkeypatch.setitem(registry, other, replace(registry[used], **change))
     assert kinds.code_of(ONE) == before
-    monkeypatch.setitem(runtimes.MODULES, "generate", replace(runtimes.MODULES["generate"], own_cache=True))
+    monkeypatch.setitem(registry, used, replace(registry[used], **change))
     assert kinds.code_of(ONE) != before

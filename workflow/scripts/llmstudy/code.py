@@ -31,7 +31,7 @@ def digest(*modules: str) -> str:
 def files(*modules: str) -> list[Path]:
     """Return the files of ``modules`` and of all that they import from this library, packages included, sorted."""
     seen: set[Path] = set()
-    waiting = [_path(f"{PACKAGE}.{module}") for module in modules]
+    waiting = [path for module in modules for path in _paths(f"{PACKAGE}.{module}")]
     while waiting:
         path = waiting.pop()
         if path not in seen:
@@ -40,10 +40,12 @@ def files(*modules: str) -> list[Path]:
     return sorted(seen)
 
 
-def _path(module: str) -> Path:
-    """Return the file of a dotted module name."""
-    path = ROOT.joinpath(*module.split(".")[1:])
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+def _paths(module: str) -> list[Path]:
+    """Return what importing a dotted name runs: the packages that it lies in, from the outside in, and its own file."""
+    parts = module.split(".")[1:]
+    packages = [ROOT.joinpath(*parts[:length]) / "__init__.py" for length in range(len(parts))]
+    path = ROOT.joinpath(*parts)
+    return [*packages, path / "__init__.py" if path.is_dir() else path.with_suffix(".py")]
 
 
 @cache
@@ -62,8 +64,8 @@ def _imported(path: Path) -> tuple[Path, ...]:
             names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        ours = (_path(name) for name in names if name == PACKAGE or name.startswith(f"{PACKAGE}."))
-        found.update(candidate for candidate in ours if candidate.exists())
+        ours = (path for name in names if f"{name}.".startswith(f"{PACKAGE}.") for path in _paths(name))
+        found.update(path for path in ours if path.exists())
     return tuple(found)
 
 

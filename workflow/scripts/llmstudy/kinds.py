@@ -16,7 +16,7 @@ from pathlib import Path
 from llmstudy import code, runtimes
 from llmstudy.config import Model, Study, check_known
 from llmstudy.errors import StudyError
-from llmstudy.models import precisions
+from llmstudy.models import attention, precisions
 from llmstudy.runner.job import Identity, Job, sequences
 
 GIB = 2**30
@@ -370,9 +370,10 @@ def modules(identity: Identity) -> list[str]:
 
 
 def code_of(identity: Identity) -> str:
-    """Return the digest of the code that a job runs through, and its runtime's entry in the registry, which the digest
-    leaves out."""
-    return f"{code.digest(*modules(identity))} {runtimes.facts(identity.runtime)}"
+    """Return the digest of the code that a job runs through, and its entries in the registries, which the digest leaves
+    out."""
+    facts = runtimes.facts(identity.runtime), attention.get(identity.attention)
+    return f"{code.digest(*modules(identity))} {facts}"
 
 
 def start_order(study: Study, identity: Identity) -> int:
