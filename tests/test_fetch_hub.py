@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
+import tiny
+from fetch_toolkit import entry, manifest
 from hub_server import REVISION, running_hub
-from sources_toolkit import save_model
 
 TOKEN = "hf_a-token-that-must-not-be-seen"
 FETCH = """
@@ -31,7 +32,7 @@ except StudyError as error:
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("model")
-    save_model(folder)
+    tiny.save_model(folder)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -41,14 +42,14 @@ def hub(model_files):
         yield hub
 
 
-def fetch(hub_url, tmp_path, repository, entry: dict, **environment) -> tuple[str, str]:
+def fetch(hub_url, tmp_path, repository, wanted: dict, **environment) -> tuple[str, str]:
     """Run a fetch in a process with an empty home; return what it printed and its standard error."""
     settings = {"HF_ENDPOINT": hub_url, "HF_HOME": str(tmp_path / "home"), "HOME": str(tmp_path / "home"),
                 "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_ETAG_TIMEOUT": "3", "HF_HUB_DOWNLOAD_TIMEOUT": "3",
                 "PYTHONPATH": str(repository / "workflow/scripts"), "OMP_NUM_THREADS": "1"}  # fmt: skip
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     done = subprocess.run(
-        [sys.executable, "-c", FETCH, json.dumps(entry), str(tmp_path / "fetched")],
+        [sys.executable, "-c", FETCH, json.dumps(wanted), str(tmp_path / "fetched")],
         env=inherited | settings | environment,
         capture_output=True,
         text=True,
@@ -58,9 +59,8 @@ def fetch(hub_url, tmp_path, repository, entry: dict, **environment) -> tuple[st
     return done.stdout.strip(), done.stderr
 
 
-def tiny(**changes) -> dict:
-    source = {"type": "hub", "repo": "someone/tiny", "revision": REVISION} | changes
-    return {"name": "tiny", "context": None, "license": "MIT", "source": source}
+def model(**changes) -> dict:
+    return entry({"type": "hub", "repo": "someone/tiny", "revision": REVISION} | changes)
 
 
 def test_fetches_only_safetensors_tokenizer_and_config(hub, tmp_path, repository, model_files):
@@ -70,21 +70,20 @@ def test_fetches_only_safetensors_tokenizer_and_config(hub, tmp_path, repository
         "original/model.safetensors": b"and again",
         "modeling_tiny.py": b"code",
     }
-    printed, log = fetch(hub.url, tmp_path, repository, tiny())
+    printed, log = fetch(hub.url, tmp_path, repository, model())
     assert printed == ""
     assert re.search(r"^Fetching 5 files: 5/5 ", log, re.M) and "\r" not in log
-    manifest = json.loads((tmp_path / "fetched/manifest.json").read_text())
-    assert set(manifest["files"]) == set(model_files)
+    found = manifest(tmp_path / "fetched")
+    assert set(found["files"]) == set(model_files)
     visible = {path.name for path in (tmp_path / "fetched").iterdir() if path.is_file()}
     assert visible == set(model_files) | {"manifest.json"}
     for name, content in model_files.items():
         assert (tmp_path / "fetched" / name).read_bytes() == content
-    assert manifest["source"]["revision"] == REVISION
-    assert manifest["context"] == 256
+    assert found["source"]["revision"] == REVISION and found["context"] == 256
 
 
 def test_token_is_sent_but_never_written(hub, tmp_path, repository):
-    printed, log = fetch(hub.url, tmp_path, repository, tiny(), HF_TOKEN=TOKEN)
+    printed, log = fetch(hub.url, tmp_path, repository, model(), HF_TOKEN=TOKEN)
     assert {authorisation for _, _, authorisation in hub.requests} == {f"Bearer {TOKEN}"}
     assert TOKEN not in printed + log
     for path in tmp_path.rglob("*"):
@@ -94,20 +93,20 @@ def test_token_is_sent_but_never_written(hub, tmp_path, repository):
 def test_stored_login_is_not_used(hub, tmp_path, repository):
     (tmp_path / "home").mkdir()
     (tmp_path / "home/token").write_text(TOKEN)
-    fetch(hub.url, tmp_path, repository, tiny())
+    fetch(hub.url, tmp_path, repository, model())
     assert {authorisation for _, _, authorisation in hub.requests} == {None}
 
 
 def test_pickled_weights_alone_are_refused_before_any_download(hub, tmp_path, repository, model_files):
     files = {name: data for name, data in model_files.items() if not name.endswith(".safetensors")}
     hub.repositories["models/someone/tiny"] = files | {"pytorch_model.bin": b"pickle"}
-    printed, _ = fetch(hub.url, tmp_path, repository, tiny())
+    printed, _ = fetch(hub.url, tmp_path, repository, model())
     assert "pickled weights only (pytorch_model.bin)" in printed
     assert not any("/resolve/" in path for _, path, _ in hub.requests)
 
 
 @pytest.mark.parametrize(
-    ("fault", "entry", "expected"),
+    ("fault", "changes", "expected"),
     [
         ({"/resolve/": "gated"}, {}, "gated: accept the licence on the repository's page and set HF_TOKEN"),
         ({"/api/": "gated"}, {}, "gated: accept the licence on the repository's page and set HF_TOKEN"),
@@ -120,9 +119,9 @@ def test_pickled_weights_alone_are_refused_before_any_download(hub, tmp_path, re
         ({"safetensors": "truncate"}, {}, "cut short"),
     ],
 )
-def test_one_line_for_each_fault(hub, tmp_path, repository, fault, entry, expected):
+def test_one_line_for_each_fault(hub, tmp_path, repository, fault, changes, expected):
     hub.faults = fault
-    printed, log = fetch(hub.url, tmp_path, repository, tiny(**entry), HF_TOKEN=TOKEN)
+    printed, log = fetch(hub.url, tmp_path, repository, model(**changes), HF_TOKEN=TOKEN)
     assert printed.startswith("StudyError someone/")
     assert expected in printed
     assert len(printed.splitlines()) == 1
@@ -131,17 +130,17 @@ def test_one_line_for_each_fault(hub, tmp_path, repository, fault, entry, expect
 
 
 def test_no_network_and_offline(tmp_path, repository):
-    printed, _ = fetch("http://127.0.0.1:9", tmp_path, repository, tiny())
+    printed, _ = fetch("http://127.0.0.1:9", tmp_path, repository, model())
     assert "no network" in printed
-    printed, _ = fetch("http://127.0.0.1:9", tmp_path, repository, tiny(), HF_HUB_OFFLINE="1")
+    printed, _ = fetch("http://127.0.0.1:9", tmp_path, repository, model(), HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE" in printed
 
 
 def test_second_fetch_downloads_only_what_was_cut_short(hub, tmp_path, repository, model_files):
     hub.faults = {"safetensors": "truncate"}
-    fetch(hub.url, tmp_path, repository, tiny())
+    fetch(hub.url, tmp_path, repository, model())
     hub.faults, hub.requests = {}, []
-    printed, _ = fetch(hub.url, tmp_path, repository, tiny())
+    printed, _ = fetch(hub.url, tmp_path, repository, model())
     assert printed == ""
     assert (tmp_path / "fetched/model.safetensors").read_bytes() == model_files["model.safetensors"]
     downloaded = {
@@ -150,18 +149,18 @@ def test_second_fetch_downloads_only_what_was_cut_short(hub, tmp_path, repositor
     assert "config.json" not in downloaded
 
 
-def test_hub_that_fails_in_the_middle_leaves_no_receipt(hub, tmp_path, repository):
+def test_hub_that_fails_in_the_middle_leaves_no_manifest(hub, tmp_path, repository):
     (tmp_path / "fetched").mkdir()
     (tmp_path / "fetched/config.json").write_text("{}")
     hub.faults, hub.sound_requests = {"/": 503}, 1
-    printed, _ = fetch(hub.url, tmp_path, repository, tiny())
+    printed, _ = fetch(hub.url, tmp_path, repository, model())
     assert printed.startswith("StudyError someone/tiny@01234567: the hub ")
     assert not (tmp_path / "fetched/manifest.json").exists()
 
 
 def test_slow_hub_is_waited_for(hub, tmp_path, repository):
     hub.faults = {"safetensors": "slow"}
-    assert fetch(hub.url, tmp_path, repository, tiny())[0] == ""
+    assert fetch(hub.url, tmp_path, repository, model())[0] == ""
 
 
 WIKITEXT = [
@@ -210,7 +209,7 @@ def test_wikitext_rows_become_articles(dataset_hub, tmp_path, repository):
     assert [row["title"] for row in rows] == ["Once", "Twice"]
     # joined by blank lines, the articles give the text that published perplexities of WikiText are computed on
     assert "\n\n".join(row["text"] for row in rows) == "\n\n".join(WIKITEXT)
-    assert json.loads((tmp_path / "fetched/manifest.json").read_text())["documents"] == 2
+    assert manifest(tmp_path / "fetched")["documents"] == 2
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import hashlib
 import zipfile
 
 import pytest
+from fetch_toolkit import build_wheel
 from llmstudy.errors import StudyError
 from llmstudy.fetch.pypi import fetch_member
-from sources_toolkit import build_wheel
 
 TEXT = b"a line of text\n"
 SHA256 = hashlib.sha256(TEXT).hexdigest()

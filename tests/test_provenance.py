@@ -3,7 +3,6 @@
 import json
 
 import hand_made
-import pytest
 from llmstudy.tables import provenance
 from table_kit import write_record
 
@@ -14,11 +13,10 @@ def record(folder, repeat, commit="a", started="2026-01-01T00:00:00", **changes)
 
 
 def write_model(folder, architecture):
-    """Write a fetched model's manifest and config.json, and return the manifest's path."""
+    """Write a fetched model's manifest, and return its path."""
     folder.mkdir()
-    manifest = {"name": "m", "real": True, "weights_folder": ".", "source": {"type": "path"}}
+    manifest = {"name": "m", "real": True, "source": {"type": "path"}, "architecture": architecture}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    (folder / "config.json").write_text(json.dumps(architecture))
     return folder / "manifest.json"
 
 
@@ -52,14 +50,6 @@ def test_provenance_keeps_what_it_knew_of_a_model_whose_weights_are_not_here(tmp
     content = json.loads(output.read_text())["models"]
     assert content["m"] == {"parameters": 5}
     assert content["n"]["real"] and content["n"]["architecture"] == {} and content["n"]["source"]["repo"] == "a/b"
-
-
-@pytest.mark.parametrize("left_out", [{}, {"num_key_value_heads": None}])
-def test_a_config_of_llama_1_has_as_many_key_value_heads_as_heads(tmp_path, left_out):
-    """Its config.json has no num_key_value_heads, which the report needs."""
-    shape = {key: size for key, size in hand_made.ARCHITECTURES["llama-2-7b"].items() if key != "num_key_value_heads"}
-    name, model = provenance.model_of(write_model(tmp_path / "model", shape | left_out))
-    assert name == "m" and model["architecture"]["num_key_value_heads"] == 32
 
 
 def test_waiting_for_the_gpu_lock_is_no_time_of_measuring():

@@ -54,14 +54,14 @@ def save_tokenizer(folder: Path) -> None:
     )
 
 
-def save_model(folder: Path, seed: int = 0, **changes):
+def save_model(folder: Path, seed: int = 0, shard: str = "5GB", **changes):
     """Save a tiny LLaMA (fp32 safetensors) with its tokenizer, what a ``path`` source takes; returns the model."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**(SHAPE | changes))).eval()
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=shard)
     save_tokenizer(folder)
     return model
 

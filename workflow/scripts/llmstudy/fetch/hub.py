@@ -1,7 +1,7 @@
 """Model repositories and data sets on the Hugging Face hub, at a pinned revision.
 
-The endpoint is the library's own ``HF_ENDPOINT``. The token is taken from ``HF_TOKEN`` alone and never from a login
-that is stored on the machine, so that a study does not work for one person and fail for the next.
+The endpoint is the library's ``HF_ENDPOINT``. The token is that of ``HF_TOKEN`` and never that of a login stored on the
+machine, so that a study does not work for one person and fail for the next.
 """
 
 import contextlib
@@ -12,21 +12,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llmstudy.errors import StudyError
-from llmstudy.fetch.layout import choose_files
+from llmstudy.fetch.weights import choose_files
 from llmstudy.progress import LogBar
 
 AGAIN = "run again, what is there is kept"
+NO_CONNECTION = ("ConnectError", "ConnectTimeout", "ReadTimeout", "ReadError", "RemoteProtocolError", "ProxyError")
 GATED = "gated: accept the licence on the repository's page and set HF_TOKEN to a token that may read it"
 NOT_FOUND = "no such repository, or a private one; check owner/name, or set HF_TOKEN to a token that may read it"
 
 
 def fetch_snapshot(repo: str, revision: str, folder: Path) -> None:
-    """Download safetensors, tokenizer and config of a model repository into ``folder``; resumes an interrupted one.
+    """Download safetensors, tokenizer and config of a model repository into ``folder``, or what is missing of them.
+
+    The library keeps its notes for resuming in ``.cache`` inside.
 
     Args:
         repo: ``owner/name``.
         revision: the commit, 40 hex digits.
-        folder: where the files go; the hub's own notes for resuming lie in ``.cache`` inside.
+        folder: folder of the files.
 
     Raises:
         StudyError: not found, gated, no network, hub out of service, truncated body, pickled weights only.
@@ -44,17 +47,14 @@ def fetch_snapshot(repo: str, revision: str, folder: Path) -> None:
             token=_token(),
             tqdm_class=None if sys.stderr.isatty() else LogBar,
         )
-    # where the folder is not empty and the hub fails, the library returns the folder as if it were whole
+    # if the folder is not empty and the hub fails, the library returns the folder as if it were whole
     if missing := [name for name in names if not (folder / name).exists()]:
         raise StudyError(f"{where}: the hub did not give {missing[0]}; {AGAIN}")
 
 
 def load_rows(repo: str, subset: str | None, split: str, revision: str, cache: Path):
-    """The rows of one split of a data set, downloaded into ``cache`` and memory-mapped.
-
-    Raises:
-        StudyError: as for ``fetch_snapshot``, and for an unknown subset or split.
-    """
+    """Return the rows of one split of a data set, downloaded into ``cache`` and memory-mapped; raise StudyError as
+    ``fetch_snapshot`` does, and for an unknown subset or split."""
     import datasets
 
     with errors_named(f"{repo}@{revision[:8]}"):
@@ -67,8 +67,8 @@ def _token() -> str | bool:
 
 @contextlib.contextmanager
 def errors_named(where: str) -> Iterator[None]:
-    """Turn the libraries' errors, which are pages long and nested, into one line that says what to do."""
-    # its retries would stand in the log as warnings beside our own line
+    """Turn errors of the libraries, which are pages long and nested, into a StudyError that says what to do."""
+    # its retries are warnings in the log, beside the one line of this function
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         yield
@@ -81,7 +81,7 @@ def errors_named(where: str) -> Iterator[None]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what caused it; the libraries wrap the hub's answer in up to three layers."""
+    """Yield the error and its causes; the libraries wrap the hub's answer in up to three layers."""
     seen = []
     while error is not None and error not in seen:
         seen.append(error)
@@ -90,7 +90,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str | None:
-    """Why the hub did not give what was asked for, or None if this error does not tell."""
+    """Return why the hub did not give the files, or None if this error does not say."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):
@@ -106,22 +106,14 @@ def _reason(error: BaseException) -> str | None:
     text = str(error)
     if "Consistency check failed" in text or "peer closed connection" in text or "IncompleteRead" in text:
         return f"the download was cut short; {AGAIN}"
-    if type(error).__name__ in (
-        "ConnectError",
-        "ConnectTimeout",
-        "ReadTimeout",
-        "ReadError",
-        "RemoteProtocolError",
-        "ProxyError",
-    ):
+    if type(error).__name__ in NO_CONNECTION:
         return f"no network, or the hub does not answer ({type(error).__name__}); check the connection and {AGAIN}"
-    if isinstance(error, ValueError) and ("BuilderConfig" in text or "Unknown split" in text):
-        return " ".join(text.split())
-    return None
+    known = isinstance(error, ValueError) and ("BuilderConfig" in text or "Unknown split" in text)
+    return " ".join(text.split()) if known else None
 
 
 def _reason_of_datasets(error: BaseException) -> str | None:
-    """The reason that ``datasets`` gives in words where it drops the hub's own error."""
+    """Return the reason that ``datasets`` gives in words if it drops the hub's error."""
     text = str(error)
     if type(error).__name__ == "DatasetNotFoundError":
         return GATED if "gated" in text else NOT_FOUND

@@ -1,4 +1,4 @@
-"""manifest.json: what a folder holds, its origin and its checksums; written last, it proves that all is there."""
+"""manifest.json: files of a folder, their origin and checksums; written last, it proves that the folder is complete."""
 
 import json
 from collections.abc import Iterable
@@ -9,13 +9,13 @@ from llmstudy.errors import StudyError
 from llmstudy.files import sha256_of, write_json
 from llmstudy.progress import progress
 
-RECEIPT = "manifest.json"
+MANIFEST = "manifest.json"
 
 
 def begin(folder: Path) -> None:
-    """Make the folder and take away an older manifest: from here to ``finish`` the folder counts as incomplete."""
+    """Make the folder and delete an older manifest: from here to ``finish`` the folder counts as incomplete."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECEIPT).unlink(missing_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def finish(folder: Path, content: dict[str, Any], files_folder: Path, names: Iterable[str]) -> None:
@@ -25,16 +25,12 @@ def finish(folder: Path, content: dict[str, Any], files_folder: Path, names: Ite
         name: {"sha256": sha256_of(files_folder / name), "bytes": (files_folder / name).stat().st_size}
         for name in progress(names, f"checksums {content['name']}", unit="files")
     }
-    write_json(folder / RECEIPT, content | {"files": files})
+    write_json(folder / MANIFEST, content | {"files": files})
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest in ``folder``.
-
-    Raises:
-        StudyError: there is none (the fetch did not finish) or it is not JSON.
-    """
-    path = folder / RECEIPT
+    """Return the manifest in ``folder``; raise StudyError if the fetch did not finish or it is damaged."""
+    path = folder / MANIFEST
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -46,11 +42,8 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def check(files: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Compare the files in ``folder`` with the manifest by name and size (checksums were compared when fetching).
-
-    Raises:
-        StudyError: a file is missing or has another size.
-    """
+    """Raise StudyError if a file in ``folder`` is missing or has another size than the manifest says; checksums were
+    compared when fetching."""
     for name, expected in files.items():
         path = folder / name
         if not path.exists():

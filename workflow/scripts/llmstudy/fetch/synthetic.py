@@ -7,22 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from llmstudy.errors import StudyError
-from llmstudy.fetch.layout import INDEX
 from llmstudy.fetch.shapes import SHAPES
+from llmstudy.fetch.weights import INDEX
 from llmstudy.files import disk_full_named, publish, write_json
 from llmstudy.progress import progress
 
 SHARD_BYTES = 4 * 10**9
-# drawn in blocks: the fp32 draw of a whole 70B projection would stand beside the weights in the measured memory
+# drawn in blocks: the fp32 draw of a whole 70B projection would add to the measured memory
 BLOCK = 1 << 24
 
 
 def llama_config(shape: str | dict[str, Any]):
-    """The ``LlamaConfig`` of a named shape or of a dictionary of its keys.
-
-    Raises:
-        StudyError: an unknown shape or key, or values that no model can have.
-    """
+    """Return the ``LlamaConfig`` of a named shape or of a dictionary of its keys; raise StudyError for an unknown shape
+    or key, and for values that no model can have."""
     from transformers import LlamaConfig
 
     if isinstance(shape, str):
@@ -45,18 +42,10 @@ def llama_config(shape: str | dict[str, Any]):
 
 
 def random_tensor(name: str, shape: tuple[int, ...], dtype, device, seed: int, deviation: float):
-    """One parameter, the same whenever and in whatever order it is made on the same kind of device.
+    """Return one parameter, the same whenever and in whatever order it is made on the same kind of device.
 
     Norm weights are 1 and biases 0; all others are drawn from N(0, ``deviation``²) in fp32 by a generator seeded with
-    ``seed`` and the parameter's name, and rounded to ``dtype``.
-
-    Args:
-        name: the parameter's name in the model, e.g. ``model.layers.0.mlp.up_proj.weight``.
-        shape: its shape.
-        dtype: the torch dtype to return.
-        device: the torch device to draw on; a CPU and a GPU give different numbers.
-        seed: the model's seed.
-        deviation: the standard deviation, the config's ``initializer_range``.
+    ``seed`` and the parameter's name, and rounded to ``dtype``. A CPU and a GPU give different numbers.
     """
     import torch
 
@@ -75,7 +64,7 @@ def random_tensor(name: str, shape: tuple[int, ...], dtype, device, seed: int, d
 
 
 def parameter_shapes(config) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each parameter of the model, tied ones once, without allocating any."""
+    """Return name and shape of each parameter of the model, tied ones once, without allocating any."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -85,11 +74,8 @@ def parameter_shapes(config) -> dict[str, tuple[int, ...]]:
 
 
 def write_weights(config, seed: int, folder: Path) -> list[str]:
-    """Stream the bf16 weights to numbered safetensors files of about 4 GB, one shard in memory at a time.
-
-    Returns:
-        The names of the files written, the index among them.
-    """
+    """Stream the bf16 weights to numbered safetensors files of about 4 GB, one shard in memory at a time, and return
+    the names of the files, the index among them."""
     import torch
     from safetensors.torch import save_file
 
@@ -115,7 +101,7 @@ def write_weights(config, seed: int, folder: Path) -> list[str]:
 
 
 def _shards(shapes: dict[str, tuple[int, ...]], itemsize: int) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Split the parameters, in order, into groups of at most ``SHARD_BYTES`` bytes, or of one parameter if larger."""
+    """Yield the parameters in order in groups of at most ``SHARD_BYTES`` bytes, or of one parameter if it is larger."""
     shard: dict[str, tuple[int, ...]] = {}
     used = 0
     for name, shape in shapes.items():

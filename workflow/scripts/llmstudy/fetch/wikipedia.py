@@ -1,4 +1,4 @@
-"""Plain prose out of a Wikipedia dump (MediaWiki XML export, bz2)."""
+"""Plain prose of a Wikipedia dump (MediaWiki XML export, bz2)."""
 
 import bz2
 import re
@@ -19,7 +19,7 @@ NAMESPACED = re.compile(
 )
 # removed before parsing: a reference with broken markup inside would otherwise be taken for text
 REFERENCE = re.compile(r"<ref\b(?:[^>]*/>|.*?</ref\s*>)", re.I | re.S)
-# what a removed template (a pronunciation, a conversion) leaves of the parentheses around it
+# what is left of the parentheses around a removed template (a pronunciation, a conversion)
 EMPTY_PARENTHESES = re.compile(r"\s*\([\s,;:]*\)")
 OPEN_PARENTHESIS = re.compile(r"\([\s,;:]+")
 # a line that kept one of these is a link, a table or a reference the parser could not read
@@ -28,13 +28,8 @@ SPACE_BEFORE_MARK = re.compile(r"\s+([,.;])(?=\s|$)")
 
 
 def articles(path: Path) -> Iterator[dict[str, str]]:
-    """Stream the articles of a dump as ``{"id", "title", "text"}``, one paragraph a line.
-
-    Redirects, pages outside the article namespace and pages with hardly any prose are left out.
-
-    Raises:
-        StudyError: the file is not bz2, not XML, or ends early.
-    """
+    """Yield the articles of a dump as ``{"id", "title", "text"}``, one paragraph a line, without redirects, pages
+    outside the article namespace and pages with hardly any prose; raise StudyError for a damaged file."""
     try:
         with bz2.open(path) as stream:
             for page in _pages(stream):
@@ -47,7 +42,7 @@ def articles(path: Path) -> Iterator[dict[str, str]]:
 
 
 def prose(wikitext: str) -> str:
-    """The lines of prose in ``wikitext``: no templates, tables, references, media, appendices or markup."""
+    """Return the lines of prose in ``wikitext``: no templates, tables, references, media, appendices or markup."""
     import mwparserfromhell
     from mwparserfromhell.nodes import Heading, Tag
 
@@ -60,7 +55,7 @@ def prose(wikitext: str) -> str:
         if not dropped:
             kept.append(node)
     code.nodes = kept
-    # media also stands inside bold text or list items; a link around it takes it along
+    # media is also inside bold text and list items; a link around it is removed with it
     for link in code.filter_wikilinks(recursive=code.RECURSE_OTHERS):
         if NAMESPACED.match(str(link.title)):
             code.remove(link)
@@ -74,7 +69,7 @@ def _tidy(line: str) -> str:
 
 
 def _pages(stream) -> Iterator[dict[str, str]]:
-    """The pages as dictionaries of their own id, title, ns, text and, if there, redirect; memory stays flat."""
+    """Yield the pages as dictionaries of id, title, ns, text and, if there, redirect; memory stays flat."""
     events = ElementTree.iterparse(stream, events=("start", "end"))
     _, root = next(events)
     page: dict[str, str] = {}
@@ -83,7 +78,7 @@ def _pages(stream) -> Iterator[dict[str, str]]:
         if event == "start":
             continue
         if name in ("id", "title", "ns", "text", "redirect"):
-            # the page's own id stands before those of its revision and contributor
+            # the id of the page comes before those of its revision and contributor
             page.setdefault(name, element.text or "")
         elif name == "page":
             yield page

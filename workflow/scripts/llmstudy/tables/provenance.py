@@ -20,10 +20,7 @@ from llmstudy.tables.records import read_records
 
 # What differs from record to record without making another environment.
 PER_RECORD = ("started", "wall_s", "waited_s")
-ARCHITECTURE = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-    *("head_dim", "vocab_size", "max_position_embeddings", "tie_word_embeddings"),
-)
+FROM_MANIFEST = ("real", "parameters", "source", "fetched_note", "architecture")
 
 
 def write(
@@ -71,16 +68,9 @@ def config_hash(config: dict) -> str:
 
 
 def model_of(manifest: Path) -> tuple[str, dict]:
-    """Return a model's name, and what its manifest and its config.json say of it.
-
-    A config.json without ``num_key_value_heads`` (LLaMA 1) means as many as query heads.
-    """
-    source = json.loads(manifest.read_text(encoding="utf-8"))
-    shape = json.loads((manifest.parent / source["weights_folder"] / "config.json").read_text(encoding="utf-8"))
-    shape["num_key_value_heads"] = shape.get("num_key_value_heads") or shape.get("num_attention_heads")
-    architecture = {key: shape[key] for key in ARCHITECTURE if shape.get(key) is not None}
-    keys = ("real", "parameters", "source", "fetched_note")
-    return source["name"], {key: source.get(key) for key in keys} | {"architecture": architecture}
+    """Return a model's name, and what its manifest says of it."""
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    return content["name"], {key: content.get(key) for key in FROM_MANIFEST}
 
 
 def unseen(model: dict, weights: str | None) -> dict:

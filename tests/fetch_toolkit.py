@@ -1,39 +1,35 @@
-"""What the tests of the sources share: tiny models with a tokenizer, wheels, and a GGUF file, all made on the spot."""
+"""What the tests of fetching share: entries of a config, wheels, and a GGUF file, all made on the spot."""
 
 import base64
+import contextlib
 import hashlib
+import json
 import zipfile
 from pathlib import Path
 
-from conftest import tiny_llama_config
+import pytest
+from llmstudy.errors import StudyError
 
 # byte-pair tokens and the merges that make two of them
 GGUF_TOKENS = ["<unk>", "<s>", "</s>", "a", "t", "at", "o", "n", "on", "."]
 GGUF_MERGES = ["a t", "o n"]
-WORDS = ["<unk>", "<s>", "</s>", "once", "upon", "a", "time", "there", "was", "."]
 
 
-def save_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
+def entry(source: dict, **more) -> dict:
+    """A model of the config."""
+    return {"name": "tiny", "context": None, "license": "MIT", "source": source} | more
 
 
-def save_model(folder: Path, shard: str = "5GB", **changes):
-    """Save a tiny LLaMA with its tokenizer and return the model."""
-    import torch
-    from transformers import LlamaForCausalLM
+def manifest(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
 
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(tiny_llama_config(**changes)).eval()
-    model.save_pretrained(folder, max_shard_size=shard)
-    save_tokenizer(folder)
-    return model
+
+@contextlib.contextmanager
+def one_line(expected: str):
+    """The body raises a StudyError with ``expected`` in its one line."""
+    with pytest.raises(StudyError) as error:
+        yield
+    assert expected in str(error.value) and "\n" not in str(error.value)
 
 
 def build_wheel(
