@@ -18,7 +18,7 @@ from llmstudy.report import study as studies
 from llmstudy.report.figures import FIGURES
 from llmstudy.tables import columns, generations, memory, processes, quality
 from llmstudy.tables import text as text_table
-from llmstudy.tables.phrases import number
+from llmstudy.tables.columns import number
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
