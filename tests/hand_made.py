@@ -1,19 +1,19 @@
 """Hand-made tables of a finished study: plausible numbers that nobody measured, with every kind of gap in them.
 
 Two real precisions are made to fail, one model has synthetic weights, several workloads, attentions and runtimes are
-there. The summary and the recommendation come from the workflow's own functions.
+there. Tables that are made of others come from the workflow's functions.
 """
 
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import hand_made_extras
 import numpy as np
 from hand_made_extras import identity
 from llmstudy import tables
-from llmstudy.tables import capacity, crossover
 from llmstudy.tables.columns import read_table, write_table
 
 PROTOCOL = "w1024-s512"
@@ -53,7 +53,6 @@ def write_study(
 ) -> Path:
     """Write a whole study to ``folder``, named like it; ``changes`` go to the provenance. Returns ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    reference = dict.fromkeys(models, "bf16")
     noise = np.random.default_rng(0)
     cells = [
         (model, precision, attention, runtime)
@@ -71,12 +70,14 @@ def write_study(
     } | hand_made_extras.tables(folder.name, models)
     for name in rows:
         write_table(rows[name], tables.columns_of(name), folder / f"{name}.csv")
-    derive(folder, models)
-    kernels = crossover.kernel_rows(hand_made_extras.attention_records(folder.name, models), "eager")
-    crossovers = crossover.rows_of(read_table(folder / "processes.csv"), reference, "eager") + kernels
-    write_table(crossovers, tables.columns_of("crossover"), folder / "crossover.csv")
-    fits = capacity.rows_of(read_table(folder / "memory.csv"), [2048, 8192], 139.8)
-    write_table(fits, tables.columns_of("capacity"), folder / "capacity.csv")
+    study = {"headline": headline(models), "limits": {}, "smallest_effect_percent": SMALLEST, "attention": ["eager"]}
+    study |= {"kernels": ["eager"], "capacity": {"contexts": [2048, 8192], "device_gib": 139.8}}
+    for name in ("speed", "text", "summary", "recommendation", "crossover", "capacity"):
+        sources = {other: read_table(folder / f"{other}.csv") for other in tables.TABLES[name].tables}
+        records = hand_made_extras.attention_records(folder.name, models) if name == "crossover" else []
+        make = getattr(import_module(f"llmstudy.{tables.TABLES[name].module}"), name)
+        rows = make(tables.Sources(records, sources, study))
+        write_table(rows, tables.columns_of(name), folder / f"{name}.csv", tables.TABLES[name].digits)
     provenance = provenance_of(folder.name, models) | changes
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
     return folder
@@ -202,15 +203,6 @@ def headline(models) -> dict:
     batch, prompt, new = WORKLOADS[0]
     workload = {"batch": batch, "prompt_tokens": prompt, "new_tokens": new}
     return {model: workload | {"reference": "bf16", "corpus": "wikipedia", "protocol": PROTOCOL} for model in models}
-
-
-def derive(folder: Path, models) -> None:
-    """Make the tables that are made of other tables, as the workflow does."""
-    study = {"study": folder.name, "reference": "bf16", "headline": headline(models), "limits": {}}
-    study |= {"smallest_effect_percent": SMALLEST}
-    for name in ("speed", "text", "summary", "recommendation"):
-        sources = {other: folder / f"{other}.csv" for other in tables.TABLES[name].tables}
-        tables.make(name, [], sources, study, folder / f"{name}.csv")
 
 
 def provenance_of(study: str, models) -> dict:

@@ -89,8 +89,8 @@ def attention_records(study: str, models) -> list[dict]:
                 for context in (256, 512, 2048, 8192)
                 for phase, time_ms in (("prefill", scale * context**power / 1e6), ("decode", scale * context / 1e6))
             ]  # fmt: skip
-            told = identity(study, model, "bf16", kernel, "generate")
-            records.append({"identity": told, "status": "ok", "reason": "", "results": {"points": points}})
+            who = identity(study, model, "bf16", kernel, "generate") | {"kind": "attention"}
+            records.append({"identity": who, "status": "ok", "reason": "", "results": {"points": points}})
     return records
 
 

@@ -15,7 +15,7 @@ from llmstudy import kinds, tables
 from llmstudy.report import diagrams, figures, markdown, provenance, render
 from llmstudy.report import study as studies
 from llmstudy.tables import columns
-from llmstudy.tables.phrases import number
+from llmstudy.tables.columns import number
 
 FENCE = pages.FENCE
 

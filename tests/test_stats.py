@@ -9,17 +9,15 @@ from llmstudy.stats.capacity import Usage, fit_memory
 from llmstudy.stats.crossover import cross_over
 from llmstudy.stats.estimate import critical_value, holm, percentile, student_p
 from llmstudy.stats.processes import Noise, pooled_noise, process_interval, ratio, same_against_same
-from llmstudy.stats.proportions import mcnemar, paired_change, wilson
-from llmstudy.stats.quality import (
-    agreement,
-    count_bytes,
-    count_words,
-    normalizations,
-    paired_difference,
-    perplexity,
-    true_token_change,
+from llmstudy.stats.quality import agreement, normalizations, paired_difference, perplexity
+from llmstudy.stats.text import (
+    agreement_curve,
+    distinct_n,
+    first_divergence,
+    median_divergence,
+    paired_change,
+    wilson,
 )
-from llmstudy.stats.text import agreement_curve, distinct_n, first_divergence, median_divergence
 
 # --------------------------------------------------------------------------------------------------------- estimates
 
@@ -192,7 +190,6 @@ def test_two_noises_give_welch_s_degrees_of_freedom():
 )
 def test_wilson_is_that_of_the_literature(successes, trials, low, high):
     assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
-    assert np.isnan(wilson(0, 0)).all()
 
 
 @pytest.mark.parametrize(
@@ -225,7 +222,7 @@ def test_no_flips_and_no_documents():
     same = paired_change(30, 0, 0, 20)
     assert (same.value, same.p) == (0, 1) and same.low == pytest.approx(-same.high) and same.high > 0
     assert math.isnan(paired_change(0, 0, 0, 0).value)
-    assert mcnemar(0, 9) == pytest.approx(2 / 2**9) and mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert paired_change(5, 0, 9, 5).p == pytest.approx(2 / 2**9)
 
 
 # ------------------------------------------------------------------------------------------------------- cross-overs
@@ -264,9 +261,8 @@ def test_never_always_and_several_times():
 def test_the_interval_covers_the_crossing():
     rng = np.random.default_rng(1)
     covered = 0
-    for simulation in range(300):
-        curves = power_laws(6.0, noise=0.05, repeats=3, rng=rng)
-        crossing = cross_over(GRID, *curves, resamples=1000, seed=simulation)
+    for _ in range(300):
+        crossing = cross_over(GRID, *power_laws(6.0, noise=0.05, repeats=3, rng=rng))
         covered += crossing.low <= 6.0 <= crossing.high
     assert 0.92 <= covered / 300 <= 0.98
 
@@ -276,13 +272,6 @@ def test_an_interval_that_leaves_the_grid_is_open():
     assert cross_over(GRID, *curves).high == math.inf
     curves = power_laws(1.1, noise=0.15, repeats=3, rng=np.random.default_rng(5))
     assert cross_over(GRID, *curves).low == 0
-
-
-def test_a_grid_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="grid points"):
-        cross_over([4, 2], [[1], [1]], [[1], [1]])
-    with pytest.raises(ValueError, match="2 grid points, 1 reference"):
-        cross_over([2, 4], [[1]], [[1], [1]])
 
 
 # ------------------------------------------------------------------------------------------------------------ memory
@@ -364,7 +353,7 @@ def test_standard_error_is_that_of_the_ratio_estimator():
     sums = np.bincount(document, weights=reference)
     mean = sums.sum() / counts.sum()
     analytic = math.sqrt(((sums - mean * counts) ** 2).sum() * 60 / 59) / counts.sum()
-    estimate = bootstrap_mean(reference, document_blocks(document), resamples=20_000)
+    estimate = bootstrap_mean(reference, document_blocks(document))
     assert estimate.value == pytest.approx(reference.mean())
     assert estimate.se == pytest.approx(analytic, rel=0.03)
 
@@ -390,11 +379,10 @@ def test_pairing_removes_the_variation_between_documents():
     assert (same.value, same.p) == (0.0, 1.0)
 
 
-def test_equal_seeds_give_equal_intervals_and_shifting_the_nll_shifts_them():
+def test_equal_tokens_give_equal_intervals_and_shifting_the_nll_shifts_them():
     reference, _, document = corpus(np.random.default_rng(5), 20)
-    first, blocks = perplexity(reference, document), document_blocks(document)
+    first = perplexity(reference, document)
     assert first == perplexity(reference, document)
-    assert bootstrap_mean(reference, blocks) != bootstrap_mean(reference, blocks, seed=8)
     shifted = perplexity(reference + math.log(2), document)
     assert (shifted.low, shifted.high) == pytest.approx((2 * first.low, 2 * first.high))
 
@@ -436,19 +424,9 @@ def test_float32_nll_is_summed_in_float64():
 
 
 def test_normalizations_are_one_loss_in_four_units():
-    text = "Größe zählt, sagt man.\n\nNicht immer."
-    assert (count_words(text), count_bytes(text)) == (6, 39)
     every = normalizations(60.0, tokens=12, words=6, utf8_bytes=39)
     assert (every["ppl"], every["word_ppl"]) == pytest.approx((math.exp(5), math.exp(10)))
     assert every["bits_per_byte"] == pytest.approx(math.log2(every["byte_ppl"]))
-    with pytest.raises(ValueError, match="12, 0 and 39"):
-        normalizations(60.0, tokens=12, words=0, utf8_bytes=39)
-
-
-def test_a_change_of_the_true_token_is_a_difference_of_probabilities():
-    reference, candidate = np.full(4, 0.5), np.tile([0.4, 0.7], 2)
-    change = true_token_change(-np.log(reference), -np.log(candidate))
-    assert change == pytest.approx([-0.1, 0.2, -0.1, 0.2])
 
 
 def test_full_agreement_is_not_certainty():

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from llmstudy.tables.phrases import percent
+from llmstudy.tables.columns import percent
 from llmstudy.tables.recommendation import recommend
 from llmstudy.tables.verdict import judge
 from table_kit import make
 
-REFERENCE = {"m": "bf16"}
+REFERENCE = "bf16"
 SMALLEST = {"tpot": 3.0, "memory": 3.0, "ppl": 0.5}
 HEADLINE = {
     "reference": "bf16",
@@ -128,9 +128,9 @@ def test_pareto_set_by_exhaustive_definition_with_ties():
     assert pareto[pareto].index.tolist() == ["bf16", "fast", "small", "small-again"]
 
 
-def recommended(*rows, limits=None, reference=REFERENCE):
-    table = judge(pd.DataFrame([BASE, *rows]), reference, SMALLEST)
-    return recommend(table, reference, limits or {}, SMALLEST).iloc[0]
+def recommended(*rows, limits=None):
+    table = judge(pd.DataFrame([BASE, *rows]), REFERENCE, SMALLEST)
+    return recommend(table, REFERENCE, limits or {}, SMALLEST)
 
 
 def test_the_fastest_within_the_limits_is_taken():
@@ -264,7 +264,7 @@ def test_when_nothing_meets_the_limits_the_sentence_says_which_and_what_is_neare
 
 def test_a_limit_on_what_was_not_measured_is_not_met():
     table = judge(pd.DataFrame([BASE]).assign(memory_gib=math.nan), REFERENCE, SMALLEST)
-    answer = recommend(table, REFERENCE, {"memory_gib": 100.0}, SMALLEST).iloc[0]
+    answer = recommend(table, REFERENCE, {"memory_gib": 100.0}, SMALLEST)
     assert not answer["meets_limits"] and "memory not measured" in answer["sentence"]
 
 
@@ -272,18 +272,18 @@ def test_the_reference_may_be_the_answer_and_everything_may_fail():
     answer = recommended(row("slow", 60.0, 12.0, 1.05))
     assert answer["precision"] == "bf16" and "the decode speed of" not in answer["sentence"]
     table = judge(pd.DataFrame([BASE | {"status": "oom"}, row("a", 1, 1, 1, status="timeout")]), REFERENCE, SMALLEST)
-    answer = recommend(table, REFERENCE, {}, SMALLEST).iloc[0]
+    answer = recommend(table, REFERENCE, {}, SMALLEST)
     assert (
         answer["sentence"] == "No configuration was measured (bf16 (sdpa, generate): oom, a (sdpa, generate): timeout)."
     )
     assert answer["precision"] == "" and not answer["meets_limits"]
-    assert answer[["device", "status"]].tolist() == ["d", "oom"]
+    assert (answer["device"], answer["status"]) == ("d", "oom")
 
 
 def test_random_weights_are_chosen_by_speed_and_memory():
     rows = [BASE | {"weights": "synthetic"}, row("fast", 10.0, 7.0, 1.5, weights="synthetic")]
     table = judge(pd.DataFrame(rows), REFERENCE, SMALLEST)
-    answer = recommend(table, REFERENCE, {"ppl_loss_percent": 1.0}, SMALLEST).iloc[0]
+    answer = recommend(table, REFERENCE, {"ppl_loss_percent": 1.0}, SMALLEST)
     assert answer["precision"] == "fast" and "PPL" not in answer["sentence"] and "Random weights" in answer["sentence"]
 
 

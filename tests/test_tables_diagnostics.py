@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from llmstudy.stats.crossover import CrossOver
 from llmstudy.stats.estimate import holm
-from llmstudy.tables import capacity
+from llmstudy.tables import Sources, capacity
 from llmstudy.tables.crossover import sentence
 from llmstudy.tables.diagnostics import limit_of
 from table_kit import OOM, make, only, write_record
@@ -243,9 +243,14 @@ def test_capacity_with_what_was_really_measured(tmp_path, memory):
     assert only(table, precision="nf4")[["status", "reason"]].tolist() == ["unsupported", too_few]
 
 
+def capacities(memory, *records, contexts=(1024, 2048)) -> list[dict]:
+    study = {"capacity": {"contexts": contexts, "device_gib": 40.0}}
+    return capacity.capacity(Sources(list(records), {"memory": memory}, study))
+
+
 def test_host_memory_stands_in_where_a_device_has_no_peaks(memory):
     host = memory.rename(columns={"peak_decode_gib": "peak_rss_gib"}).drop(columns="peak_prefill_gib")
-    assert capacity.rows_of(host, [1024], 40.0)[0]["largest_batch"] == 30
+    assert capacities(host)[0]["largest_batch"] == 30
 
 
 def capacity_record(runs: dict[int, str], status="ok", **results) -> dict:
@@ -253,7 +258,7 @@ def capacity_record(runs: dict[int, str], status="ok", **results) -> dict:
     results = {"context_tokens": 1024, "usable_gib": 39.5, "largest_batch": 29, "below": 28, "above": 31} | results
     results["runs"] = [{"batch": batch, "status": outcome, "reason": ""} for batch, outcome in runs.items()]
     record = {"status": status, "reason": "" if status == "ok" else "why", "results": results}
-    identity = ROW | {"precision": "bf16", "attention": "sdpa"}
+    identity = ROW | {"kind": "capacity", "precision": "bf16", "attention": "sdpa"}
     return record | {"identity": identity, "settings": {"contexts": [1024, 2048]}}
 
 
@@ -267,7 +272,7 @@ def capacity_record(runs: dict[int, str], status="ok", **results) -> dict:
     ],
 )
 def test_what_was_verified_is_beside_its_prediction(memory, runs, fits, too_large, prediction):
-    short, long = capacity.rows_of(memory, [1024, 2048], 40.0, [capacity_record(runs)])
+    short, long = capacities(memory, capacity_record(runs))
     assert (short["device_gib"], short["usable_gib"], short["largest_batch"]) == (40.0, 39.5, 29)
     assert (short["verified_fits"], short["verified_oom"], short["prediction"]) == (fits, too_large, prediction)
     assert long["largest_batch"] == 14 and "prediction" not in long  # 29.5 / 2
@@ -275,16 +280,16 @@ def test_what_was_verified_is_beside_its_prediction(memory, runs, fits, too_larg
 
 def test_a_model_that_does_not_fit_at_all_holds_its_prediction(memory):
     nothing = capacity_record({1: "oom"}, usable_gib=9.0, largest_batch=0, below=0, above=1)
-    (row,) = capacity.rows_of(memory, [1024], 40.0, [nothing])
+    (row,) = capacities(memory, nothing, contexts=[1024])
     assert (row["largest_batch"], row["verified_fits"], row["verified_oom"], row["prediction"]) == (0, 0, 1, "held")
 
 
 def test_a_verification_that_failed_says_so_at_its_context(memory):
-    (row,) = capacity.rows_of(memory, [1024], 40.0, [capacity_record({28: "ok"}, status="timeout")])
+    (row,) = capacities(memory, capacity_record({28: "ok"}, status="timeout"), contexts=[1024])
     assert (row["verified_fits"], row["verified_oom"]) == (28, None)
     assert (row["status"], row["prediction"], row["prediction_reason"]) == ("ok", "timeout", "why")
     never = capacity_record({}, status="unsupported") | {"results": {}}
-    short, long = capacity.rows_of(memory, [1024, 2048], 40.0, [never])
+    short, long = capacities(memory, never)
     assert "prediction" not in short and long["prediction"] == "unsupported" and long["largest_batch"] == 15
 
 

@@ -9,8 +9,7 @@ from llmstudy.models import precisions
 from llmstudy.report import markdown, style
 from llmstudy.report.study import Study, fact, fastest, of_family, ordered
 from llmstudy.runtimes import BASE
-from llmstudy.tables.columns import CONFIGURATION, Column
-from llmstudy.tables.phrases import number, percent
+from llmstudy.tables.columns import CONFIGURATION, Column, number, percent
 
 ABSENT = "–"
 FAMILIES = {"int8": "8-bit"}  # families that the heading of a precision names

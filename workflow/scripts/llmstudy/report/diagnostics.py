@@ -16,9 +16,8 @@ from llmstudy.kinds import KINDS
 from llmstudy.report import markdown, style
 from llmstudy.report.study import Study, ordered
 from llmstudy.tables import columns_of, every
-from llmstudy.tables.columns import CONFIGURATION, IDENTITY, Column
+from llmstudy.tables.columns import CONFIGURATION, IDENTITY, Column, number
 from llmstudy.tables.diagnostics import ALL
-from llmstudy.tables.phrases import number
 
 PAPER = 6.0  # LLM.int8()'s own threshold (Dettmers et al. 2022, section 3.2)
 TICKS = [0, 0.1, 1, 10, 100]

@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 
 from llmstudy.tables import columns_of, every
-from llmstudy.tables.columns import Column
-from llmstudy.tables.phrases import number
+from llmstudy.tables.columns import Column, number
 
 NOT_APPLICABLE = "n/a"
 REASON_CHARACTERS = 90

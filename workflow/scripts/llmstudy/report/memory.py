@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 from llmstudy.report import markdown, style
 from llmstudy.report.study import Study, fastest, ordered
 from llmstudy.tables.capacity import device_memory_gib
-from llmstudy.tables.columns import CONFIGURATION, WORKLOAD, Column
+from llmstudy.tables.columns import CONFIGURATION, WORKLOAD, Column, number
 from llmstudy.tables.memory import peak_gib
-from llmstudy.tables.phrases import number
 
 PHASES = ["weights_gib", "kv_cache_gib", "workspace_gib", "peak_load_gib", "peak_prefill_gib", "peak_decode_gib"]
 PHASES += ["peak_reserved_gib", "peak_rss_gib"]

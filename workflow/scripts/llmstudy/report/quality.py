@@ -15,9 +15,8 @@ from llmstudy.models import precisions
 from llmstudy.report import markdown, style
 from llmstudy.report.study import Study, fact, of_family, ordered, whole_text
 from llmstudy.stats.text import agreement_curve
-from llmstudy.tables.columns import CONFIGURATION, Column
+from llmstudy.tables.columns import CONFIGURATION, Column, number
 from llmstudy.tables.generations import POSITIONS, compared, divergences
-from llmstudy.tables.phrases import number
 
 SAMPLE_CHARACTERS = 400
 SMALLEST_NATS = 1e-9  # a smaller mean is rounding of the stored reference; a logarithmic axis needs an end

@@ -18,8 +18,7 @@ from llmstudy.report.study import Study, fastest, of_family, of_largest, ordered
 from llmstudy.runtimes import BASE
 from llmstudy.stats.processes import same_against_same as repeatability
 from llmstudy.tables import every
-from llmstudy.tables.columns import CONFIGURATION, WORKLOAD, Column
-from llmstudy.tables.phrases import number
+from llmstudy.tables.columns import CONFIGURATION, WORKLOAD, Column, number
 
 LINES = {BASE: "-", "graph": "--"}  # by runtime
 # Columns ``quantity`` and ``along`` of crossover.csv in words.

@@ -5,7 +5,7 @@ Conventions of every module:
 - An interval is a 95 % interval. Where the sample supports none (a single repeat, too few blocks) its ends are NaN,
   never equal to the estimate.
 - The unit that is resampled or counted is the independent one: a document for quality, a process for times.
-- Random draws come from ``numpy.random.default_rng(seed)``; equal seeds give equal intervals.
+- Random draws have a fixed seed: equal numbers give equal intervals.
 - Many comparisons in one study: the p-values of one quantity in one model are adjusted by Holm's method before a
   difference counts; intervals are shown unadjusted.
 """

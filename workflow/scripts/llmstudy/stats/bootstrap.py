@@ -23,18 +23,12 @@ RESAMPLES = 4000
 MINIMUM_BLOCKS = 8
 LONGEST_BLOCK = 256  # tokens; dependence between tokens of running text has mostly died out by then
 SHORTEST_BLOCK = 16
-_CHUNK = 512  # resamples drawn at once: bounds memory to 512 × blocks
+CHUNK = 512  # resamples drawn at once: bounds memory to 512 × blocks
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """The block of each token.
-
-    Attributes:
-        index: int64 (tokens,), values 0 … n−1.
-        counts: float64 (n,), tokens per block.
-        label: What a block is and how many there are, to be shown beside the interval.
-    """
+    """The block of each token, int64 (tokens,); tokens per block, float64 (blocks,); and what a block is, in words."""
 
     index: np.ndarray
     counts: np.ndarray
@@ -47,9 +41,6 @@ def document_blocks(document: np.ndarray) -> Blocks:
     With fewer than 8 documents each one is cut into runs of consecutive tokens, at most 256 long and short enough for
     at least 8 runs; a text too short for runs of 16 tokens becomes one block, which supports no interval.
     """
-    document = np.asarray(document)
-    if document.ndim != 1 or not document.size:
-        raise ValueError(f"document ids must be a non-empty vector, not of shape {document.shape}")
     documents, index = np.unique(document, return_inverse=True)
     if len(documents) >= MINIMUM_BLOCKS:
         return Blocks(index, np.bincount(index).astype(float), f"{len(documents)} documents")
@@ -66,18 +57,12 @@ def document_blocks(document: np.ndarray) -> Blocks:
     return Blocks(runs, np.bincount(runs).astype(float), f"{used} runs of {length} tokens")
 
 
-def bootstrap_mean(values: np.ndarray, blocks: Blocks, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Return the mean per token with its block-bootstrap interval; ``p`` is against a mean of zero.
+def bootstrap_mean(values: np.ndarray, blocks: Blocks) -> Estimate:
+    """Return the mean per token with its block-bootstrap interval; ``p`` is that of Student's t with blocks − 1 degrees
+    of freedom against a mean of zero.
 
-    Args:
-        values: (tokens,), any real or bool dtype, summed in float64. Differences of two models draw the same blocks for
-            both. Values that are not finite make the whole estimate NaN.
-        blocks: Of the same tokens.
-        resamples: Number of draws.
-        seed: Of the draws.
-
-    Returns:
-        The estimate; its p is that of Student's t with blocks − 1 degrees of freedom.
+    ``values`` (tokens,), of any real or bool dtype, are summed in float64; one that is not finite makes the whole
+    estimate NaN. Differences of two models draw the same blocks for both.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.shape != blocks.index.shape:
@@ -89,22 +74,14 @@ def bootstrap_mean(values: np.ndarray, blocks: Blocks, *, resamples: int = RESAM
         return without_interval(math.nan)
     if number < 2:
         return without_interval(mean)
-    means = _resampled_means(sums, blocks.counts, resamples, seed)
+    rng, means = np.random.default_rng(0), []
+    for start in range(0, RESAMPLES, CHUNK):
+        drawn = rng.multinomial(number, np.full(number, 1 / number), size=min(CHUNK, RESAMPLES - start)).astype(float)
+        means.append((drawn @ sums) / (drawn @ blocks.counts))
+    means = np.concatenate(means)
     inflation = math.sqrt(number / (number - 1))
     tail = NormalDist().cdf(-inflation * critical_value(number - 1))
     low, high = np.quantile(means, [tail, 1 - tail])
     se = float(means.std(ddof=1)) * inflation
     p = student_p(mean / se, number - 1) if se else float(mean == 0)
     return Estimate(mean, float(low), float(high), se, p)
-
-
-def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Return bootstrap replicates of sum(sums) / sum(counts), float64 (resamples,)."""
-    rng = np.random.default_rng(seed)
-    number = len(sums)
-    equal = np.full(number, 1 / number)
-    replicates = []
-    for start in range(0, resamples, _CHUNK):
-        drawn = rng.multinomial(number, equal, size=min(_CHUNK, resamples - start)).astype(np.float64)
-        replicates.append((drawn @ sums) / (drawn @ counts))
-    return np.concatenate(replicates)

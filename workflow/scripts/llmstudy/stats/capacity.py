@@ -33,13 +33,8 @@ class Usage:
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """Coefficients in GiB (see the module).
-
-    Attributes:
-        load: Peak while loading; 0 where it sets no limit.
-        residual: Largest error on the fitted workloads; says nothing where there are no more of them than coefficients.
-        rows: Number of fitted workloads.
-    """
+    """Coefficients in GiB (see the module), the peak while loading (0 where it sets no limit) and the number of fitted
+    workloads with the largest error on them, which says nothing where they are no more than the coefficients."""
 
     weights: float
     kv: float
@@ -47,9 +42,9 @@ class MemoryModel:
     row: float
     token: float
     square: float
-    load: float
-    residual: float
-    rows: int
+    load: float = 0.0
+    residual: float = math.nan
+    rows: int = 0
 
     def peak_gib(self, batch: float, context: float) -> float:
         """Return the predicted peak of ``batch`` sequences of ``context`` tokens, loading included."""
@@ -69,18 +64,13 @@ class MemoryModel:
 
 
 def fit_memory(measured: Sequence[Usage], load: float = 0.0) -> MemoryModel:
-    """Fit the memory model to the measured workloads of one configuration.
+    """Fit the memory model to the measured workloads of one configuration; ``load`` is the peak while loading in GiB.
 
     Weights (median) and KV cache (per token) are taken as accounted. What the peak has above them is fitted by
-    non-negative least squares, with as many workspace terms as there are distinct workloads, in the order fixed, token,
-    square, row; a term that the workloads cannot tell from those before it stays 0.
-
-    Args:
-        measured: Workloads that ran.
-        load: Peak while loading, GiB.
-
-    Raises:
-        ValueError: Fewer than two distinct workloads, or memory does not grow between them.
+    non-negative least squares (Lawson and Hanson, Solving Least Squares Problems, 1974, chapter 23), with as many
+    workspace terms as there are distinct workloads, in the order fixed, token, square, row; a term that the workloads
+    cannot tell from those before it stays 0. Raise ValueError for fewer than two distinct workloads, or if memory does
+    not grow between them.
     """
     distinct = len({(usage.batch, usage.context) for usage in measured})
     if distinct < 2:
@@ -91,24 +81,16 @@ def fit_memory(measured: Sequence[Usage], load: float = 0.0) -> MemoryModel:
     tokens = batch * context
     base, kv = float(np.median(weights)), float(kv_cache @ tokens / (tokens @ tokens))
     terms = np.stack([np.ones_like(batch), tokens, batch * context**2, batch], axis=1)[:, :distinct]
+    scales = np.abs(terms).max(axis=0)
+    kept: list[int] = []
+    for column in range(terms.shape[1]):
+        if np.linalg.matrix_rank((terms / scales)[:, [*kept, column]]) > len(kept):
+            kept.append(column)
     fitted = np.zeros(4)
-    fitted[: terms.shape[1]] = _non_negative(terms, peak - base - kv * tokens)
+    fitted[kept] = nnls((terms / scales)[:, kept], peak - base - kv * tokens)[0] / scales[kept]
     fixed, token, square, row = map(float, fitted)
     if kv + token + square + row == 0:
         raise ValueError("measured memory does not grow with the workload, so no capacity can be derived")
-    model = MemoryModel(base, kv, fixed, row, token, square, load, math.nan, len(measured))
-    residual = max(abs(model._run_gib(usage.batch, usage.context) - usage.peak) for usage in measured)
-    return replace(model, residual=residual if residual >= ROUNDING else 0.0)
-
-
-def _non_negative(terms: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return the x ≥ 0 that minimizes |terms · x − target| (Lawson and Hanson, Solving Least Squares Problems, 1974,
-    chapter 23), 0 for each column of ``terms`` (rows, columns) that depends linearly on those before it."""
-    scaled = terms / np.abs(terms).max(axis=0)
-    kept: list[int] = []
-    for column in range(terms.shape[1]):
-        if np.linalg.matrix_rank(scaled[:, [*kept, column]]) > len(kept):
-            kept.append(column)
-    solution = np.zeros(terms.shape[1])
-    solution[kept], _ = nnls(scaled[:, kept], target)
-    return solution / np.abs(terms).max(axis=0)
+    run = MemoryModel(base, kv, fixed, row, token, square)
+    residual = max(abs(run._run_gib(usage.batch, usage.context) - usage.peak) for usage in measured)
+    return replace(run, load=load, residual=residual if residual >= ROUNDING else 0.0, rows=len(measured))

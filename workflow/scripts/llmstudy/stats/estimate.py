@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Self
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
 CONFIDENCE = 0.95
-Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # 1.960
 BEYOND = 10  # observations that must lie beyond a percentile before it is more than a name for an extreme
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval.
-
-    Attributes:
-        value: The estimate.
-        low: Lower end, NaN where the sample supports no interval.
-        high: Upper end, likewise.
-        se: Standard error in the unit of ``value``, likewise.
-        p: Two-sided p-value against "no difference"; NaN unless the value is a difference or a ratio.
+    """A value with the ends of its 95 % interval and its standard error in the same unit, NaN where the sample supports
+    none, and the two-sided p-value against 0, after ``exp`` against 1: only a difference or a ratio has a use for it.
     """
 
     value: float
@@ -52,33 +45,18 @@ def exponential(x: float) -> float:
         return math.inf
 
 
-def log_error(low: float, high: float, critical: float = Z) -> float:
-    """Return the standard error of the logarithm of a positive estimate from its interval; NaN where there is none.
-
-    Args:
-        low: Lower end of the 95 % interval.
-        high: Upper end.
-        critical: Half width of the interval on the log scale in standard errors. 1.96 is conservative where a
-            t-interval lies behind it: the wider interval then gives a larger error.
-    """
-    return (math.log(high) - math.log(low)) / (2 * critical) if low > 0 else math.nan
+def log_error(low: float, high: float, degrees: float = math.inf) -> float:
+    """Return the standard error of the logarithm of a positive estimate from its interval, NaN where there is none.
+    Infinite ``degrees`` of freedom are conservative: the wider interval of fewer gives a larger error."""
+    return (math.log(high) - math.log(low)) / (2 * critical_value(degrees)) if low > 0 else math.nan
 
 
-def normal_p(difference: float, se: float) -> float:
-    """Return the two-sided normal p-value of a difference; without any spread 1 or 0, without an error NaN."""
-    if math.isnan(se):
-        return math.nan
-    if se == 0:
-        return 1.0 if difference == 0 else 0.0
-    return 2 * NormalDist().cdf(-abs(difference) / se)
-
-
-def student_p(t: float, degrees: int) -> float:
+def student_p(t: float, degrees: float) -> float:
     """Return P(|T| > |t|) of Student's t; NaN for a NaN statistic."""
     return 2 * float(stdtr(degrees, -abs(t)))
 
 
-def critical_value(degrees: int) -> float:
+def critical_value(degrees: float) -> float:
     """Return the t with P(|T| ≤ t) = 95 %: 12.706 for one degree of freedom, 1.960 in the limit."""
     return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
 
@@ -96,7 +74,7 @@ def percentile(sample: np.ndarray, q: float) -> float:
     return float(np.percentile(sample, q)) if is_supported(sample.size, q) else math.nan
 
 
-def holm(p_values: np.ndarray) -> np.ndarray:
+def holm(p_values: Sequence[float]) -> np.ndarray:
     """Return Holm's step-down adjusted p-values (Scandinavian Journal of Statistics 6, 1979), float64, same order.
 
     Rejecting where the adjusted value is below 0.05 keeps the chance of any false difference in the family at 5 %,

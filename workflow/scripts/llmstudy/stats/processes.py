@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,12 +20,8 @@ ROUNDING = 1e-12  # a smaller spread of logarithms is none: identical values, fr
 
 @dataclass(frozen=True)
 class Noise:
-    """Spread between processes that several configurations share.
-
-    Attributes:
-        sd: Standard deviation of the logarithm.
-        degrees: Degrees of freedom of ``sd``.
-    """
+    """Spread between processes that several configurations share: standard deviation of the logarithm, and its degrees
+    of freedom."""
 
     sd: float
     degrees: int
@@ -33,14 +29,8 @@ class Noise:
 
 @dataclass(frozen=True)
 class Repeatability:
-    """Relative differences between two processes that measure the same (0.02: 2 % slower).
-
-    Attributes:
-        pairs: Number of pairs.
-        median: Median over pairs.
-        p95: 95th percentile, NaN where the sample does not support it.
-        largest: Largest difference.
-    """
+    """Relative differences between two processes that measure the same (0.02: 2 % slower) over all pairs; the 95th
+    percentile is NaN where the sample does not support it."""
 
     pairs: int
     median: float
@@ -63,19 +53,17 @@ def pooled_noise(samples: Iterable[Sequence[float]]) -> Noise | None:
 
 
 def process_interval(samples: Sequence[float], noise: Noise | None = None) -> Estimate:
-    """Return the geometric mean over processes with its 95 % t-interval.
+    """Return the geometric mean over processes, one positive value each, with its 95 % t-interval; NaN is left out.
 
-    Args:
-        samples: One positive value per process, in any unit; NaN is left out, an empty sample gives NaN.
-        noise: Pooled spread, in the place of the sample's where it is larger, with its degrees of freedom: slightly too
-            wide where all are equally noisy, too narrow where this configuration is several times noisier. Without it
-            a single process has no interval.
+    ``noise`` replaces the spread of the sample where it is larger, with its degrees of freedom: slightly too wide where
+    all are equally noisy, too narrow where this configuration is several times noisier. Without it a single process
+    has no interval.
     """
     logs = _logs(samples)
     if not logs.size:
         return without_interval(math.nan)
     se, degrees = _error(logs, noise)
-    return replace(student_interval(float(logs.mean()), se, degrees), p=math.nan).exp()
+    return student_interval(float(logs.mean()), se, degrees).exp()
 
 
 def ratio(
@@ -103,7 +91,7 @@ def ratio(
     return student_interval(difference, se, degrees).exp()
 
 
-def student_interval(value: float, se: float, degrees: int) -> Estimate:
+def student_interval(value: float, se: float, degrees: float) -> Estimate:
     """Return the 95 % t-interval of a value and its p-value against 0; no interval without a standard error."""
     if not se >= ROUNDING:
         return without_interval(value)
@@ -114,11 +102,9 @@ def student_interval(value: float, se: float, degrees: int) -> Estimate:
 def same_against_same(samples: Iterable[Sequence[float]]) -> Repeatability | None:
     """Return how far processes that measure the same differ (the A/A comparison of a machine); None without a pair.
 
-    Every two processes of one configuration are a pair, and its difference is the slower over the faster, minus 1.
-    Pairs that share a process are not independent, so the 95th percentile needs enough disjoint ones.
-
-    Args:
-        samples: Per configuration and workload one positive value per process, in any unit; NaN is left out.
+    ``samples`` has a positive value per process of each configuration and workload, NaN for none. Every two are a pair,
+    whose difference is the slower over the faster, minus 1. Pairs that share a process are not independent, so the 95th
+    percentile needs enough disjoint ones.
     """
     logs = [np.sort(_logs(sample)) for sample in samples]
     gaps = [sample[after] - sample[:after] for sample in logs for after in range(1, sample.size)]

@@ -7,7 +7,6 @@ Intervals are by block bootstrap over documents.
 from __future__ import annotations
 
 import math
-import re
 
 import numpy as np
 
@@ -16,34 +15,22 @@ from llmstudy.stats.estimate import CONFIDENCE, Estimate, exponential
 
 
 def perplexity(nll: np.ndarray, document: np.ndarray) -> Estimate:
-    """Return token PPL = exp(mean NLL) of one model.
-
-    The interval is over other documents of the same kind; it is wide, and two such intervals must not be compared by
-    eye: ``paired_difference`` is for that.
-    """
-    mean = bootstrap_mean(nll, document_blocks(document))
-    return Estimate(mean.value, mean.low, mean.high, mean.se).exp()
+    """Return token PPL = exp(mean NLL) of one model. Its interval, over other documents of the same kind, is wide; two
+    such intervals must not be compared by eye: ``paired_difference`` is for that."""
+    return bootstrap_mean(nll, document_blocks(document)).exp()
 
 
 def paired_difference(reference_nll: np.ndarray, nll: np.ndarray, document: np.ndarray) -> Estimate:
     """Return the mean NLL of a candidate minus that of its reference, nats per token: the logarithm of the PPL ratio.
 
     The difference is taken per token in float64 before it is resampled, so that the large variation between documents
-    cancels. An NLL that is not finite makes it NaN.
-
-    Raises:
-        ValueError: The shapes differ.
+    cancels. An NLL that is not finite makes it NaN. Raise ValueError if the shapes differ.
     """
     reference_nll, nll = np.asarray(reference_nll, dtype=np.float64), np.asarray(nll, dtype=np.float64)
     if reference_nll.shape != nll.shape:
         raise ValueError(f"reference has {reference_nll.shape} tokens, candidate {nll.shape}: not the same text")
     with np.errstate(invalid="ignore"):
         return bootstrap_mean(nll - reference_nll, document_blocks(document))
-
-
-def true_token_change(reference_nll: np.ndarray, nll: np.ndarray) -> np.ndarray:
-    """Return Δp = p of the candidate − p of the reference for the true tokens, p = exp(−NLL), float64 (tokens,)."""
-    return np.exp(-np.asarray(nll, dtype=np.float64)) - np.exp(-np.asarray(reference_nll, dtype=np.float64))
 
 
 def agreement(same: np.ndarray, document: np.ndarray) -> Estimate:
@@ -56,9 +43,7 @@ def agreement(same: np.ndarray, document: np.ndarray) -> Estimate:
     bound = ((1 - CONFIDENCE) / 2) ** (1 / len(same))
     if share.value == 1:
         return Estimate(1.0, bound, 1.0, math.nan)
-    if share.value == 0:
-        return Estimate(0.0, 0.0, 1 - bound, math.nan)
-    return Estimate(share.value, share.low, share.high, share.se)
+    return Estimate(0.0, 0.0, 1 - bound, math.nan) if share.value == 0 else share
 
 
 def normalizations(nll_sum: float, tokens: int, words: int, utf8_bytes: int) -> dict[str, float]:
@@ -66,23 +51,7 @@ def normalizations(nll_sum: float, tokens: int, words: int, utf8_bytes: int) -> 
 
     With L the NLL in nats, ``ppl`` = exp(L / tokens), ``word_ppl`` = exp(L / words), ``byte_ppl`` = exp(L / bytes),
     ``bits_per_byte`` = L / (bytes ln 2).
-
-    Raises:
-        ValueError: A count is below 1.
     """
     counts = {"ppl": tokens, "word_ppl": words, "byte_ppl": utf8_bytes}
-    if min(counts.values()) < 1:
-        raise ValueError(f"a text needs at least 1 token, word and byte, not {tokens}, {words} and {utf8_bytes}")
     perplexities = {name: exponential(nll_sum / count) for name, count in counts.items()}
     return perplexities | {"bits_per_byte": nll_sum / (utf8_bytes * math.log(2))}
-
-
-def count_words(text: str) -> int:
-    """Return the number of words as lm-evaluation-harness counts them, so that word PPL can be compared with published
-    numbers: space at the beginning or the end adds one each."""
-    return len(re.split(r"\s+", text))
-
-
-def count_bytes(text: str) -> int:
-    """Return the number of UTF-8 bytes."""
-    return len(text.encode("utf-8"))

@@ -19,17 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """How a table is made.
-
-    Attributes:
-        module: Module below ``llmstudy`` that declares its columns and makes its rows.
-        kinds: Kinds of measurement whose records it reads.
-        tables: Other tables that it reads.
-        arrays: Whether it reads the arrays beside those records.
-        title: What a row is.
-        category: Heading under which Snakemake's HTML report lists it.
-        digits: Significant digits of its numbers; more than six where another table goes on calculating with them.
-    """
+    """How a table is made: its module below ``llmstudy``, the kinds of record and other tables that it reads, whether
+    the arrays beside those records too, what a row is, its heading in Snakemake's HTML report, and the significant
+    digits of its numbers, more than six where another table goes on calculating with them."""
 
     module: str
     kinds: tuple[str, ...] = ()
@@ -57,7 +49,7 @@ TABLES = {
     "invariance": Table("tables.diagnostics", ("invariance",), title="Influence of neighbors", category=EXPLAINS),
     "profile": Table("tables.diagnostics", ("profile",), title="Time of a decode step", category=EXPLAINS),
     "attention": Table("tables.diagnostics", ("attention",), title="An attention kernel alone", category=EXPLAINS),
-    "tasks": Table("tables.tasks", ("tasks",), arrays=True, title="Accuracy of a precision in a task"),
+    "tasks": Table("tables.quality", ("tasks",), arrays=True, title="Accuracy of a precision in a task"),
     "crossover": Table(
         "tables.crossover", ("attention",), ("processes",), title="A change of leader", category=EXPLAINS
     ),
@@ -100,24 +92,18 @@ class Sources:
 
     def paired(self) -> list[tuple[dict, dict | None]]:
         """Return each record with that of its model's reference precision, None where there is none."""
-        references = {}
-        for record in self.records:
-            model, precision = record["identity"]["model"], record["identity"]["precision"]
-            if precision == self.reference(model):
-                references[model] = record
-        return [(record, references.get(record["identity"]["model"])) for record in self.records]
+        identities = [record["identity"] for record in self.records]
+        references = {
+            one["model"]: record
+            for one, record in zip(identities, self.records)
+            if one["precision"] == self.reference(one["model"])
+        }
+        return [(record, references.get(one["model"])) for one, record in zip(identities, self.records)]
 
 
 def make(name: str, records: list[str], tables: dict[str, Path], study: dict, output: Path) -> None:
-    """Write one table.
-
-    Args:
-        name: A name in `every`.
-        records: Paths of the records of its kinds.
-        tables: Paths of the tables that it reads, by name.
-        study: See `Sources`.
-        output: CSV file to write.
-    """
+    """Write the table with a name in `every` to a CSV file, from the paths of the records of its kinds, of the tables
+    that it reads by name, and what the study says of itself (see `Sources`)."""
     from llmstudy.tables.columns import read_table, write_table
     from llmstudy.tables.records import read_records
 

@@ -1,4 +1,4 @@
-"""Columns of tables: what each is called, how the report shows it; tables are read and written by them."""
+"""Columns of tables: what each is called, how numbers are shown; tables are read and written by them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,11 @@ TERMS |= {"e2e": "end to end", "se": "SE of", "delta": "Δ", "top1": "top-1", "t
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
+    """A column of a table: its name in the CSV file with the unit at its end, and its heading in the report.
 
-    Attributes:
-        name: Name in the CSV file, with the unit at its end.
-        title: Heading in the report; the name where it is empty.
-        show: ``text``, ``code`` (a name in monospace), ``count`` (a whole number, written as one), ``number`` (three
-            significant digits), ``percent`` (a share 0 … 1), ``points`` (a difference of shares, in percentage points),
-            ``ratio`` (near 1), ``perplexity``, ``nats``, ``signed`` (a difference) or ``p`` (a p-value).
+    The report shows it as ``text``, ``code`` (a name in monospace), ``count`` (a whole number, written as one),
+    ``number`` (three significant digits), ``percent`` (a share 0 … 1), ``points`` (a difference of shares, in
+    percentage points), ``ratio`` (near 1), ``perplexity``, ``nats``, ``signed`` (a difference) or ``p`` (a p-value).
     """
 
     name: str
@@ -49,9 +46,11 @@ def cells(estimate: Estimate, name: str, low: str, high: str) -> dict[str, float
     return {name: estimate.value, low: estimate.low, high: estimate.high}
 
 
-def columns(names: str, show: str = "number") -> list[Column]:
-    """Return columns whose titles follow from their names: "peak load, GiB" of ``peak_load_gib``."""
-    return [Column(name, _title(name), show) for name in names.split()]
+def columns(names: str, before: Sequence[Column] = ()) -> list[Column]:
+    """Return columns, ``before`` first, whose titles follow from their names: "peak load, GiB" of ``peak_load_gib``.
+    What is not shown as a number says so: ``tokens:count``."""
+    parts = (name.partition(":") for name in names.split())
+    return [*before, *(Column(name, _title(name), show or "number") for name, _, show in parts)]
 
 
 def pick(columns: Iterable[Column], names: str) -> list[Column]:
@@ -67,17 +66,10 @@ def _title(name: str) -> str:
     return " ".join(TERMS.get(word, word) for word in name.split("_"))
 
 
-SHARED = [
-    *columns("study", "text"),
-    *columns("model", "code"),
-    *columns("weights", "text"),
-    *columns("precision", "code"),
-    *columns("attention runtime device", "text"),
-    *columns("status", "code"),
-    *columns("reason", "text"),
-]
-AT_WORKLOAD = columns("batch prompt_tokens new_tokens", "count")
-AT_PROTOCOL = columns("corpus protocol", "text")
+SHARED = columns("study:text model:code weights:text precision:code attention:text runtime:text device:text")
+SHARED += columns("status:code reason:text")
+AT_WORKLOAD = columns("batch:count prompt_tokens:count new_tokens:count")
+AT_PROTOCOL = columns("corpus:text protocol:text")
 
 
 def write_table(rows: Iterable[Mapping], columns: Sequence[Column], path: Path, digits: int = 6) -> None:
@@ -96,3 +88,20 @@ def read_table(path: Path) -> pd.DataFrame:
     columns = pd.read_csv(path, nrows=0).columns
     missing = {column: [""] for column in columns if column not in TEXT}
     return pd.read_csv(path, keep_default_na=False, na_values=missing, dtype=dict.fromkeys(TEXT, str))
+
+
+def number(value: float) -> str:
+    """Return three significant digits, thousands separated, without an exponent above 0.0001."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if value == 0 or abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1e}" if abs(value) < 1e-4 else f"{value:.3g}"
+
+
+def percent(ratio: float) -> str:
+    """Return a ratio as a signed change: "+2.1 %" for 1.021."""
+    change = (ratio - 1) * 100
+    if abs(change) >= 1000:
+        return f"x {number(ratio)}"
+    return f"{change:+.0f} %" if abs(change) >= 99.5 else f"{change:+.2g} %"

@@ -19,8 +19,7 @@ an interval (too short a text) is decided by its limit alone: what a few documen
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,32 +27,23 @@ import pandas as pd
 
 from llmstudy.errors import StudyError
 from llmstudy.stats.bootstrap import bootstrap_mean, document_blocks
-from llmstudy.stats.estimate import Estimate, Z, holm, log_error, normal_p, without_interval
-from llmstudy.stats.processes import ratio
-from llmstudy.tables.columns import CONFIGURATION, PROTOCOL, WORKLOAD, read_table
+from llmstudy.stats.estimate import Estimate, critical_value, holm, log_error, without_interval
+from llmstudy.stats.processes import ratio, student_interval
+from llmstudy.tables.columns import CONFIGURATION, PROTOCOL, WORKLOAD, number, percent, read_table
 from llmstudy.tables.memory import peak_gib
-from llmstudy.tables.phrases import number, percent
+from llmstudy.tables.records import load_arrays
 from llmstudy.tables.speed import SharedNoise, shared_noise
 from llmstudy.tables.verdict import SIGNIFICANCE
 
-KEYS = {
-    "processes.csv": CONFIGURATION + WORKLOAD,
-    "memory.csv": CONFIGURATION + WORKLOAD,
-    "quality.csv": CONFIGURATION + PROTOCOL,
-}
 TIMES = ("tpot_ms", "ttft_ms")
-# column of quality.csv: key of the arrays, ends of its interval, unit of a change
+# column of quality.csv: key of the arrays, ends of its interval
 QUALITIES = {
-    "ppl": ("nll", "ppl_low", "ppl_high", "percent"),
-    "kl_nats": ("kl", "kl_low_nats", "kl_high_nats", "nats"),
-    "top1_agreement": ("top1", "top1_low", "top1_high", "share"),
+    "ppl": ("nll", "ppl_low", "ppl_high"),
+    "kl_nats": ("kl", "kl_low_nats", "kl_high_nats"),
+    "top1_agreement": ("top1", "top1_low", "top1_high"),
 }
-LIMITED = {
-    "tpot_ms": "tpot_percent",
-    "memory_gib": "memory_percent",
-    "weights_gib": "memory_percent",
-    "ppl": "ppl_percent",
-}
+UNITS = {"kl_nats": "nats", "top1_agreement": "share"}  # of others percent
+LIMITED = {"tpot_ms": "tpot", "memory_gib": "memory", "weights_gib": "memory", "ppl": "ppl"}
 WITHOUT_ERROR = ("memory_gib", "weights_gib")
 COLUMNS = [
     "quantity",
@@ -61,15 +51,6 @@ COLUMNS = [
     *("baseline", "candidate", "change", "change_low", "change_high", "unit", "method"),
     *("p_holm", "significant", "limit", "exceeded", "note"),
 ]
-
-
-@dataclass(frozen=True)
-class Studies:
-    """The folders of two studies, and the noise of each time between processes, shared by both."""
-
-    before: Path
-    after: Path
-    noise: Mapping[str, SharedNoise]
 
 
 def compare(before: Path, after: Path, limits: Mapping[str, float | None]) -> tuple[pd.DataFrame, list[str]]:
@@ -89,169 +70,133 @@ def compare(before: Path, after: Path, limits: Mapping[str, float | None]) -> tu
     Raises:
         StudyError: A table is missing, or nothing was measured before.
     """
-    rows = []
-    for file, keys in KEYS.items():
-        tables = [_read(folder, file, keys) for folder in (before, after)]
-        studies = Studies(before, after, _noise(tables) if file == "processes.csv" else {})
-        for key, old, new in _matched(*tables, keys):
-            changes = COMPARED[file](old, new, studies) if new["status"].eq("ok").any() else [_lost(new)]
-            rows += [dict(zip(keys, key)) | row for row in changes]
+    folders = Path(before), Path(after)
+    processes, memory, quality = (
+        [_read(folder / file, [*CONFIGURATION, *keys, "status", "reason"]) for folder in folders]
+        for file, keys in (("processes.csv", WORKLOAD), ("memory.csv", WORKLOAD), ("quality.csv", PROTOCOL))
+    )
+    # the studies may have the same name
+    both = pd.concat([table.assign(study=side) for side, table in enumerate(processes)])
+    noise = {quantity: shared_noise(both, quantity) for quantity in TIMES}
+    rows = _rows(processes, WORKLOAD, lambda *sides: _times(*sides, noise))
+    rows += _rows(memory, WORKLOAD, _memory) + _rows(quality, PROTOCOL, lambda *sides: _quality(*sides, folders))
     if not rows:
         raise StudyError(f"{before}: nothing was measured there, so there is nothing to compare with")
-    table = _judged(pd.DataFrame(rows).reindex(columns=[*COLUMNS, "p"]), limits)
-    return table[COLUMNS], [_failure(row) for _, row in table[table["exceeded"]].iterrows()]
-
-
-def _judged(table: pd.DataFrame, limits: Mapping[str, float | None]) -> pd.DataFrame:
-    """Return the table with its columns of significance and limits filled in."""
+    table = pd.DataFrame(rows).reindex(columns=[*COLUMNS, "p"])
     table["p_holm"] = table.groupby("quantity")["p"].transform(lambda p: holm(p.to_numpy(dtype=float)))
     table["significant"] = table["p_holm"] < SIGNIFICANCE
-    table["limit"] = [limits.get(LIMITED.get(quantity, "")) for quantity in table["quantity"]]
+    table["limit"] = [limits.get(f"{LIMITED.get(quantity)}_percent") for quantity in table["quantity"]]
     table["limit"] = table["limit"].astype(float)
     decided = table["significant"] | table["quantity"].isin(WITHOUT_ERROR)
     decided |= (table["quantity"] == "ppl") & table["p"].isna()
     beyond = table["change"] > table["limit"]
     table["exceeded"] = (table["quantity"] == "status") | (decided & beyond)
     table.loc[beyond & ~decided, "note"] = "beyond the limit, but not significant"
-    return table
+    return table[COLUMNS], [_failure(row) for _, row in table[table["exceeded"]].iterrows()]
 
 
-def _read(folder: Path, file: str, keys: list[str]) -> pd.DataFrame:
-    path = Path(folder) / file
+def _read(path: Path, needed: list[str]) -> pd.DataFrame:
     if not path.exists():
-        raise StudyError(f"{path}: no such table; run the study {Path(folder).name} first")
+        raise StudyError(f"{path}: no such table; run the study {path.parent.name} first")
     table = read_table(path)
-    missing = [column for column in [*keys, "status", "reason"] if column not in table]
-    if missing:
+    if missing := [column for column in needed if column not in table]:
         raise StudyError(f"{path}: column {missing[0]} is missing")
     return table
 
 
-def _matched(
-    before: pd.DataFrame, after: pd.DataFrame, keys: list[str]
-) -> Iterator[tuple[tuple, pd.DataFrame, pd.DataFrame]]:
-    """Yield each key that was measured before, with its rows of status ok there and all its rows after."""
+def _rows(tables: list[pd.DataFrame], keys: list[str], changes) -> list[dict]:
+    """Return the ``changes`` from what was ok before to what is ok now, at every configuration and value of ``keys``
+    that was; for what is not any more its status."""
+    before, after = tables
+    keys = [*CONFIGURATION, *keys]
     groups = dict(list(after.groupby(keys)))
+    rows = []
     for key, old in before[before["status"] == "ok"].groupby(keys, sort=False):
-        yield key, old, groups.get(key, after.iloc[:0])
-
-
-def _noise(tables: list[pd.DataFrame]) -> dict[str, SharedNoise]:
-    """Return the noise of each time from the processes of both studies, which may have the same name."""
-    both = pd.concat([table.assign(study=side) for side, table in enumerate(tables)])
-    return {quantity: shared_noise(both, quantity) for quantity in TIMES}
+        now = groups.get(key, after.iloc[:0])
+        new, failed = now[now["status"] == "ok"], now[now["status"] != "ok"]
+        if now.empty:
+            found = [_status("ok before, missing now")]
+        else:
+            subject = f"{len(failed)} of {len(now)} processes" if len(new) else "ok before,"
+            found = [_status(f"{subject} {row.status} now: {row.reason}") for row in failed[:1].itertuples()]
+            found += changes(old, new) if len(new) else []
+        rows += [dict(zip(keys, key)) | row for row in found]
+    return rows
 
 
 def _status(note: str) -> dict:
     return {"quantity": "status", "note": note}
 
 
-def _lost(after: pd.DataFrame) -> dict:
-    if after.empty:
-        return _status("ok before, missing now")
-    first = after.iloc[0]
-    return _status(f"ok before, {first['status']} now: {first['reason']}")
+def _change(quantity: str, before: float, after: float, change: Estimate, method: str) -> list[dict]:
+    """Return a change, which comes as a ratio after / before where it is in percent; the failure of a candidate without
+    the figure of its baseline; nothing where the baseline has none."""
+    if not math.isfinite(before):
+        return []
+    if not math.isfinite(after):
+        return [_status(f"{quantity} was {number(before)}, {after} now")]
+    unit = UNITS.get(quantity, "percent")
+    ends = [(end - 1) * 100 if unit == "percent" else end for end in (change.value, change.low, change.high)]
+    row = {"quantity": quantity, "baseline": before, "candidate": after, "p": change.p, "note": ""}
+    return [row | dict(zip(("change", "change_low", "change_high"), ends)) | {"unit": unit, "method": method}]
 
 
-def _gone(quantity: str, before: float, after: float) -> list[dict]:
-    """Return the failure of a candidate that has no figure where the baseline has one."""
-    return [_status(f"{quantity} was {number(before)}, {after} now")] if math.isfinite(before) else []
-
-
-def _row(quantity: str, before: float, after: float, change: Estimate, unit: str, method: str) -> dict:
-    """Return a row. A change in percent comes as a ratio after / before."""
-    ends = [change.value, change.low, change.high]
-    if unit == "percent":
-        ends = [(end - 1) * 100 for end in ends]
-    columns = {"quantity": quantity, "baseline": before, "candidate": after, "p": change.p}
-    changes = dict(zip(("change", "change_low", "change_high"), ends))
-    return columns | changes | {"unit": unit, "method": method, "note": ""}
-
-
-def _compare_times(before: pd.DataFrame, after: pd.DataFrame, studies: Studies) -> list[dict]:
-    failed, after = after[after["status"] != "ok"], after[after["status"] == "ok"]
+def _times(before: pd.DataFrame, after: pd.DataFrame, noise: Mapping[str, SharedNoise]) -> list[dict]:
     rows = []
-    if len(failed):
-        first = failed.iloc[0]
-        share = f"{len(failed)} of {len(failed) + len(after)} processes"
-        rows.append(_status(f"{share} {first['status']} now: {first['reason']}"))
     for quantity in TIMES:
-        noise = studies.noise[quantity].of(before.iloc[0])
+        shared = noise[quantity].of(before.iloc[0])
         means = [float(np.exp(np.log(side[quantity]).mean())) for side in (before, after)]
-        if all(map(math.isfinite, means)):
-            change = ratio(after[quantity], before[quantity], noise, noise)
-            rows.append(_row(quantity, *means, change, "percent", "between processes"))
-        else:
-            rows += _gone(quantity, *means)
+        change = ratio(after[quantity], before[quantity], shared, shared)
+        rows += _change(quantity, *means, change, "between processes")
     return rows
 
 
-def _compare_memory(before: pd.DataFrame, after: pd.DataFrame, studies: Studies) -> list[dict]:
-    on_cpu = before["device"].iloc[0] == "cpu"
-    quantity = "weights_gib" if on_cpu else "memory_gib"
-    sides = (before, after[after["status"] == "ok"])
-    sizes = [(side["weights_gib"] if on_cpu else peak_gib(side)).max() for side in sides]
-    if not all(map(math.isfinite, sizes)):
-        return _gone(quantity, *sizes)
-    return [_row(quantity, *sizes, without_interval(sizes[1] / sizes[0]), "percent", "one value per study")]
+def _memory(before: pd.DataFrame, after: pd.DataFrame) -> list[dict]:
+    quantity = "weights_gib" if before["device"].iloc[0] == "cpu" else "memory_gib"
+    old, new = (side.assign(memory_gib=peak_gib)[quantity].max() for side in (before, after))
+    return _change(quantity, old, new, without_interval(new / old), "one value per study")
 
 
-def _compare_quality(before: pd.DataFrame, after: pd.DataFrame, studies: Studies) -> list[dict]:
-    old, new = before.iloc[0], after[after["status"] == "ok"].iloc[0]
-    if is_other_text(old, new):
+def _quality(before: pd.DataFrame, after: pd.DataFrame, folders: tuple[Path, Path]) -> list[dict]:
+    rows = before.iloc[0], after.iloc[0]
+    sizes = [row.reindex(["tokens", "words", "utf8_bytes"]).astype(float) for row in rows]
+    if (sizes[0] - sizes[1]).fillna(0).any():
         return [_status("not the text of the baseline: measure both again with the same corpus")]
-    arrays = _paired_arrays(old, new, studies)
-    rows = []
-    for quantity, (name, low, high, unit) in QUALITIES.items():
-        values = old.get(quantity, math.nan), new.get(quantity, math.nan)
-        if not all(map(math.isfinite, values)):
-            rows += _gone(quantity, *values)
-            continue
-        if arrays and all(name in side for side in arrays) and arrays[0][name].shape == arrays[1][name].shape:
-            difference = arrays[1][name].astype(np.float64) - arrays[0][name].astype(np.float64)
+    sides = _paired_arrays(rows, folders)
+    found = []
+    for quantity, (name, *ends) in QUALITIES.items():
+        old, new = (side.get(name) for side in sides)
+        values = [row.get(quantity, math.nan) for row in rows]
+        if old is not None and new is not None and old.shape == new.shape:
             # KL and agreement may cover the first part of the text alone
-            blocks = document_blocks(arrays[0]["document"][: len(difference)])
-            change, method = bootstrap_mean(difference, blocks), f"paired, {blocks.label}"
+            blocks = document_blocks(sides[0]["document"][: len(old)])
+            change, method = bootstrap_mean(new.astype(float) - old.astype(float), blocks), f"paired, {blocks.label}"
         else:
-            ends = [(row.get(low, math.nan), row.get(high, math.nan)) for row in (old, new)]
-            change, method = _from_tables(quantity, values, ends), "from the tables"
-        rows.append(_row(quantity, *values, change.exp() if quantity == "ppl" else change, unit, method))
-    return rows
+            intervals = [[row.get(end, math.nan) for end in ends] for row in rows]
+            change, method = _unpaired(quantity, *values, intervals), "from the tables"
+        found += _change(quantity, *values, change.exp() if quantity == "ppl" else change, method)
+    return found
 
 
-def is_other_text(old: pd.Series, new: pd.Series) -> bool:
-    """Return whether two rows of quality.csv certainly scored different texts."""
-    sizes = [[row.get(column, math.nan) for column in ("tokens", "words", "utf8_bytes")] for row in (old, new)]
-    return any(before != after for before, after in zip(*sizes) if not (math.isnan(before) or math.isnan(after)))
-
-
-def _paired_arrays(old: pd.Series, new: pd.Series, studies: Studies) -> list[dict] | None:
-    """Return the per-token arrays of a corpus and protocol in both studies; None unless both have the same tokens."""
-    prefix = f"{old['corpus']}/{old['protocol']}/"
+def _paired_arrays(rows: tuple[pd.Series, pd.Series], folders: tuple[Path, Path]) -> list[dict]:
+    """Return the per-token arrays of a corpus and protocol in both studies; none unless both have the same tokens."""
     sides = []
-    for row, folder in ((old, studies.before), (new, studies.after)):
-        records = Path(folder) / "records" / "quality" / row["model"]
-        paths = sorted(records.glob(f"{row['precision']}.{row['attention']}.{row['runtime']}.r*.npz"))
-        if not paths or not paths[0].stat().st_size:
-            return None
-        with np.load(paths[0]) as stored:
-            sides.append({key.removeprefix(prefix): stored[key] for key in stored.files if key.startswith(prefix)})
-    documents = [side.get("document") for side in sides]
-    if any(ids is None for ids in documents) or not np.array_equal(*documents):
-        return None
-    return sides
+    for row, folder in zip(rows, folders):
+        name = f"{row['precision']}.{row['attention']}.{row['runtime']}.r*.npz"
+        paths = sorted((folder / "records" / "quality" / row["model"]).glob(name))
+        sides.append(load_arrays(paths[0], f"{row['corpus']}/{row['protocol']}/") if paths else {})
+    same = all("document" in side for side in sides) and np.array_equal(*(side["document"] for side in sides))
+    return sides if same else [{}, {}]
 
 
-def _from_tables(quantity: str, values: tuple[float, float], ends: list[tuple[float, float]]) -> Estimate:
+def _unpaired(quantity: str, old: float, new: float, intervals: list[list[float]]) -> Estimate:
     """Return the change between two independent values with intervals: of ln PPL, else of the quantity itself."""
-    old, new = values
     if quantity == "ppl":
-        difference, se = math.log(new / old), math.hypot(*(log_error(*pair) for pair in ends))
+        difference, errors = math.log(new / old), [log_error(*ends) for ends in intervals]
     else:
-        difference, se = new - old, math.hypot(*((high - low) / (2 * Z) for low, high in ends))
-    if math.isnan(se):
-        return without_interval(difference)
-    return Estimate(difference, difference - Z * se, difference + Z * se, se, normal_p(difference, se))
+        difference = new - old
+        errors = [(high - low) / (2 * critical_value(math.inf)) for low, high in intervals]
+    return student_interval(difference, math.hypot(*errors), math.inf)
 
 
 def _failure(row: pd.Series) -> str:
@@ -264,6 +209,3 @@ def _failure(row: pd.Series) -> str:
         f"{subject}: {row['quantity']} {number(row['baseline'])} -> {number(row['candidate'])}, "
         f"{percent(1 + row['change'] / 100)} where {row['limit']:g} % is allowed"
     )
-
-
-COMPARED = {"processes.csv": _compare_times, "memory.csv": _compare_memory, "quality.csv": _compare_quality}

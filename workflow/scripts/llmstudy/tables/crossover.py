@@ -10,9 +10,8 @@ are over the repeats of one process, so they do not know how processes differ.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
 
 from llmstudy.stats.crossover import CrossOver, cross_over
@@ -21,65 +20,33 @@ from llmstudy.tables.columns import AT_WORKLOAD, CONFIGURATION, SHARED, WORKLOAD
 from llmstudy.tables.records import identity
 
 COLUMNS = {
-    "crossover": [
-        *SHARED,
-        *AT_WORKLOAD,
-        *columns("reference along quantity kind", "text"),
-        *columns("x low high"),
-        *columns("changes", "count"),
-        *columns("text", "text"),
-    ]
+    "crossover": columns(
+        "reference:text along:text quantity:text kind:text x low high changes:count text:text", SHARED + AT_WORKLOAD
+    )
 }
 PHASES = ("prefill", "decode")
 
 
 def crossover(sources: Sources) -> list[dict]:
-    """Return every cross-over of a study."""
+    """Return every cross-over of a study: none where it has a single batch size, prompt length or common context."""
     study, processes = sources.study, sources.tables["processes"]
-    references = {model: headline["reference"] for model, headline in study["headline"].items()}
-    rows = rows_of(processes, references, study["attention"][0])
-    return rows + kernel_rows(sources.of_kind("attention"), study["kernels"][0])
-
-
-def rows_of(processes: pd.DataFrame, references: Mapping[str, str], attention: str) -> list[dict]:
-    """Return the cross-overs of whole models; none where the study has a single batch size or prompt length."""
-    kernels = dict.fromkeys(references, attention)
-    return [
-        *cross_overs(processes, along="batch", differing="precision", reference=references),
-        *cross_overs(processes, along="prompt_tokens", differing="attention", reference=kernels, quantity="ttft_ms"),
-    ]
-
-
-def kernel_rows(records: list[dict], kernel: str) -> list[dict]:
-    """Return the cross-overs of attention kernels alone; none where fewer than two contexts have both."""
-    times = pd.DataFrame([row for record in records for row in times_of(record)])
-    if times.empty:
-        return []
-    kernels = dict.fromkeys(times["model"], kernel)
-    return [
-        row
-        for phase in PHASES
-        for row in cross_overs(times, along="context", differing="attention", reference=kernels, quantity=f"{phase}_ms")
-    ]
-
-
-def times_of(record: dict) -> list[dict]:
-    """Return a row per repeat of every measured point of an attention record, its time in ``<phase>_ms``."""
+    rows = cross_overs(processes, "tokens_per_s", "batch", "precision", sources.reference)
+    rows += cross_overs(processes, "ttft_ms", "prompt_tokens", "attention", lambda _: study["attention"][0])
     empty = dict.fromkeys([*WORKLOAD, *(f"{phase}_ms" for phase in PHASES)])
-    return [
+    times = [
         identity(record, point) | empty | {"batch": 1, "context": point["context"], f"{point['phase']}_ms": time_ms}
+        for record in sources.of_kind("attention")
         for point in record["results"].get("points", [])
         for time_ms in point.get("time_ms", [])
     ]
+    for phase in PHASES if times else ():
+        repeats = pd.DataFrame(times)
+        rows += cross_overs(repeats, f"{phase}_ms", "context", "attention", lambda _: study["kernels"][0])
+    return rows
 
 
 def cross_overs(
-    processes: pd.DataFrame,
-    *,
-    along: str,
-    differing: str,
-    reference: Mapping[str, str],
-    quantity: str = "tokens_per_s",
+    processes: pd.DataFrame, quantity: str, along: str, differing: str, reference: Callable[[str], str]
 ) -> list[dict]:
     """Return every cross-over in processes.csv, or in a table like it with a row per repeat.
 
@@ -87,18 +54,23 @@ def cross_overs(
 
     Args:
         processes: Table of one study.
+        quantity: Rate to compare, or a time (a name that ends in ``_ms``), which is inverted.
         along: Column of the grid, positive numbers.
         differing: Column that distinguishes the two sides, ``precision`` or ``attention``.
-        reference: Value of that column, per model, with which the others are compared.
-        quantity: Rate to compare, or a time (a name that ends in ``_ms``), which is inverted.
+        reference: Returns the value of that column, for a model, with which the others are compared.
     """
     fixed = [column for column in [*CONFIGURATION, *WORKLOAD] if column not in (along, differing)]
     measured = processes[(processes["status"] == "ok") & processes[quantity].notna()]
+    rates = measured[quantity].astype(float)
+    measured = measured.assign(rate=1 / rates if quantity.endswith("_ms") else rates)
     rows = []
     for key, group in measured.groupby(fixed, sort=False, dropna=False):
         same = group.iloc[0][["study", "weights", "device", "status", "reason"]].to_dict() | dict(zip(fixed, key))
-        sides = {name: _series(side, along, quantity) for name, side in group.groupby(differing, sort=False)}
-        base_name = reference[same["model"]]
+        sides = {
+            name: {x: sample.to_numpy() for x, sample in side.groupby(along)["rate"]}
+            for name, side in group.groupby(differing, sort=False)
+        }
+        base_name = reference(same["model"])
         base = sides.pop(base_name, {})
         for name, side in sides.items():
             grid = sorted(base.keys() & side.keys())
@@ -106,15 +78,8 @@ def cross_overs(
                 continue
             crossing = cross_over(grid, [base[x] for x in grid], [side[x] for x in grid])
             row = same | {differing: name, "reference": base_name, "along": along, "quantity": quantity}
-            row |= {column: getattr(crossing, column) for column in ("kind", "x", "low", "high", "changes")}
-            rows.append(row | {"text": sentence(crossing, grid)})
+            rows.append(row | vars(crossing) | {"text": sentence(crossing, grid)})
     return rows
-
-
-def _series(rows: pd.DataFrame, along: str, quantity: str) -> dict[float, np.ndarray]:
-    values = rows[quantity].astype(float)
-    rates = 1 / values if quantity.endswith("_ms") else values
-    return {x: sample.to_numpy() for x, sample in rates.groupby(rows[along])}
 
 
 def sentence(crossing: CrossOver, grid: list[float]) -> str:

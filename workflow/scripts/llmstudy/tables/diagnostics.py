@@ -30,6 +30,7 @@ fp32 on the same inputs, ``kernel`` what the profiler recorded.
 
 from __future__ import annotations
 
+from itertools import product
 from statistics import median
 
 from llmstudy.llama import causal_attention_flops
@@ -43,55 +44,37 @@ ALL = "all"
 HALF = 0.5
 VALUE_BYTES = 2  # the inputs of an attention kernel are bf16
 MIB = 2**20
+OF_PART = {"delta_nll": "delta_nll", "delta_nll_se": "se", "delta_nll_low": "low", "delta_nll_high": "high"}
+OF_PART |= {"kl_nats": "kl", "kl_se_nats": "kl_se"}
 COLUMNS = {
-    "outliers": [
-        *SHARED,
-        *columns("layer linear", "text"),
-        *columns("threshold"),
-        *columns("columns", "count"),
-        *columns("max_abs"),
-        *columns("column_share row_share entry_share", "percent"),
-        *columns("tokens", "count"),
-    ],
+    "outliers": columns(
+        "layer:text linear:text threshold columns:count max_abs column_share:percent row_share:percent "
+        "entry_share:percent tokens:count",
+        SHARED,
+    ),
     "sensitivity": [
-        *SHARED,
-        *columns("layer linear", "text"),
-        *columns("delta_nll", "signed"),
+        *columns("layer:text linear:text delta_nll:signed", SHARED),
         Column("delta_nll_se", "SE of Δ NLL"),
-        *columns("delta_nll_low delta_nll_high", "signed"),
-        *columns("kl_nats kl_low_nats kl_high_nats", "nats"),
+        *columns("delta_nll_low:signed delta_nll_high:signed kl_nats:nats kl_low_nats:nats kl_high_nats:nats"),
         Column("kl_se_nats", "SE of KL, nats", "nats"),
-        *columns("tokens", "count"),
-        *columns("blocks", "text"),
+        *columns("tokens:count blocks:text"),
     ],
-    "invariance": [
-        *SHARED,
-        *columns("batch", "count"),
-        *columns("neighbours", "text"),
-        *columns("max_abs_delta_logit mean_abs_delta_logit"),
-        *columns("top1_changes positions", "count"),
-    ],
+    "invariance": columns(
+        "batch:count neighbours:text max_abs_delta_logit mean_abs_delta_logit top1_changes:count positions:count",
+        SHARED,
+    ),
     "profile": [
-        *SHARED,
-        *AT_WORKLOAD,
-        *columns("tpot_ms launches_per_token kernels_per_token syncs_per_token operators_per_token"),
-        *columns("device_busy_share matmul_share", "percent"),
+        *columns("tpot_ms launches_per_token kernels_per_token", SHARED + AT_WORKLOAD),
+        *columns("syncs_per_token operators_per_token device_busy_share:percent matmul_share:percent"),
         *pick(PROCESSES["processes"], "step_bytes bandwidth_gb_s mbu"),
         Column("matmul_tflops", "matrix products, TFLOP/s"),
-        *columns("flops_share", "percent"),
-        *columns("limit top_operations", "text"),
+        *columns("flops_share:percent limit:text top_operations:text"),
     ],
     "attention": [
-        *SHARED,
-        *columns("context", "count"),
-        *columns("phase", "text"),
-        *columns("prompt_tokens", "count"),
-        *columns("time_ms time_low_ms time_high_ms"),
+        *columns("context:count phase:text prompt_tokens:count time_ms time_low_ms time_high_ms", SHARED),
         Column("tflops", "TFLOP/s"),
         Column("gb_s", "GB/s"),
-        *columns("extra_mib max_abs_error"),
-        *columns("kernel", "text"),
-        *columns("heads kv_heads head_dim", "count"),
+        *columns("extra_mib max_abs_error kernel:text heads:count kv_heads:count head_dim:count"),
     ],
 }
 
@@ -100,11 +83,10 @@ def outliers(sources: Sources) -> list[dict]:
     """Return a row for every linear layer and threshold; one row with the status where nothing was measured."""
     rows = []
     for record in sources.records:
-        results = record["results"]
-        shared = identity(record) | {"tokens": results.get("tokens")}
+        shared = identity(record) | {"tokens": record["results"].get("tokens")}
         rows += [
             shared | {key: entry[key] for key in ("layer", "linear", "columns", "max_abs")} | at_threshold
-            for entry in results.get("linears", [])
+            for entry in record["results"].get("linears", [])
             for at_threshold in entry["thresholds"]
         ] or [shared]
     return rows
@@ -118,28 +100,21 @@ def sensitivity(sources: Sources) -> list[dict]:
         shared = identity(record) | {key: results.get(key) for key in ("tokens", "blocks")}
         rows += [
             shared
-            | {
-                "layer": ALL if part["layer"] is None else part["layer"],
-                "linear": part["linear"] or ALL,
-                "delta_nll": part["delta_nll"],
-                "delta_nll_se": part["se"],
-                "delta_nll_low": part["low"],
-                "delta_nll_high": part["high"],
-                "kl_nats": part["kl"],
-                "kl_se_nats": part["kl_se"],
-                **_divergence_ends(part, results["blocks"]),
-            }
+            | {name: part[key] for name, key in OF_PART.items()}
+            | {"layer": ALL if part["layer"] is None else part["layer"], "linear": part["linear"] or ALL}
+            | _divergence_ends(part, results["blocks"])
             for part in results.get("parts", [])
         ] or [shared]
     return rows
 
 
 def _divergence_ends(part: dict, blocks: str) -> dict:
-    """Return the ends of the 95 % interval of a part's KL divergence, Student's t over blocks ("8 documents").
+    """Return the ends of the 95 % interval of a part's KL divergence, Student's t over blocks ("8 documents"); none if
+    the text was too short.
 
     A divergence is never negative, so the low end is at least 0, unless rounding left the mean itself below.
     """
-    if part["kl_se"] is None:  # the text was too short
+    if part["kl_se"] is None:
         return {}
     half = critical_value(int(blocks.split()[0]) - 1) * part["kl_se"]
     return {"kl_low_nats": max(part["kl"] - half, min(part["kl"], 0.0)), "kl_high_nats": part["kl"] + half}
@@ -147,12 +122,11 @@ def _divergence_ends(part: dict, blocks: str) -> dict:
 
 def invariance(sources: Sources) -> list[dict]:
     """Return a row for every batch; one row with the status where nothing was measured."""
-    keys = ("batch", "neighbours", "max_abs_delta_logit", "mean_abs_delta_logit", "top1_changes")
     rows = []
     for record in sources.records:
         results = record["results"]
         rows += [
-            identity(record, entry) | {key: entry.get(key) for key in keys} | {"positions": results["positions"]}
+            entry | identity(record, entry) | {"positions": results["positions"]}
             for entry in results.get("batches", [])
         ] or [identity(record)]
     return rows
@@ -212,14 +186,13 @@ def attention(sources: Sources) -> list[dict]:
         results = record["results"]
         points = {(point["context"], point["phase"]): point for point in results.get("points", [])}
         shape = {key: results.get(key) for key in ("heads", "kv_heads", "head_dim")}
-        for context in record["settings"]["contexts"]:
-            for phase in ("prefill", "decode"):
-                point = points.get((context, phase))
-                row = identity(record, point) | shape | {"context": context, "phase": phase}
-                row["prompt_tokens"] = context if phase == "prefill" else None
-                if point and point["status"] == "ok":
-                    row |= kernel_columns(point, results)
-                rows.append(row)
+        for context, phase in product(record["settings"]["contexts"], ("prefill", "decode")):
+            point = points.get((context, phase))
+            row = identity(record, point) | shape | {"context": context, "phase": phase}
+            row["prompt_tokens"] = context if phase == "prefill" else None
+            if point and point["status"] == "ok":
+                row |= kernel_columns(point, results)
+            rows.append(row)
     return rows
 
 

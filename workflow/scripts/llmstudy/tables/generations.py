@@ -22,16 +22,13 @@ from llmstudy.tables.records import identity
 
 POSITIONS = (8, 16, 32, 64)
 COLUMNS = {
-    "generations": [
-        *SHARED,
-        *columns("prompt text reference_text", "text"),
-        *columns("first_divergence_token new_tokens", "count"),
-        *columns("distinct_2 repetition_4", "percent"),
-    ],
+    "generations": columns(
+        "prompt:text text:text reference_text:text first_divergence_token:count new_tokens:count distinct_2:percent "
+        "repetition_4:percent",
+        SHARED,
+    ),
     "text": [
-        *SHARED,
-        *columns("prompts new_tokens", "count"),
-        *columns("exact_match", "percent"),
+        *columns("prompts:count new_tokens:count exact_match:percent", SHARED),
         Column("never_diverged", "texts identical", "count"),
         Column("first_divergence_median_token", "first difference, median"),
         Column("identical_tokens_mean", "identical tokens, mean"),
@@ -44,31 +41,22 @@ COLUMNS = {
 
 def generations(sources: Sources) -> list[dict]:
     """Return a row for every prompt that a record was to continue, generated or not."""
-    return [row for record, reference in sources.paired() for row in rows_of(record, reference)]
-
-
-def rows_of(record: dict, reference: dict | None) -> list[dict]:
-    """Return the rows of one record beside the texts of the reference's record."""
-    entries, references = (
-        {entry["prompt"]: entry for entry in (side or {}).get("results", {}).get("prompts", [])}
-        for side in (record, reference)
-    )
     rows = []
-    for prompt in record["settings"]["prompts"]:
-        entry, other = entries.get(prompt), references.get(prompt)
-        row = identity(record) | {"prompt": prompt, "reference_text": other and other["text"]}
-        if entry:
-            row |= {
-                "status": "ok",
-                "reason": "",
-                "text": entry["text"],
-                "new_tokens": len(entry["tokens"]),
-                "distinct_2": distinct_n(entry["tokens"], 2),
-                "repetition_4": 1 - distinct_n(entry["tokens"], 4),
-            }
-            if other:
-                row["first_divergence_token"] = first_divergence(other["tokens"], entry["tokens"])
-        rows.append(row)
+    for record, reference in sources.paired():
+        entries, others = (
+            {entry["prompt"]: entry for entry in (side or {}).get("results", {}).get("prompts", [])}
+            for side in (record, reference)
+        )
+        for prompt in record["settings"]["prompts"]:
+            entry, other = entries.get(prompt), others.get(prompt)
+            row = identity(record) | {"prompt": prompt, "reference_text": other and other["text"]}
+            if entry:
+                tokens = entry["tokens"]
+                row |= {"status": "ok", "reason": "", "text": entry["text"], "new_tokens": len(tokens)}
+                row |= {"distinct_2": distinct_n(tokens, 2), "repetition_4": 1 - distinct_n(tokens, 4)}
+                if other:
+                    row["first_divergence_token"] = first_divergence(other["tokens"], tokens)
+            rows.append(row)
     return rows
 
 
@@ -79,14 +67,8 @@ def text(sources: Sources) -> list[dict]:
         done = texts[texts["status"] == "ok"]
         row = dict(zip(IDENTITY, key)) | texts.iloc[0][["status", "reason"]].to_dict()
         if len(done):
-            row |= {
-                "status": "ok",
-                "reason": "",
-                "prompts": len(done),
-                "new_tokens": int(done["new_tokens"].min()),
-                "distinct_2_mean": done["distinct_2"].mean(),
-                "repetition_4_mean": done["repetition_4"].mean(),
-            }
+            row |= {"status": "ok", "reason": "", "prompts": len(done), "new_tokens": int(done["new_tokens"].min())}
+            row |= {f"{name}_mean": done[name].mean() for name in ("distinct_2", "repetition_4")}
         if len(compared_texts := compared(done, sources.reference(row["model"]))):
             row |= agreement(compared_texts) | {"prompts": len(compared_texts)}
         rows.append(row)

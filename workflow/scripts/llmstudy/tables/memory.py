@@ -17,40 +17,30 @@ from llmstudy.tables.records import GIB, identity, planned_workloads
 PEAKS = ("peak_load_gib", "peak_prefill_gib", "peak_decode_gib")
 COMPONENTS = ("embeddings", "linears", "norms", "head", "other")
 COLUMNS = {
-    "memory": [
-        *SHARED,
-        *AT_WORKLOAD,
-        *columns("weights_gib kv_cache_gib workspace_gib peak_load_gib peak_prefill_gib peak_decode_gib peak_rss_gib"),
-        *columns("peak_reserved_gib driver_gib kv_cache_measured_prefill_gib"),
-        *(column for component in COMPONENTS for column in columns(f"{component}_gib")),
-    ]
+    "memory": columns(
+        "weights_gib kv_cache_gib workspace_gib peak_load_gib peak_prefill_gib peak_decode_gib peak_rss_gib "
+        "peak_reserved_gib driver_gib kv_cache_measured_prefill_gib " + " ".join(f"{name}_gib" for name in COMPONENTS),
+        SHARED + AT_WORKLOAD,
+    )
 }
 
 
 def memory(sources: Sources) -> list[dict]:
     """Return a row for every workload that a record was to measure, measured or not."""
-    return [row for record in sources.records for row in rows_of(record)]
-
-
-def rows_of(record: dict) -> list[dict]:
-    """Return the rows of one record."""
-    results = record["results"]
-    shared = weights_columns(results["weights"]) if "weights" in results else {}
-    if "load" in results:
-        shared["peak_load_gib"] = peak(results["load"])
     rows = []
-    for workload, entry in planned_workloads(record):
-        row = identity(record, entry) | workload | shared
-        if entry and entry["status"] == "ok":
-            row |= peaks(entry, results["load"], shared["weights_gib"])
-        rows.append(row)
+    for record in sources.records:
+        results, shared = record["results"], {}
+        if weights := results.get("weights"):
+            shared = {f"{name}_gib": sum(weights[name].values()) / GIB for name in COMPONENTS}
+            shared["weights_gib"] = sum(shared.values())
+        if "load" in results:
+            shared["peak_load_gib"] = peak(results["load"])
+        for workload, entry in planned_workloads(record):
+            row = identity(record, entry) | workload | shared
+            if entry and entry["status"] == "ok":
+                row |= peaks(entry, results["load"], shared["weights_gib"])
+            rows.append(row)
     return rows
-
-
-def weights_columns(weights: dict[str, dict[str, int]]) -> dict:
-    """Return the size of the weights, in all and by component."""
-    columns = {f"{name}_gib": sum(weights[name].values()) / GIB for name in COMPONENTS}
-    return columns | {"weights_gib": sum(columns.values())}
 
 
 def peaks(entry: dict, load: dict, weights_gib: float) -> dict:

@@ -27,13 +27,12 @@ COLUMNS = {
         Column("tokens_per_s", "tokens/s, whole call"),
         *columns("cold_ms load_s compile_s"),
         Column("bandwidth_gb_s", "copy bandwidth, GB/s"),
-        *columns("mbu", "percent"),
+        *columns("mbu:percent"),
         Column("joules_per_token", "J/token"),
-        *columns("flags", "text"),
+        *columns("flags:text"),
         Column("runs", "timed calls", "count"),
         Column("step_bytes", "bytes a step", "count"),
-        *columns("attention_kernels", "text"),
-        *columns("threads", "count"),
+        *columns("attention_kernels:text threads:count"),
     ]
 }
 UNEVEN = 0.2  # (largest - smallest) / median of the end-to-end times
@@ -41,38 +40,28 @@ UNEVEN = 0.2  # (largest - smallest) / median of the end-to-end times
 
 def processes(sources: Sources) -> list[dict]:
     """Return a row for every workload that a process was to measure, measured or not."""
-    return [row for record in sources.records for row in rows_of(record)]
-
-
-def rows_of(record: dict) -> list[dict]:
-    """Return the rows of one record."""
-    results = record["results"]
     rows = []
-    for workload, entry in planned_workloads(record):
-        row = identity(record, entry) | workload | {"repeat": record["identity"]["repeat"]}
-        row |= {key: results.get(key) for key in ("load_s", "bandwidth_gb_s")}
-        row["threads"] = record["provenance"].get("threads")
-        if entry and entry["status"] == "ok":
-            row |= timing(entry, results, workload)
-            disturbed = busy(entry["conditions"]["before"], row["threads"]) + uneven(entry["runs"])
-            row["flags"] = "; ".join(entry["flags"] + disturbed)
-        rows.append(row)
+    for record in sources.records:
+        results, threads = record["results"], record["provenance"].get("threads")
+        for workload, entry in planned_workloads(record):
+            row = identity(record, entry) | workload | {"repeat": record["identity"]["repeat"], "threads": threads}
+            row |= {key: results.get(key) for key in ("load_s", "bandwidth_gb_s")}
+            if entry and entry["status"] == "ok":
+                row |= timing(entry, results, workload) | {"flags": "; ".join(flags(entry, threads))}
+            rows.append(row)
     return rows
 
 
-def busy(before: dict, threads: int) -> list[str]:
-    """Return a flag if the load average shows other work. On a GPU too: a step that waits for launches is as slow as
-    the host. The threads of the measurement count in the load; one more than those is work of somebody else."""
-    if before["load_average"] <= threads + 1:
-        return []
-    return [f"load average {before['load_average']:.1f} on {before['cores']} cores"]
-
-
-def uneven(runs: list[dict]) -> list[str]:
-    """Return a flag if the timed calls of a process lie so far apart that their median says little."""
-    times = [run["e2e_ms"] for run in runs]
+def flags(entry: dict, threads: int) -> list[str]:
+    """Return the flags of a measured workload, and more if the load average shows other work or if its timed calls lie
+    so far apart that their median says little."""
+    found, before = list(entry["flags"]), entry["conditions"]["before"]
+    # On a GPU too: a step that waits for launches is as slow as the host. The measurement's threads count in the load.
+    if before["load_average"] > threads + 1:
+        found.append(f"load average {before['load_average']:.1f} on {before['cores']} cores")
+    times = [run["e2e_ms"] for run in entry["runs"]]
     spread = (max(times) - min(times)) / median(times)
-    return [f"timed calls {100 * spread:.0f} % apart"] if spread > UNEVEN else []
+    return found + [f"timed calls {100 * spread:.0f} % apart"] * (spread > UNEVEN)
 
 
 def timing(entry: dict, results: dict, workload: dict) -> dict:

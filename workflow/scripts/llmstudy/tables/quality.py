@@ -1,9 +1,16 @@
-"""quality.csv: one row per precision, corpus and protocol.
+"""quality.csv and tasks.csv: what a precision loses, per token of a text and per answered document.
 
-Perplexities come from one stored NLL per token in every normalization; differences from the reference are paired token
-by token, with 95 % intervals by block bootstrap over documents. A precision that was measured on fewer tokens is paired
-with the reference's first ones. The row of the reference has KL divergence and agreement alone, of a second run of it:
-the noise floor. ``kl_reason`` says why a measured row has no KL divergence.
+quality.csv has one row per precision, corpus and protocol. Perplexities come from one stored NLL per token in every
+normalization; differences from the reference are paired token by token, with 95 % intervals by block bootstrap over
+documents. A precision that was measured on fewer tokens is paired with the reference's first ones. The row of the
+reference has KL divergence and agreement alone, of a second run of it: the noise floor. ``kl_reason`` says why a
+measured row has no KL divergence.
+
+tasks.csv has one row per model, precision and task of lm-eval, a group's documents taken together: ``accuracy`` with
+its Wilson interval. Against the reference precision on the same documents: ``accuracy_change`` with its paired
+interval; ``answers_changed``, among them ``correct_to_wrong`` and ``wrong_to_correct`` (a wrong answer can change into
+another wrong one); ``mcnemar_p`` exact and unadjusted, ``mcnemar_p_holm`` over all precisions and tasks of the model,
+and whether the two precisions are ``distinguishable`` by it at 5 %. The reference has no such cells.
 """
 
 from __future__ import annotations
@@ -12,54 +19,68 @@ import numpy as np
 
 from llmstudy.llama import protocol_name
 from llmstudy.stats.bootstrap import bootstrap_mean, document_blocks
-from llmstudy.stats.estimate import percentile
-from llmstudy.stats.quality import agreement, normalizations, paired_difference, perplexity, true_token_change
+from llmstudy.stats.estimate import CONFIDENCE, holm, percentile
+from llmstudy.stats.quality import agreement, normalizations, paired_difference, perplexity
+from llmstudy.stats.text import paired_change, wilson
 from llmstudy.tables import Sources
 from llmstudy.tables.columns import AT_PROTOCOL, SHARED, Column, cells, columns, interval
-from llmstudy.tables.records import identity, read_arrays
+from llmstudy.tables.records import identity, load_arrays
 
 COLUMNS = {
     "quality": [
-        *SHARED,
-        *AT_PROTOCOL,
-        *columns("tokens words", "count"),
+        *columns("tokens:count words:count", SHARED + AT_PROTOCOL),
         Column("utf8_bytes", "bytes", "count"),
-        *columns("nll", "perplexity"),
+        *columns("nll:perplexity"),
         *interval("ppl", "ppl_low", "ppl_high", "token PPL", "perplexity"),
-        *columns("word_ppl byte_ppl bits_per_byte", "perplexity"),
+        *columns("word_ppl:perplexity byte_ppl:perplexity bits_per_byte:perplexity"),
         *interval("ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "PPL ratio", "ratio"),
         Column("ppl_ratio_p", "p of the PPL ratio", "p"),
-        *columns("kl_nats kl_p99_nats", "nats"),
-        *columns("top1_agreement", "percent"),
-        *columns("delta_nll", "signed"),
+        *columns("kl_nats:nats kl_p99_nats:nats top1_agreement:percent delta_nll:signed"),
         Column("delta_nll_se", "SE of Δ NLL"),
-        *columns("kl_low_nats kl_high_nats kl_median_nats kl_p90_nats kl_p999_nats kl_max_nats", "nats"),
-        *columns("kl_tokens", "count"),
-        *columns("top1_low top1_high top5_overlap", "percent"),
+        *columns("kl_low_nats:nats kl_high_nats:nats kl_median_nats:nats kl_p90_nats:nats kl_p999_nats:nats"),
+        *columns("kl_max_nats:nats kl_tokens:count top1_low:percent top1_high:percent top5_overlap:percent"),
         *interval("delta_p_mean", "delta_p_low", "delta_p_high", "Δp mean, points", "points"),
         Column("delta_p_rms", "Δp RMS", "percent"),
         *(Column(f"delta_p_{name}", f"Δp {name}, points", "points") for name in ("p1", "p5", "median", "p95", "p99")),
-        *columns("blocks kl_reason", "text"),
-    ]
+        *columns("blocks:text kl_reason:text"),
+    ],
+    "tasks": [
+        *columns("task:text metric:text documents:count", SHARED),
+        *interval("accuracy", "accuracy_low", "accuracy_high", "accuracy", "percent"),
+        *interval("accuracy_change", "accuracy_change_low", "accuracy_change_high", "change, points", "points"),
+        *columns("answers_changed:count correct_to_wrong:count wrong_to_correct:count"),
+        Column("mcnemar_p", "p (McNemar)", "p"),
+        Column("mcnemar_p_holm", "adjusted p", "p"),
+        *columns("distinguishable:text"),
+    ],
 }
 OTHER_TEXT = "not the text that the reference scored: measure both again"
 NOT_COMPARED = "not compared: the reference has no measurement of this text and protocol"
 NO_REFERENCE = "the reference left no log-probabilities"
 LATER_PROTOCOL = "compared under the first protocol alone"
+OTHER_DOCUMENTS = "not the documents of the reference: measure both again"
+
+
+def read_arrays(record: dict, prefix: str = "") -> dict[str, np.ndarray]:
+    """Return the arrays beside a record."""
+    return load_arrays(record["path"].with_suffix(".npz"), prefix)
 
 
 def quality(sources: Sources) -> list[dict]:
     """Return a row for every corpus and protocol that a record was to measure, measured or not."""
-    return [row for record, reference in sources.paired() for row in rows_of(record, reference)]
+    return [row for record, reference in sources.paired() for row in quality_rows(record, reference)]
 
 
-def rows_of(record: dict, reference: dict | None) -> list[dict]:
+def quality_rows(record: dict, reference: dict | None) -> list[dict]:
     """Return the rows of one record; ``reference`` is the record that it is paired with, None if there is none."""
-    entries, others = entries_of(record), entries_of(reference) if reference else {}
-    rows = []
-    for corpus in record["settings"]["corpora"]:
-        for number, protocol in enumerate(record["settings"]["protocols"]):
-            name = protocol_name(protocol, record["settings"]["bos"])
+    entries, others = (
+        {(entry["corpus"], entry["protocol"]): entry for entry in (side or {}).get("results", {}).get("protocols", [])}
+        for side in (record, reference)
+    )
+    rows, settings = [], record["settings"]
+    for corpus in settings["corpora"]:
+        for number, protocol in enumerate(settings["protocols"]):
+            name = protocol_name(protocol, settings["bos"])
             entry, other = entries.get((corpus, name)), others.get((corpus, name))
             row = identity(record, entry) | {"corpus": corpus, "protocol": name}
             if entry and entry["status"] == "ok":
@@ -75,11 +96,6 @@ def rows_of(record: dict, reference: dict | None) -> list[dict]:
                     row |= paired(entry, arrays, other, read_arrays(reference, f"{corpus}/{name}/"))
             rows.append(row)
     return rows
-
-
-def entries_of(record: dict) -> dict[tuple[str, str], dict]:
-    """Return the results of a record by corpus and protocol."""
-    return {(entry["corpus"], entry["protocol"]): entry for entry in record["results"].get("protocols", [])}
 
 
 def paired(entry: dict, arrays: dict, other: dict, reference: dict) -> dict:
@@ -105,7 +121,7 @@ def differences(arrays: dict[str, np.ndarray], reference: dict[str, np.ndarray])
     """Return the differences in the probability of the true tokens, paired token by token."""
     blocks = document_blocks(arrays["document"])
     change = paired_difference(reference["nll"], arrays["nll"], arrays["document"])
-    delta_p = true_token_change(reference["nll"], arrays["nll"])
+    delta_p = np.exp(-arrays["nll"].astype(np.float64)) - np.exp(-reference["nll"].astype(np.float64))
     return {
         "blocks": blocks.label,
         "delta_nll": change.value,
@@ -125,14 +141,52 @@ def divergences(arrays: dict[str, np.ndarray]) -> dict:
         return {}
     kl = arrays["kl"].astype(np.float64)
     document = arrays["document"][: len(kl)]
+    quantiles = {"median": 50, "p90": 90, "p99": 99, "p999": 99.9}
     return {
         "kl_tokens": len(kl),
         **cells(bootstrap_mean(kl, document_blocks(document)), "kl_nats", "kl_low_nats", "kl_high_nats"),
-        "kl_median_nats": percentile(kl, 50),
-        "kl_p90_nats": percentile(kl, 90),
-        "kl_p99_nats": percentile(kl, 99),
-        "kl_p999_nats": percentile(kl, 99.9),
+        **{f"kl_{name}_nats": percentile(kl, q) for name, q in quantiles.items()},
         "kl_max_nats": kl.max(),
         **cells(agreement(arrays["top1"], document), "top1_agreement", "top1_low", "top1_high"),
         "top5_overlap": np.mean(arrays["top5"], dtype=np.float64),
+    }
+
+
+def tasks(sources: Sources) -> list[dict]:
+    """Return a row for every task that a record was to measure, with p-values adjusted over each model."""
+    rows = []
+    for record, reference in sources.paired():
+        entries = {entry["task"]: entry for entry in record["results"].get("tasks", [])}
+        arrays = read_arrays(record)
+        others = read_arrays(reference) if reference and reference is not record else {}
+        for task in record["settings"]["tasks"]:
+            entry = entries.get(task)
+            row = identity(record, entry) | {"task": task}
+            if entry and entry["status"] == "ok":
+                correct = arrays[f"{task}/correct"]
+                low, high = wilson(int(correct.sum()), len(correct))
+                row |= {"metric": entry["metric"], "documents": len(correct), "accuracy": correct.mean()}
+                row |= {"accuracy_low": low, "accuracy_high": high}
+                if f"{task}/correct" in others:
+                    row |= flips(others, arrays, task)
+            rows.append(row)
+    for model in {row["model"] for row in rows}:
+        compared = [row for row in rows if row["model"] == model and "mcnemar_p" in row]
+        for row, p in zip(compared, holm([row["mcnemar_p"] for row in compared])):
+            row |= {"mcnemar_p_holm": p, "distinguishable": "yes" if p < 1 - CONFIDENCE else "no"}
+    return rows
+
+
+def flips(reference: dict[str, np.ndarray], arrays: dict[str, np.ndarray], task: str) -> dict:
+    """Return the columns that compare with the reference, document by document."""
+    if not np.array_equal(reference[f"{task}/document"], arrays[f"{task}/document"]):
+        return {"status": "error", "reason": OTHER_DOCUMENTS}
+    before, after = reference[f"{task}/correct"] == 1, arrays[f"{task}/correct"] == 1
+    lost, gained = int((before & ~after).sum()), int((~before & after).sum())
+    difference = paired_change(int((before & after).sum()), lost, gained, int((~before & ~after).sum()))
+    return cells(difference, "accuracy_change", "accuracy_change_low", "accuracy_change_high") | {
+        "answers_changed": int((reference[f"{task}/answer"] != arrays[f"{task}/answer"]).sum()),
+        "correct_to_wrong": lost,
+        "wrong_to_correct": gained,
+        "mcnemar_p": difference.p,
     }

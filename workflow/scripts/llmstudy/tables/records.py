@@ -31,10 +31,9 @@ def planned_workloads(record: dict) -> list[tuple[dict, dict | None]]:
     return [(workload, measured.get(tuple(workload.values()))) for workload in record["settings"]["workloads"]]
 
 
-def read_arrays(record: dict, prefix: str = "") -> dict[str, np.ndarray]:
-    """Return the arrays beside a record whose key begins with ``prefix``, by the rest of their key; none where the
-    measurement failed and left an empty file."""
-    path = record["path"].with_suffix(".npz")
+def load_arrays(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
+    """Return the arrays of an npz file whose key begins with ``prefix``, by the rest of their key; none where the
+    measurement failed and left no file or an empty one."""
     if not path.exists() or not path.stat().st_size:
         return {}
     with np.load(path) as stored:

@@ -13,7 +13,6 @@ a per cent where steps launched one by one depend on the host. So the spread is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 
@@ -32,9 +31,9 @@ COLUMNS = {
     "speed": [
         *SHARED,
         *pick(PROCESSES["processes"], "batch prompt_tokens new_tokens"),
-        *columns("processes", "count"),
+        *columns("processes:count"),
         *(end for name in QUANTITIES for end in interval(name, f"{name}_low", f"{name}_high", _TITLES[name])),
-        *columns("tpot_degrees", "count"),
+        *columns("tpot_degrees:count"),
         *pick(PROCESSES["processes"], "itl_p50_ms itl_p90_ms cold_ms load_s compile_s mbu bandwidth_gb_s step_bytes"),
         *columns("floor_ms"),
         *pick(PROCESSES["processes"], "joules_per_token"),
@@ -56,15 +55,21 @@ def speed(sources: Sources) -> list[dict]:
     for key, repeats in groups.items():
         model, _, attention, _, *workload = key
         base = (model, sources.reference(model), attention, "generate", *workload)
-        row = repeats.iloc[0][IDENTITY].to_dict() | dict(zip(WORKLOAD, workload)) | outcome(repeats)
-        measured = _ok(repeats)
-        row |= _times(measured, noise)
-        reference = None if key == base else _ok(groups.get(base, repeats.iloc[:0]))
-        rows.append(row | _speedup(measured, reference, noise["tpot_ms"]))
+        measured, reference = ok(repeats), ok(groups.get(base, repeats[:0]))
+        row = repeats.iloc[0][[*IDENTITY, *WORKLOAD]].to_dict() | outcome(repeats) | {"processes": len(measured)}
+        if len(measured):
+            row |= times(measured, noise)
+            gain = without_interval(1.0)
+            if key != base:
+                shared = [noise["tpot_ms"].of(side.iloc[0]) if len(side) else None for side in (reference, measured)]
+                gain = ratio(reference["tpot_ms"], measured["tpot_ms"], *shared)
+            row |= cells(gain, "speedup", "speedup_low", "speedup_high") | {"speedup_p": gain.p}
+        rows.append(row)
     return rows
 
 
-def _ok(rows: pd.DataFrame) -> pd.DataFrame:
+def ok(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that were measured."""
     return rows[rows["status"] == "ok"]
 
 
@@ -79,19 +84,15 @@ def outcome(rows: pd.DataFrame) -> dict:
     return {"status": "ok", "reason": f"{len(failed)} of {len(rows)} repeats failed ({': '.join(first.values())})"}
 
 
-def _times(measured: pd.DataFrame, noise: Mapping[str, SharedNoise]) -> dict:
+def times(measured: pd.DataFrame, noise: Mapping[str, SharedNoise]) -> dict:
     """Return means, intervals and medians over the measured processes of a configuration at a workload."""
-    columns: dict = {"processes": len(measured)}
-    if measured.empty:
-        return columns
+    shared = {quantity: noise[quantity].of(measured.iloc[0]) for quantity in QUANTITIES}
+    columns: dict = {"tpot_degrees": shared["tpot_ms"] and shared["tpot_ms"].degrees}
     for quantity in QUANTITIES:
-        mean = process_interval(measured[quantity], noise[quantity].of(measured.iloc[0]))
+        mean = process_interval(measured[quantity], shared[quantity])
         columns |= cells(mean, quantity, f"{quantity}_low", f"{quantity}_high")
-    pooled = noise["tpot_ms"].of(measured.iloc[0])
-    columns["tpot_degrees"] = pooled.degrees if pooled else None
     columns |= {name: measured[name].median() for name in MEDIANS}
-    columns["mbu"] = process_interval(measured["mbu"]).value
-    columns["step_bytes"] = int(measured["step_bytes"].median())
+    columns |= {"mbu": process_interval(measured["mbu"]).value, "step_bytes": int(measured["step_bytes"].median())}
     columns["floor_ms"] = columns["step_bytes"] / columns["bandwidth_gb_s"] / 1e6
     for name in ("flags", "attention_kernels"):
         words = {word for cell in measured[name].dropna() for word in str(cell).split("; ") if word}
@@ -99,26 +100,12 @@ def _times(measured: pd.DataFrame, noise: Mapping[str, SharedNoise]) -> dict:
     return columns
 
 
-def _speedup(measured: pd.DataFrame, reference: pd.DataFrame | None, noise: SharedNoise) -> dict:
-    """Return the speed-up against the measured processes of the reference; None stands for the reference itself."""
-    if reference is None:
-        gain = without_interval(math.nan if measured.empty else 1.0)
-    else:
-        shared = [noise.of(rows.iloc[0]) if len(rows) else None for rows in (reference, measured)]
-        gain = ratio(reference["tpot_ms"], measured["tpot_ms"], *shared)
-    return cells(gain, "speedup", "speedup_low", "speedup_high") | {"speedup_p": gain.p}
-
-
 @dataclass(frozen=True)
 class SharedNoise:
-    """Noise of one quantity between the processes of a study, or of several studies of one machine.
+    """Noise of one quantity between the processes of a study, or of several studies of one machine: by (model, runtime,
+    batch, prompt tokens, new tokens), and by runtime over all models and workloads."""
 
-    Attributes:
-        near: By (model, runtime, batch, prompt tokens, new tokens).
-        far: By runtime, over all models and workloads.
-    """
-
-    near: Mapping[tuple[Hashable, ...], Noise]
+    near: Mapping[tuple[Hashable, ...], Noise | None]
     far: Mapping[str, Noise]
 
     def of(self, row: Mapping) -> Noise | None:
@@ -132,17 +119,14 @@ def shared_noise(processes: pd.DataFrame, quantity: str) -> SharedNoise:
     Workloads of one process share what distinguishes it from the next, so the noise of a whole study has only the
     degrees of freedom of its processes, however many workloads they measured.
     """
+
+    def pooled(rows: pd.DataFrame) -> Noise | None:
+        return pooled_noise(sample for _, sample in rows.groupby([*REPEATED, *WORKLOAD])[quantity])
+
     measured = processes[(processes["status"] == "ok") & processes[quantity].notna()]
-    near = {key: pooled_noise(_samples(rows, quantity)) for key, rows in measured.groupby(NEAR)}
     far = {}
     for runtime, rows in measured.groupby("runtime"):
-        pooled = pooled_noise(_samples(rows, quantity))
-        if pooled:
-            processes_of = rows.groupby([*REPEATED, *WORKLOAD]).size().groupby(level=REPEATED).max()
-            far[runtime] = replace(pooled, degrees=int((processes_of - 1).sum()))
-    return SharedNoise({key: noise for key, noise in near.items() if noise}, far)
-
-
-def _samples(rows: pd.DataFrame, quantity: str) -> list[pd.Series]:
-    """Return the values of the processes of every configuration at every workload."""
-    return [sample for _, sample in rows.groupby([*REPEATED, *WORKLOAD])[quantity]]
+        if noise := pooled(rows):
+            most = rows.groupby([*REPEATED, *WORKLOAD]).size().groupby(level=REPEATED).max()
+            far[runtime] = replace(noise, degrees=int((most - 1).sum()))
+    return SharedNoise({key: pooled(rows) for key, rows in measured.groupby(NEAR)}, far)

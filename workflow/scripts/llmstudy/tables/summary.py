@@ -20,7 +20,7 @@ from llmstudy.tables.columns import CONFIGURATION, IDENTITY, PROTOCOL, SHARED, W
 from llmstudy.tables.memory import nearest_workload, peak_gib
 from llmstudy.tables.quality import COLUMNS as QUALITY
 from llmstudy.tables.speed import COLUMNS as SPEED
-from llmstudy.tables.speed import outcome
+from llmstudy.tables.speed import ok, outcome
 from llmstudy.tables.verdict import judge
 
 RENAMED = {"repeats": "processes", "tpot_low_ms": "tpot_ms_low", "tpot_high_ms": "tpot_ms_high"}
@@ -35,28 +35,32 @@ COLUMNS = {
     "summary": [
         *SHARED,
         *(replace(column, name=name) for name, source in TIMES.items() for column in pick(SPEED["speed"], source)),
-        *columns("memory_gib weights_gib"),
-        *columns("memory_ratio", "ratio"),
+        *columns("memory_gib weights_gib memory_ratio:ratio"),
         *pick(QUALITY["quality"], " ".join(OF_QUALITY)),
-        *columns("quality_from", "text"),
+        *columns("quality_from:text"),
         Column("speedup_p_holm", "adjusted p of the speed-up", "p"),
         Column("ppl_ratio_p_holm", "adjusted p of the PPL ratio", "p"),
-        *columns("pareto verdict verdict_reason", "text"),
+        *columns("pareto:text verdict:text verdict_reason:text"),
     ]
 }
 
 
 def summary(sources: Sources) -> list[dict]:
     """Return a row for every configuration in speed.csv, by model in the order of the study."""
-    study = sources.study
-    rows = [row for model, headline in study["headline"].items() for row in rows_of(sources.tables, model, headline)]
-    reference = {model: headline["reference"] for model, headline in study["headline"].items()}
-    return judge(pd.DataFrame(rows), reference, study["smallest_effect_percent"]).to_dict("records")
+    rows = []
+    for model, headline in sources.study["headline"].items():
+        speed, memory, quality = (
+            _where(sources.tables[name], {"model": model}) for name in ("speed", "memory", "quality")
+        )
+        found = pd.DataFrame(rows_of(speed, memory, quality, headline))
+        if len(found):
+            smallest = sources.study["smallest_effect_percent"]
+            rows += judge(found, headline["reference"], smallest).to_dict("records")
+    return rows
 
 
-def rows_of(tables: Mapping[str, pd.DataFrame], model: str, headline: Mapping) -> list[dict]:
+def rows_of(speed: pd.DataFrame, memory: pd.DataFrame, quality: pd.DataFrame, headline: Mapping) -> list[dict]:
     """Return the rows of one model without their verdict."""
-    speed, memory, quality = (_where(tables[name], {"model": model}) for name in ("speed", "memory", "quality"))
     at_headline = _where(speed, {name: headline[name] for name in WORKLOAD})
     peaks = _where(memory, nearest_workload(memory, headline)).assign(memory_gib=peak_gib)
     quality = _where(quality, {name: headline[name] for name in PROTOCOL})
@@ -67,8 +71,12 @@ def rows_of(tables: Mapping[str, pd.DataFrame], model: str, headline: Mapping) -
         own_speed, own_peaks = _where(at_headline, configuration), _where(peaks, configuration)
         own_quality = _where(quality, {"precision": configuration["precision"]})
         row = rows_of_configuration.iloc[0][IDENTITY].to_dict() | _outcome(own_speed, own_peaks, own_quality)
-        row |= _times(own_speed) | _memory(_ok(own_peaks), _ok(_where(peaks, base)))
-        row |= _quality(_ok(own_quality), configuration)
+        row |= dict.fromkeys(TIMES, math.nan) | {"repeats": 0, "flags": ""}
+        if len(own_speed):
+            row |= {name: own_speed.iloc[0][source] for name, source in TIMES.items()}
+        row |= ok(own_peaks)[["memory_gib", "weights_gib"]].max().to_dict()
+        row["memory_ratio"] = row["memory_gib"] / ok(_where(peaks, base))["memory_gib"].max()
+        row |= _quality(ok(own_quality), configuration)
         if configuration["precision"] == base["precision"] and not math.isnan(row["ppl"]):
             row["ppl_ratio"] = 1.0
         rows.append(row)
@@ -76,42 +84,20 @@ def rows_of(tables: Mapping[str, pd.DataFrame], model: str, headline: Mapping) -
 
 
 def _where(table: pd.DataFrame, values: Mapping) -> pd.DataFrame:
-    same = pd.Series(True, index=table.index)
-    for column, value in values.items():
-        same &= table[column] == value
-    return table[same]
-
-
-def _ok(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["status"] == "ok"]
+    return table[(table[list(values)] == list(values.values())).all(axis=1)]
 
 
 def _outcome(speed: pd.DataFrame, memory: pd.DataFrame, quality: pd.DataFrame) -> dict:
     if speed.empty:
         return {"status": "error", "reason": "this workload was not measured"}
-    first = speed.iloc[0]
+    first = speed.iloc[0][["status", "reason"]].to_dict()
     if first["status"] != "ok":
-        return {"status": first["status"], "reason": first["reason"]}
+        return first
     notes = [first["reason"]] if first["reason"] else []
     for name, rows in (("memory", memory), ("quality", quality)):
         if len(rows) and (failed := outcome(rows))["status"] != "ok":
             notes.append(f"{name}: {failed['reason'] or failed['status']}")
     return {"status": "ok", "reason": "; ".join(notes)}
-
-
-def _times(speed: pd.DataFrame) -> dict:
-    if speed.empty:
-        return dict.fromkeys(TIMES, math.nan) | {"repeats": 0, "flags": ""}
-    return {name: speed.iloc[0][source] for name, source in TIMES.items()}
-
-
-def _memory(measured: pd.DataFrame, reference: pd.DataFrame) -> dict:
-    peak = measured["memory_gib"].max()
-    return {
-        "memory_gib": peak,
-        "weights_gib": measured["weights_gib"].max(),
-        "memory_ratio": peak / reference["memory_gib"].max(),
-    }
 
 
 def _quality(measured: pd.DataFrame, configuration: Mapping[str, str]) -> dict:
@@ -122,4 +108,4 @@ def _quality(measured: pd.DataFrame, configuration: Mapping[str, str]) -> dict:
     nearness = next(same) * 2 + next(same)
     row = measured.loc[nearness.idxmax()]
     elsewhere = "" if nearness.max() == 3 else f"{row['attention']}, {row['runtime']}"
-    return {column: row.get(column, math.nan) for column in OF_QUALITY} | {"quality_from": elsewhere}
+    return row.reindex(OF_QUALITY).to_dict() | {"quality_from": elsewhere}
