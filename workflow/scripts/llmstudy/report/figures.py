@@ -51,7 +51,6 @@ FIGURES = {
     "sensitivity": Figure("report.diagnostics", ("sensitivity", "quality"), "Diagnostics", "Sensitivity to rounding"),
     "attention": Figure("report.diagnostics", ("attention",), "Diagnostics", "Attention kernels"),
 }
-NOTHING = "This study has nothing to draw here."
 
 
 def rows(name: str, study: Study) -> pd.DataFrame:
@@ -71,7 +70,8 @@ def draw(name: str, folder: Path, svg: Path, png: Path) -> None:
 
     shown = rows(name, load(folder))
     with style.look():
-        style.save(drawn(name, shown) if len(shown) else style.sentence(NOTHING), svg, png)
+        nothing = "This study has nothing to draw here."
+        style.save(drawn(name, shown) if len(shown) else style.sentence(nothing), svg, png)
 
 
 def shown(study: Study) -> list[str]:

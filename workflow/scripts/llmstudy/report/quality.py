@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import matplotlib.transforms
 import numpy as np
@@ -233,8 +232,8 @@ def _divergences(axis: Axes, rows: pd.DataFrame) -> None:
 
 def agreement_rows(study: Study) -> pd.DataFrame:
     """Return a row per model, precision and prompt whose text was compared with the reference's."""
-    parts = [compared(study.table("generations", name), study.headline(name)["reference"]) for name in study.models]
-    return pd.concat(parts)
+    texts = ((study.table("generations", name), study.headline(name)["reference"]) for name in study.models)
+    return pd.concat(compared(*pair) for pair in texts)
 
 
 def draw_agreement(rows: pd.DataFrame) -> Figure:
@@ -283,7 +282,7 @@ def draw_thresholds(rows: pd.DataFrame) -> Figure:
     return style.stacked(rows, lambda own: 2.8, _thresholds, text, columns=2 if timed else 1)
 
 
-def _thresholds(*line: Any) -> None:
+def _thresholds(*line) -> None:
     *axes, rows = line
     rows = rows.assign(place=range(len(rows)))
     for end in ("", "_low", "_high"):

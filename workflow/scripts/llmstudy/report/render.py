@@ -37,7 +37,9 @@ def render(studies: list[Study]) -> str:
         return next(filter(None, (sentence(study, *arguments) for study in studies)), None)
 
     def files(table: str) -> str:
-        return ", ".join(study.file(table) for study in studies if table in study.tables) or f"`{table}.csv`"
+        having = [study for study in studies if table in study.tables]
+        links = ", ".join(f"[{study.name}]({study.folder.as_posix()}/{table}.csv)" for study in having)
+        return f"`{table}.csv`" + (f" ({links})" if links else "")
 
     subjects = {module.__name__.rpartition(".")[2]: module for module in SUBJECTS}
     helpers = {"figure": figure, "measured": measured, "files": files}

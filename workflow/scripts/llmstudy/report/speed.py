@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -168,12 +167,12 @@ def _compared(study: Study, chosen: list[pd.Series]) -> str | None:
         if len(rows) and pd.notna(row["mbu"]):
             pair = sorted([list(side[quantities]) for side in (row, rows.iloc[0])], reverse=True)
             sides = [f"`{name}` {number(tpot)} ms (MBU {markdown.percent(mbu)})" for tpot, mbu, name in pair]
-            times = number(pair[0][0] / pair[1][0])
-            texts.append(f"of {study.label(row['model'])} {' against '.join(sides)}, {times} times as long")
+            factor = number(pair[0][0] / pair[1][0])
+            texts.append(f"{study.label(row['model'])} {' against '.join(sides)}, a factor of {factor}")
     if not texts:
         return None
     where = f"study `{study.name}`, runtime `{chosen[0]['runtime']}`"
-    return f"Measured ({where}), a token takes {'; '.join(texts)} ({study.file('speed')})."
+    return f"Measured time per token ({where}): {'; '.join(texts)} ({study.file('speed')})."
 
 
 def speed_rows(study: Study) -> pd.DataFrame:
@@ -192,7 +191,7 @@ def draw_speed(rows: pd.DataFrame) -> Figure:
     return style.stacked(rows, lambda own: 0.9 + 0.22 * own["precision"].nunique(), draw, text, **settings)
 
 
-def _latencies(*line: Any, kinds: list[tuple[str, str]]) -> None:
+def _latencies(*line, kinds: list[tuple[str, str]]) -> None:
     *axes, rows = line
     names = precisions.in_order(rows["precision"])
     for axis, (runtime, attention) in zip(axes, kinds):
