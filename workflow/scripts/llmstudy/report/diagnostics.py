@@ -20,6 +20,7 @@ from llmstudy.tables.columns import CONFIGURATION, IDENTITY, Column, number
 from llmstudy.tables.diagnostics import ALL
 
 PAPER = 6.0  # LLM.int8()'s own threshold (Dettmers et al. 2022, section 3.2)
+TICKS = [0, 0.1, 1, 10, 100]
 WORST = 5  # parts that the table of sensitivity lists
 PANELS = (
     ("prefill", "time_ms", "prefill time, ms"),
@@ -210,13 +211,7 @@ def _outliers(axis: Axes, rows: pd.DataFrame) -> None:
         cmap="viridis",
         # From none to all: most linear layers have next to no such column, and a linear scale would show no difference.
         norm=SymLogNorm(0.1, vmin=0, vmax=100),
-        cbar_kws={
-            "label": "% of input columns",
-            "fraction": 0.04,
-            "pad": 0.02,
-            "ticks": [0, 0.1, 1, 10, 100],
-            "format": "%g",
-        },
+        cbar_kws={"label": "% of input columns", "fraction": 0.04, "pad": 0.02, "ticks": TICKS, "format": "%g"},
     )
     model, threshold, tokens = rows.iloc[0][["model", "threshold", "tokens"]]
     axis.set_title(f"{model}: columns with an activation over {threshold:g} anywhere in {tokens:,.0f} tokens")
