@@ -70,6 +70,14 @@ def write_study(
     } | hand_made_extras.tables(folder.name, models)
     for name in rows:
         write_table(rows[name], tables.columns_of(name), folder / f"{name}.csv")
+    derive(folder, models)
+    provenance = provenance_of(folder.name, models) | changes
+    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
+    return folder
+
+
+def derive(folder: Path, models) -> None:
+    """Make the tables that are made of other tables, as the workflow does."""
     study = {"headline": headline(models), "limits": {}, "smallest_effect_percent": SMALLEST, "attention": ["eager"]}
     study |= {"kernels": ["eager"], "capacity": {"contexts": [2048, 8192], "device_gib": 139.8}}
     for name in ("speed", "text", "summary", "recommendation", "crossover", "capacity"):
@@ -78,9 +86,6 @@ def write_study(
         make = getattr(import_module(f"llmstudy.{tables.TABLES[name].module}"), name)
         rows = make(tables.Sources(records, sources, study))
         write_table(rows, tables.columns_of(name), folder / f"{name}.csv", tables.TABLES[name].digits)
-    provenance = provenance_of(folder.name, models) | changes
-    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
-    return folder
 
 
 def latency_rows(one: dict, bandwidth: float, noise: np.random.Generator) -> list[dict]:

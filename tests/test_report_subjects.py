@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 from llmstudy.report import answer, diagnostics, markdown, memory, quality, speed
 from llmstudy.report.study import Study, load, of_family, ordered
-from llmstudy.tables.columns import Column
-from llmstudy.tables.phrases import number
+from llmstudy.tables.columns import Column, number
 
 SMALL = "smollm2-135m"
 
