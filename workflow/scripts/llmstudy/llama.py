@@ -101,11 +101,6 @@ def causal_attention_flops(heads: int, head_dim: int, context: int) -> float:
     return 4 * heads * head_dim * context**2 / 2
 
 
-def parameters(config: Mapping[str, Any] | object) -> int:
-    """Return the parameters of a model from its configuration; see ``Shape.of``."""
-    return Shape.of(config).parameters
-
-
 def protocol_name(protocol: Mapping[str, int], bos: bool) -> str:
     """Return the label of a quality protocol in records and tables, for instance ``w1024-s512-bos``."""
     return f"w{protocol['window']}-s{protocol['stride']}" + ("-bos" if bos else "")

@@ -18,12 +18,8 @@ class LogBar(tqdm):
     """
 
     def __init__(self, *args, **settings):
-        log_settings = {
-            "mininterval": LOG_INTERVAL_S,
-            "miniters": 1,
-            "bar_format": "{desc}: {n_fmt}/{total_fmt} {unit} in {elapsed} ({rate_fmt})",
-        }
-        super().__init__(*args, **(settings | log_settings))
+        lines = "{desc}: {n_fmt}/{total_fmt} {unit} in {elapsed} ({rate_fmt})"
+        super().__init__(*args, **settings | {"mininterval": LOG_INTERVAL_S, "miniters": 1, "bar_format": lines})
 
     def close(self):
         if not self.disable:
@@ -33,12 +29,7 @@ class LogBar(tqdm):
 
     @staticmethod
     def status_printer(file):
-        def print_line(status: str) -> None:
-            if status.strip():
-                file.write(status.strip() + "\n")
-                file.flush()
-
-        return print_line
+        return lambda status: print(status.strip(), file=file, flush=True) if status.strip() else None
 
 
 def progress(iterable: Iterable[Item], what: str, total: int | None = None, unit: str = "items") -> Iterator[Item]:

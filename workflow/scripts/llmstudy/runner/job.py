@@ -6,7 +6,7 @@ Standard library only: the workflow makes jobs while it is parsed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ class Job:
         cases: the key of the results whose entries have a status each; empty if the whole record has one.
         alone: whether another process on the same GPU would falsify the measurement.
         device: ``auto``, ``cpu`` or ``cuda``.
-        threads: CPU threads; None takes what SLURM granted, else every core.
         model_folder: folder of the fetched model, with its manifest.
         corpora: name of a corpus → folder of its text.
         prompt_corpus: the corpus that prompts and calibration text come from.
         reference_folder: folder of the reference's log-probabilities; empty for kinds that do not use them.
-        settings: what to measure; each measuring module has a dataclass for its own.
+        settings: what to measure; each measuring module reads them as its dataclass ``Settings``.
+        threads: CPU threads; None takes what SLURM granted, else every core.
         allocator: settings of PyTorch's CUDA allocator, or None.
         limits: known when the job starts.
     """
@@ -80,30 +80,24 @@ class Job:
     cases: str
     alone: bool
     device: str
-    threads: int | None
     model_folder: str
     corpora: dict[str, str]
     prompt_corpus: str
     reference_folder: str
     settings: dict
+    threads: int | None = None
     allocator: str | None = None
     limits: Limits | None = None
 
-    def with_limits(self, limits: Limits) -> Job:
-        """Return the job with limits."""
-        return replace(self, limits=limits)
-
     def to_dict(self) -> dict:
         """Return the job as plain values for JSON and for Snakemake's parameters."""
-        plain = asdict(self)
-        return {key: value for key, value in plain.items() if value is not None}
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, plain: dict) -> Job:
         """Return the job that ``to_dict`` described."""
-        limits = {"limits": Limits(**plain["limits"])} if "limits" in plain else {}
-        optional = {"threads": None} | plain
-        return cls(**(optional | {"identity": Identity(**plain["identity"])} | limits))
+        limits = Limits(**plain["limits"]) if "limits" in plain else None
+        return cls(**plain | {"identity": Identity(**plain["identity"]), "limits": limits})
 
 
 # New tokens of the shorter generation of a profile: a prefill and one decode step.

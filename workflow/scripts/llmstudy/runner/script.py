@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from llmstudy.errors import StudyError
@@ -52,7 +53,7 @@ def measure(snakemake) -> None:
     """
     resources = snakemake.resources
     limits = granted(Limits(resources["limit_s"], resources["oom_attempts"]), resources)
-    job = Job.from_dict(snakemake.params.job).with_limits(limits)
+    job = replace(Job.from_dict(snakemake.params.job), limits=limits)
     target, log = Path(snakemake.output.record), Path(snakemake.log[0])
     artifacts = {artifact_name(Path(path), target): Path(path) for path in snakemake.output if Path(path) != target}
     with step(snakemake.log[0]):
