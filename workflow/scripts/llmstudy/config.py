@@ -1,4 +1,4 @@
-"""The config: the schema's defaults filled in, overrides resolved, every mistake in one line before any job starts.
+"""Complete the config: fill in the schema's defaults, resolve overrides, report a mistake in one line before any job.
 
 Standard library, yaml and jsonschema only: Snakemake parses the workflow with nothing else installed.
 """
@@ -41,29 +41,20 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class Model:
-    """One model of a study, with what the study says wherever the model says nothing.
-
-    Attributes:
-        real: whether the weights are trained; random ones have no quality.
-        reference: the precision that the others are compared with: the study's, or the first of the model's where it
-            leaves that out.
-        context: longest sequence in tokens; None where only fetching can tell.
-        parameters: number of parameters, for memory and GPU requests.
-        shape: sizes of a synthetic model, else empty.
-    """
+    """One model of a study, with the study's values where the model has none."""
 
     name: str
     source: dict
-    real: bool
+    real: bool  # whether the weights are trained; random ones have no quality
     precisions: tuple[str, ...]
     runtimes: tuple[str, ...]
-    reference: str
+    reference: str  # the study's reference precision, or the model's first where it lacks that
     repeats: int
     workloads: tuple[dict, ...]
     memory_workloads: tuple[dict, ...]
-    context: int | None
-    parameters: float
-    shape: dict
+    context: int | None  # longest sequence in tokens; None where only fetching can tell
+    parameters: float  # for memory and GPU requests
+    shape: dict  # sizes of a synthetic model, else empty
 
 
 @dataclass(frozen=True)
@@ -118,18 +109,11 @@ class Study:
         return self.quality["attention"] or self.attention[-1]
 
     @property
-    def protocol(self) -> str:
-        """Return the name of the first protocol, the one that is compared token by token."""
-        return protocol_name(self.quality["protocols"][0], self.quality["bos"])
-
-    @property
     def headline(self) -> dict[str, dict]:
         """Return what each model's rows of summary.csv are about: workload, corpus, protocol and reference."""
-        return {
-            model.name: model.workloads[0]
-            | {"reference": model.reference, "corpus": self.quality_corpora[0], "protocol": self.protocol}
-            for model in self.models
-        }
+        protocol = protocol_name(self.quality["protocols"][0], self.quality["bos"])
+        shared = {"corpus": self.quality_corpora[0], "protocol": protocol}
+        return {model.name: model.workloads[0] | {"reference": model.reference} | shared for model in self.models}
 
     def for_tables(self) -> dict:
         """Return what tables need to know of the study."""
@@ -295,13 +279,11 @@ def _check_names(study: Study) -> None:
         if count > 1:
             raise StudyError(f"{key}: the name {name!r} is used twice; each needs a name of its own")
     used = [("precisions", study.precisions), ("quality_only", study.quality_only)]
-    for key, names in used + [(f"models.{entry['name']}.precisions", entry["precisions"] or []) for entry in models]:
+    for key, names in used + [(f"models.{model.name}.precisions", model.precisions) for model in study.models]:
         for name in names:
             _check_precision(key, name, study.device)
-    used = [("runtimes", study.runtimes)]
-    for key, names in used + [
-        (f"models.{index}.runtimes", entry["runtimes"] or []) for index, entry in enumerate(models)
-    ]:
+    run = [(f"models.{index}.runtimes", model.runtimes) for index, model in enumerate(study.models)]
+    for key, names in [("runtimes", study.runtimes), *run]:
         if "eager" in names:
             raise StudyError(f"{key}: 'eager' is a name of version 1; use 'generate' instead")
     for key, names, allowed in (
@@ -362,16 +344,15 @@ def _check_precision(key: str, name: str, device: str) -> None:
 
 def _check_numbers(study: Study) -> None:
     """Raise StudyError for numbers that contradict each other; ``kinds.check`` compares sequences with contexts."""
-    warmup = study.speed["warmup"]
-    if warmup["minimum"] > warmup["maximum"]:
-        raise StudyError(
-            f"speed.warmup.minimum: {warmup['minimum']} is more than speed.warmup.maximum {warmup['maximum']}"
-        )
+    least, most = study.speed["warmup"]["minimum"], study.speed["warmup"]["maximum"]
+    if least > most:
+        raise StudyError(f"speed.warmup.minimum: {least} is more than speed.warmup.maximum {most}")
     for protocol in study.quality["protocols"]:
-        if protocol["stride"] > protocol["window"]:
+        stride, window = protocol["stride"], protocol["window"]
+        if stride > window:
             raise StudyError(
-                f"quality.protocols: stride {protocol['stride']} is more than window {protocol['window']}; "
-                "tokens between windows would never be scored"
+                f"quality.protocols: stride {stride} is more than window {window}; tokens between windows would never "
+                "be scored"
             )
 
 

@@ -46,12 +46,8 @@ def disk_full_named(path: Path) -> Iterator[None]:
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside ``path`` that takes its name only after the body ended without an exception.
 
-    Text is UTF-8 with ``\\n`` line ends. The data is on the disk (fsync) before the name changes, so a reader, even
-    after a power cut, sees the old file or the whole new one.
-
-    Args:
-        path: the file to make; its folder is created.
-        mode: ``"w"`` for text, ``"wb"`` for bytes.
+    Text is UTF-8 with ``\\n`` line ends; ``mode`` is ``"w"``, or ``"wb"`` for bytes. The data is on the disk (fsync)
+    before the name changes, so a reader, even after a power cut, sees the old file or the whole new one.
 
     Raises:
         StudyError: the disk is full; ``path`` is as it was before.

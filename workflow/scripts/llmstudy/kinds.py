@@ -1,7 +1,7 @@
 """The one registry of measurements: which records a study needs, what each job gets, how its records are tabulated.
 
-A kind is one entry of ``KINDS``: everything that handles records (rules, GPU lock, child process, tables, report) asks
-here. Standard library only, so that the workflow can be parsed without the packages that measure.
+A kind is one entry of ``KINDS``, which everything that handles records reads: rules, GPU lock, child process, tables,
+report. Standard library only, so that the workflow can be parsed without the packages that measure.
 """
 
 from __future__ import annotations
@@ -27,41 +27,23 @@ Settings = Callable[[Study, Model, Configuration], dict]
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of measurement.
+    """One kind of measurement."""
 
-    Attributes:
-        title: heading of its section in the report.
-        module: the measuring module below ``llmstudy``.
-        plan: (study, model) → the configurations that are measured, each in a process.
-        settings: (study, model, configuration) → the job's settings, plain values.
-        table: the module below ``llmstudy`` that turns its records into the table of its name, where ``tables.TABLES``
-            has none that reads them.
-        key: the part of the config that switches the kind on with ``enabled``; empty for what every study measures.
-        real_only: whether it needs real weights: random ones have no outliers like a trained model's, and no loss
-            worth comparing.
-        alone: whether another process on the same GPU would falsify it.
-        cases: the key of the results whose entries have a status each.
-        text: (study) → the corpora that it reads; prompts and calibration text are always there.
-        logprobs: whether it keeps the reference's log-probabilities or compares with them.
-        repeats: (model) → the number of processes for each configuration.
-        rule: the rule that measures it: ``measure``, or one that has more outputs.
-        allocator: settings of PyTorch's CUDA allocator.
-    """
-
-    title: str
-    module: str
-    plan: Plan
-    settings: Settings
+    title: str  # heading of its section in the report
+    module: str  # the measuring module below ``llmstudy``
+    plan: Plan  # the configurations that are measured on a model, each in a process
+    settings: Settings  # what the job gets, plain values
+    # The module below ``llmstudy`` that makes the table of its name, where ``tables.TABLES`` has none for its records.
     table: str = ""
-    key: str = ""
-    real_only: bool = False
-    alone: bool = False
-    cases: str = ""
-    text: Callable[[Study], list[str]] = lambda study: []
-    logprobs: bool = False
-    repeats: Callable[[Model], int] = lambda model: 1
-    rule: str = "measure"
-    allocator: str | None = None
+    key: str = ""  # the part of the config that switches the kind on with ``enabled``; empty if every study measures it
+    real_only: bool = False  # random weights have no outliers like a trained model's, and no loss worth comparing
+    alone: bool = False  # whether another process on the same GPU would falsify it
+    cases: str = ""  # the key of the results whose entries have a status each
+    text: Callable[[Study], list[str]] = lambda study: []  # corpora, beside that of prompts and calibration
+    logprobs: bool = False  # whether it keeps the reference's log-probabilities or compares with them
+    repeats: Callable[[Model], int] = lambda model: 1  # processes for each configuration
+    rule: str = "measure"  # the rule that measures it: this one, or a variant with other outputs or resources
+    allocator: str | None = None  # settings of PyTorch's CUDA allocator
 
     def section(self, study: Study) -> dict:
         """Return the part of the config that switches the kind on; empty where nothing does."""
@@ -71,7 +53,7 @@ class Kind:
         return section
 
     def enabled(self, study: Study) -> bool:
-        """Return whether the study asks for the kind."""
+        """Return whether the study measures the kind."""
         return self.section(study).get("enabled", True)
 
     def plans(self, study: Study) -> list[tuple[Model, list[Configuration]]]:
@@ -152,7 +134,7 @@ def diagnostic(name: str, title: str, plan: Plan, corpus: Callable[[Study], str]
     """Return a kind that the config switches on as ``diagnostics.<name>``, whose keys there are its settings.
 
     Args:
-        corpus: (study) → the corpus of a diagnostic that reads text, in disjoint windows as long as the first protocol's.
+        corpus: (study) → the corpus that is read, in disjoint windows of the first protocol's length; None for no text.
         facts: further attributes of the kind.
     """
 
@@ -372,10 +354,8 @@ def runtime_minutes(study: Study, attempt: int = 1) -> int:
 
 
 def check(study: Study, *wanted: str) -> None:
-    """Raise StudyError for a mistake in what the kinds ``wanted``, or all, are asked to measure.
-
-    Found are sequences longer than a model's context, unknown models, missing folders.
-    """
+    """Raise StudyError where the kinds ``wanted``, or all, cannot be measured: sequences longer than a model's context,
+    unknown models, missing folders."""
     for kind in KINDS.values():
         check_known(
             f"{kind.key}.models", kind.section(study).get("models") or [], [model.name for model in study.models]

@@ -33,16 +33,9 @@ class LogBar(tqdm):
 
 
 def progress(iterable: Iterable[Item], what: str, total: int | None = None, unit: str = "items") -> Iterator[Item]:
-    """Pass the items on while showing how many are done.
+    """Yield the items while showing how many are done of ``total``, which an ``iterable`` with a length need not say.
 
-    A script that has redirected ``sys.stderr`` into its log has lines in the log and still its bar on the terminal it
-    was started from.
-
-    Args:
-        iterable: the items.
-        what: the step in words, e.g. ``"quality wikipedia"``.
-        total: the number of items where ``iterable`` has no length.
-        unit: what an item is called.
+    A script whose ``sys.stderr`` goes to its log gets lines there, and still a bar on the terminal that started it.
     """
     if not sys.stderr.isatty():
         iterable = LogBar(iterable, desc=what, total=total, unit=unit, file=sys.stderr)

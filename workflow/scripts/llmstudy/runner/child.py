@@ -63,10 +63,7 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
 
 
 def status_of(results: dict, cases: str) -> dict:
-    """Return ``ok`` as soon as one case is; when none is, the status and reason of the first.
-
-    ``cases``: the key of the results that lists them; empty where the kind has none.
-    """
+    """Return status ``ok`` if one of the ``cases`` (a key of the results, or empty) is, else those of the first."""
     entries = results.get(cases, [])
     if not entries or any(entry["status"] == "ok" for entry in entries):
         return {"status": "ok", "reason": ""}

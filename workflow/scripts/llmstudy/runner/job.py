@@ -20,10 +20,7 @@ class Workload:
 
 @dataclass(frozen=True, order=True)
 class Identity:
-    """What identifies a record: study and kind, then model, configuration and number of the process.
-
-    ``weights``: ``real`` or ``synthetic``.
-    """
+    """What identifies a record: study and kind, then model, configuration and number of the process."""
 
     study: str
     kind: str
@@ -32,7 +29,7 @@ class Identity:
     attention: str
     runtime: str
     repeat: int = 0
-    weights: str = "real"
+    weights: str = "real"  # or ``synthetic``
 
     @property
     def name(self) -> str:
@@ -47,47 +44,30 @@ class Identity:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a job may take: ``seconds`` of measuring, MB of host memory (None: no limit), and how many submissions may
-    end for lack of memory before that becomes the record."""
+    """What a job may take."""
 
-    seconds: float
-    oom_attempts: int = 1
-    host_memory_mb: int | None = None
+    seconds: float  # of measuring
+    oom_attempts: int = 1  # the submission whose lack of memory becomes the record; earlier ones are tried again
+    host_memory_mb: int | None = None  # None: no limit
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that the numbers of a measurement depend on, and its limits.
-
-    Attributes:
-        identity: what is measured.
-        module: the measuring module below ``llmstudy``, for instance ``measure.speed``.
-        cases: the key of the results whose entries have a status each; empty if the whole record has one.
-        alone: whether another process on the same GPU would falsify the measurement.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        model_folder: folder of the fetched model, with its manifest.
-        corpora: name of a corpus → folder of its text.
-        prompt_corpus: the corpus that prompts and calibration text come from.
-        reference_folder: folder of the reference's log-probabilities; empty for kinds that do not use them.
-        settings: what to measure; each measuring module reads them as its dataclass ``Settings``.
-        threads: CPU threads; None takes what SLURM granted, else every core.
-        allocator: settings of PyTorch's CUDA allocator, or None.
-        limits: known when the job starts.
-    """
+    """Everything that the numbers of a measurement depend on, and its limits."""
 
     identity: Identity
-    module: str
-    cases: str
-    alone: bool
-    device: str
-    model_folder: str
-    corpora: dict[str, str]
-    prompt_corpus: str
-    reference_folder: str
-    settings: dict
-    threads: int | None = None
-    allocator: str | None = None
-    limits: Limits | None = None
+    module: str  # the measuring module below ``llmstudy``, for instance ``measure.speed``
+    cases: str  # the key of the results whose entries have a status each; empty if the whole record has one
+    alone: bool  # whether another process on the same GPU would falsify the measurement
+    device: str  # ``auto``, ``cpu`` or ``cuda``
+    model_folder: str  # the fetched model, with its manifest
+    corpora: dict[str, str]  # name of a corpus → folder of its text
+    prompt_corpus: str  # the corpus that prompts and calibration text come from
+    reference_folder: str  # the reference's log-probabilities; empty for kinds that do not use them
+    settings: dict  # what to measure; each measuring module reads them as its dataclass ``Settings``
+    threads: int | None = None  # CPU threads; None takes what SLURM granted, else every core
+    allocator: str | None = None  # settings of PyTorch's CUDA allocator
+    limits: Limits | None = None  # known when the job starts
 
     def to_dict(self) -> dict:
         """Return the job as plain values for JSON and for Snakemake's parameters."""

@@ -110,9 +110,7 @@ def _kernel_oom_kills() -> int:
 
 def _last_line(log: Path, begin: int) -> str:
     """Return the last line written to a log after its first ``begin`` bytes: what a library prints before it fails."""
-    with log.open("rb") as stream:
-        stream.seek(max(begin, log.stat().st_size - 4096))
-        lines = stream.read().decode(errors="replace").split("\n")
+    lines = log.read_bytes()[begin:].decode(errors="replace").split("\n")
     return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
 
 

@@ -42,7 +42,7 @@ def of_process(device: str) -> dict:
     import torch
 
     cpu, capabilities = processor()
-    found = {
+    facts = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -55,7 +55,7 @@ def of_process(device: str) -> dict:
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        found["gpu"] = {
+        facts["gpu"] = {
             "name": properties.name,
             "count": torch.cuda.device_count(),
             "memory_gib": round(properties.total_memory / 2**30, 1),
@@ -63,7 +63,7 @@ def of_process(device: str) -> dict:
             "compute_capability": f"{properties.major}.{properties.minor}",
             "cuda": torch.version.cuda,
         }
-    return found
+    return facts
 
 
 def installed(packages: tuple[str, ...]) -> dict[str, str]:
