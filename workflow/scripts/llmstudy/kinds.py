@@ -356,10 +356,9 @@ def runtime_minutes(study: Study, attempt: int = 1) -> int:
 def check(study: Study, *wanted: str) -> None:
     """Raise StudyError where the kinds ``wanted``, or all, cannot be measured: sequences longer than a model's context,
     unknown models, missing folders."""
+    names = [model.name for model in study.models]
     for kind in KINDS.values():
-        check_known(
-            f"{kind.key}.models", kind.section(study).get("models") or [], [model.name for model in study.models]
-        )
+        check_known(f"{kind.key}.models", kind.section(study).get("models") or [], names)
     _check_diagnostics(study.diagnostics["capacity"], study.diagnostics["tasks"])
     for name in wanted or KINDS:
         for model, plan in KINDS[name].plans(study):
@@ -378,25 +377,17 @@ def _check_context(key: str, tokens: dict[str, int], model: Model) -> None:
 
 
 def _check_diagnostics(capacity: dict, tasks: dict) -> None:
-    verify, contexts, folder = capacity["verify"], capacity["contexts"], tasks["include_path"]
-    allowed = ", ".join(map(str, contexts))
-    for is_wrong, message in (
-        (
-            verify["enabled"] and not capacity["enabled"],
-            "capacity.verify.enabled: true without diagnostics.capacity.enabled; allowed: both or neither",
-        ),
-        (
-            verify["context"] not in (None, *contexts),
-            f"capacity.verify.context: {verify['context']} is not predicted; allowed: {allowed}",
-        ),
-        (
-            tasks["enabled"] and not tasks["tasks"],
-            "tasks.tasks: [] names nothing to measure; allowed: names of tasks, for instance [arc_easy]",
-        ),
-        (
-            folder and not Path(folder).is_dir(),
-            f"tasks.include_path: {folder!r} does not exist; allowed: a folder of task files",
-        ),
-    ):
-        if is_wrong:
-            raise StudyError(f"diagnostics.{message}")
+    verify, folder = capacity["verify"], tasks["include_path"]
+    if verify["enabled"] and not capacity["enabled"]:
+        raise StudyError(
+            "diagnostics.capacity.verify.enabled: true without diagnostics.capacity.enabled; allowed: both or neither"
+        )
+    if verify["context"] not in (None, *capacity["contexts"]):
+        key, allowed = "diagnostics.capacity.verify.context", ", ".join(map(str, capacity["contexts"]))
+        raise StudyError(f"{key}: {verify['context']} is not predicted; allowed: {allowed}")
+    if tasks["enabled"] and not tasks["tasks"]:
+        raise StudyError(
+            "diagnostics.tasks.tasks: [] names nothing to measure; allowed: names of tasks, for instance [arc_easy]"
+        )
+    if folder and not Path(folder).is_dir():
+        raise StudyError(f"diagnostics.tasks.include_path: {folder!r} does not exist; allowed: a folder of task files")

@@ -56,7 +56,7 @@ class Shape:
 
     @property
     def matmul_weights(self) -> int:
-        """Return the weights that each token is multiplied by: q, k, v, o, gate, up, down of all layers, and the head."""
+        """Return the weights that each token is multiplied by: q, k, v, o, gate, up, down of all layers, the head."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.intermediate) + self.vocabulary * self.hidden
 

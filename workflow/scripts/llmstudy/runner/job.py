@@ -51,7 +51,7 @@ class Limits:
     host_memory_mb: int | None = None  # None: no limit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """Everything that the numbers of a measurement depend on, and its limits."""
 
@@ -60,12 +60,12 @@ class Job:
     cases: str  # the key of the results whose entries have a status each; empty if the whole record has one
     alone: bool  # whether another process on the same GPU would falsify the measurement
     device: str  # ``auto``, ``cpu`` or ``cuda``
+    threads: int | None = None  # CPU threads; None takes what SLURM granted, else every core
     model_folder: str  # the fetched model, with its manifest
     corpora: dict[str, str]  # name of a corpus → folder of its text
     prompt_corpus: str  # the corpus that prompts and calibration text come from
     reference_folder: str  # the reference's log-probabilities; empty for kinds that do not use them
     settings: dict  # what to measure; each measuring module reads them as its dataclass ``Settings``
-    threads: int | None = None  # CPU threads; None takes what SLURM granted, else every core
     allocator: str | None = None  # settings of PyTorch's CUDA allocator
     limits: Limits | None = None  # known when the job starts
 
