@@ -14,7 +14,7 @@ from pathlib import Path
 
 PACKAGE = "llmstudy"
 ROOT = Path(__file__).resolve().parent
-# A registry says which names there are; a step's module is named beside it. What is added there reruns nothing.
+# A registry lists names; a step's digest takes the module of its name. What is added to a registry reruns nothing.
 REGISTRIES = ("MODULES", "CHOICES")
 
 

@@ -29,7 +29,7 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
     target = Path(result_file)
     end_before_the_parent()
     limit_time(job.limits.seconds)
-    with ExitStack() as held:  # the GPU lock is released after the result is safe, and not before
+    with ExitStack() as stack:  # the GPU lock is released after the result is safe, and not before
         try:
             from llmstudy.measure import measure
             from llmstudy.measure.session import Session, resolve_device
@@ -50,7 +50,7 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
             session.import_libraries()
             left = limit_time(None)  # the limits of the others bound how long this one waits
             waiting_since = time.monotonic()
-            held.enter_context(gpu_lock(result["device"], job.alone))
+            stack.enter_context(gpu_lock(result["device"], job.alone))
             session.provenance["waited_s"] = round(time.monotonic() - waiting_since, 3)
             limit_time(left)
             save(measure(session))
@@ -63,7 +63,7 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
 
 
 def status_of(results: dict, cases: str) -> dict:
-    """Return status ``ok`` if one of the ``cases`` (a key of the results, or empty) is, else those of the first."""
+    """Return status ``ok`` if any entry of ``results[cases]`` has it, or there is none; else the first one's status."""
     entries = results.get(cases, [])
     if not entries or any(entry["status"] == "ok" for entry in entries):
         return {"status": "ok", "reason": ""}
@@ -83,7 +83,8 @@ def limit_host_memory(megabytes: int | None, device: str) -> None:
     Only on the CPU: a CUDA context reserves far more address space than it uses.
     """
     if megabytes and device == "cpu":
-        resource.setrlimit(resource.RLIMIT_DATA, 2 * (megabytes * 2**20,))
+        size = megabytes * 2**20
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
 def limit_time(seconds: float | None) -> float:
@@ -105,7 +106,7 @@ def end_before_the_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         Path("/proc/self/oom_score_adj").write_text("1000")
     except (OSError, AttributeError) as error:
-        print(f"could not ask to end with, and before, the parent: {error}", file=sys.stderr)
+        print(f"could not ask to end with the parent, or before it: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":
