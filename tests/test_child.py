@@ -51,8 +51,8 @@ def test_a_measurement_that_ends_is_ok(run, tmp_path):
     [
         ("os.kill(os.getpid(), 9)", {}, "error", "killed by signal 9 (SIGKILL)"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", {}, "error", "killed by signal 11 (SIGSEGV)"),
-        ("os._exit(0)", {}, "error", "the measuring process left without a result, exit code 0; see its log"),
-        ("os._exit(7)", {}, "error", "the measuring process left without a result, exit code 7; see its log"),
+        ("os._exit(0)", {}, "error", "the measuring process ended without a result, exit code 0; see its log"),
+        ("os._exit(7)", {}, "error", "the measuring process ended without a result, exit code 7; see its log"),
         ("raise Unsupported('no such kernel here')", {}, "unsupported", "no such kernel here"),
         ("session.save({'ppl': float('nan')})", {}, "error", "ValueError: Out of range float values are not JSON comp"),
         (f"{SMALL_DISK}; session.save(list(range(50_000)))", {}, "error", "File too large"),

@@ -112,6 +112,7 @@ def mistake(config: dict) -> str:
         ("memory.workloads", "many", ["memory.workloads", "'many'", "null", "array"]),
         ("models.0.workloads", [], ["models.0.workloads", "[]", "minItems 1"]),
         ("models.0.source", {}, ["models.0.source", "'type' is missing", "hub, pypi, path, synthetic"]),
+        ("runtimes", 1, ["runtimes", "1 is not allowed (type array)"]),
         ("precisions", [1], ["precisions.0", "1 is not allowed (type string)"]),
         # a thing twice, or none of it
         ("speed.workloads", 2 * [CALL], ["speed.workloads", "twice"]),

@@ -1,4 +1,4 @@
-"""The command line: ``llmstudy measure`` makes one measurement, ``llmstudy compare`` holds two studies together."""
+"""The command line: ``llmstudy measure`` makes one measurement, ``llmstudy compare`` compares two studies."""
 
 from __future__ import annotations
 
@@ -34,30 +34,27 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="llmstudy", description=__doc__)
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
-    one = commands.add_parser("measure", help="make one measurement in a child process and print its record")
-    one.add_argument("kind", choices=[name for name, kind in kinds.KINDS.items() if kind.rule != "measure_reference"])
-    one.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder with safetensors or a GGUF file")
-    one.add_argument("--precision", required=True, help="for instance bf16")
-    one.add_argument("--runtime", default="generate", help="default: generate")
-    one.add_argument("--attention", default="sdpa", help="default: sdpa")
-    one.add_argument("--text", type=Path, metavar="FILE", help=".txt or .jsonl; default: the report's chapters")
-    one.add_argument("--config", type=Path, metavar="FILE", help="a study's config, for workloads and other settings")
-    one.add_argument("--minutes", type=float, default=30, help="time limit; default: 30")
-    one.set_defaults(run=measure)
+    command = commands.add_parser("measure", help="make one measurement in a child process and print its record")
+    add = command.add_argument
+    add("kind", choices=[name for name, kind in kinds.KINDS.items() if kind.rule != "measure_reference"])
+    add("--model", type=Path, required=True, metavar="DIR", help="folder with safetensors or a GGUF file")
+    add("--precision", required=True, help="for instance bf16")
+    add("--runtime", default="generate", help="default: generate")
+    add("--attention", default="sdpa", help="default: sdpa")
+    add("--text", type=Path, metavar="FILE", help=".txt or .jsonl; default: the report's chapters")
+    add("--config", type=Path, metavar="FILE", help="a study's config, for workloads and other settings")
+    add("--minutes", type=float, default=30, help="time limit; default: 30")
+    command.set_defaults(run=measure)
 
-    two = commands.add_parser("compare", help="compare two studies; exit code 1 if a change is past its limit")
-    two.add_argument("before", type=Path, metavar="BEFORE", help="folder of a study, for instance results/cpu")
-    two.add_argument("after", type=Path, metavar="AFTER", help="folder of another")
-    two.add_argument("--output", type=Path, metavar="FILE", help="write every comparison to this CSV file")
+    command = commands.add_parser("compare", help="compare two studies; exit code 1 if a change is past its limit")
+    add = command.add_argument
+    add("before", type=Path, metavar="BEFORE", help="folder of a study, for instance results/cpu")
+    add("after", type=Path, metavar="AFTER", help="folder of another")
+    add("--output", type=Path, metavar="FILE", help="write every comparison to this CSV file")
     for quantity, percent in (("tpot", 5), ("memory", 5), ("ppl", 1)):
-        two.add_argument(
-            f"--{quantity}-percent",
-            type=float,
-            default=percent,
-            metavar="P",
-            help=f"largest change of {quantity} for the worse, per cent; default: {percent}",
-        )
-    two.set_defaults(run=compare)
+        text = f"largest change of {quantity} for the worse, per cent; default: {percent}"
+        add(f"--{quantity}-percent", type=float, default=percent, metavar="P", help=text)
+    command.set_defaults(run=compare)
     return root
 
 
@@ -71,24 +68,22 @@ def measure(options: argparse.Namespace) -> int:
         study = study_config.complete(_config(options, options.text or _chapters(folder / "chapters")))
         kinds.check(study, options.kind)
         identity = Identity(study.name, options.kind, MODEL, options.precision, options.attention, options.runtime)
-        job = kinds.job(study, identity)
-        fetch_weights(study.config["models"][0], folder / "model", folder / "downloads")
-        fetch_corpus(study.config["corpora"][0], folder / "corpus", folder / "downloads")
         job = replace(
-            job,
+            kinds.job(study, identity),
             model_folder=str(folder / "model"),
             corpora={CORPUS: str(folder / "corpus")},
             reference_folder=str(folder / "reference"),
             limits=Limits(60 * options.minutes),
         )
-        made = folder / "record.json"
-        artifacts = {"arrays.npz": folder / "record.npz"}
-        record.measure(job, made, folder / "log", artifacts)
-        found = record.read(made)
-        print(json.dumps(found, indent=1, sort_keys=True))
-        if found["status"] != "ok":
+        fetch_weights(study.config["models"][0], folder / "model", folder / "downloads")
+        fetch_corpus(study.config["corpora"][0], folder / "corpus", folder / "downloads")
+        path = folder / "record.json"
+        record.measure(job, path, folder / "log", {"arrays.npz": folder / "record.npz"})
+        result = record.read(path)
+        print(json.dumps(result, indent=1, sort_keys=True))
+        if result["status"] != "ok":
             print((folder / "log").read_text(), file=sys.stderr)
-    return 0 if found["status"] == "ok" else 1
+    return 0 if result["status"] == "ok" else 1
 
 
 def _chapters(folder: Path) -> Path:

@@ -14,14 +14,13 @@ from pathlib import Path
 
 PACKAGE = "llmstudy"
 ROOT = Path(__file__).resolve().parent
-# A registry says which names there are; a step's module is named beside it. What is added there reruns nothing.
+# A registry lists names; a step's digest takes the module of its name. What is added to a registry reruns nothing.
 REGISTRIES = ("MODULES", "CHOICES")
 
 
 @cache
 def digest(*modules: str) -> str:
-    """Return 16 hexadecimal digits that stand for the code of ``modules`` (``measure.speed``) and of all that they
-    import from this library."""
+    """Return 16 hexadecimal digits of the code of ``modules`` (``measure.speed``) and of all that they import here."""
     total = hashlib.sha256()
     for path in files(*modules):
         total.update(f"{path.relative_to(ROOT)}:{_of_file(path)}\n".encode())
@@ -55,7 +54,7 @@ def _tree(path: Path) -> ast.Module:
 
 @cache
 def _imported(path: Path) -> tuple[Path, ...]:
-    found = set()
+    files = set()
     for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -65,8 +64,8 @@ def _imported(path: Path) -> tuple[Path, ...]:
         else:
             continue
         ours = (path for name in names if f"{name}.".startswith(f"{PACKAGE}.") for path in _paths(name))
-        found.update(path for path in ours if path.exists())
-    return tuple(found)
+        files.update(path for path in ours if path.exists())
+    return tuple(files)
 
 
 @cache

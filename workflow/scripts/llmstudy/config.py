@@ -1,4 +1,4 @@
-"""The config: the schema's defaults filled in, overrides resolved, every mistake in one line before any job starts.
+"""Complete the config: fill in the schema's defaults, resolve overrides, report a mistake in one line before any job.
 
 Standard library, yaml and jsonschema only: Snakemake parses the workflow with nothing else installed.
 """
@@ -24,44 +24,37 @@ CONTEXT = "max_position_embeddings"
 SHAPE_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 SCHEMA = shared_file("schemas/config.schema.yaml")
 # Keys of version 1, and what to write today.
+_THRESHOLDS = "llm-int8-t<threshold> among precisions or quality_only"
+_COMPARE = "the command llmstudy compare BEFORE AFTER"
 RENAMED = {
     "latency": "speed",
     "samples": "generations",
-    "extras.sweep": "llm-int8-t<threshold> among precisions or quality_only",
+    "extras.sweep": _THRESHOLDS,
     "extras": "diagnostics",
     "quality.rulers": "quality_only, beside precisions",
-    "diagnostics.sweep": "llm-int8-t<threshold> among precisions or quality_only",
-    "baseline": "the command llmstudy compare BEFORE AFTER",
-    "candidate": "the command llmstudy compare BEFORE AFTER",
-    "compare": "options of the command llmstudy compare BEFORE AFTER",
+    "diagnostics.sweep": _THRESHOLDS,
+    "baseline": _COMPARE,
+    "candidate": _COMPARE,
+    "compare": f"options of {_COMPARE}",
 }
 
 
 @dataclass(frozen=True)
 class Model:
-    """One model of a study, with what the study says wherever the model says nothing.
-
-    Attributes:
-        real: whether the weights are trained; random ones have no quality.
-        reference: the precision that the others are compared with: the study's, or the first of the model's where it
-            leaves that out.
-        context: longest sequence in tokens; None where only fetching can tell.
-        parameters: number of parameters, for memory and GPU requests.
-        shape: sizes of a synthetic model, else empty.
-    """
+    """One model of a study, with the study's values where the model has none."""
 
     name: str
     source: dict
-    real: bool
+    real: bool  # whether the weights are trained; random ones have no quality
     precisions: tuple[str, ...]
     runtimes: tuple[str, ...]
-    reference: str
+    reference: str  # the study's reference precision, or the model's first where it lacks that
     repeats: int
     workloads: tuple[dict, ...]
     memory_workloads: tuple[dict, ...]
-    context: int | None
-    parameters: float
-    shape: dict
+    context: int | None  # longest sequence in tokens; None where only fetching can tell
+    parameters: float  # for memory and GPU requests
+    shape: dict  # sizes of a synthetic model, else empty
 
 
 @dataclass(frozen=True)
@@ -116,18 +109,11 @@ class Study:
         return self.quality["attention"] or self.attention[-1]
 
     @property
-    def protocol(self) -> str:
-        """Return the name of the first protocol, the one that is compared token by token."""
-        return protocol_name(self.quality["protocols"][0], self.quality["bos"])
-
-    @property
     def headline(self) -> dict[str, dict]:
         """Return what each model's rows of summary.csv are about: workload, corpus, protocol and reference."""
-        return {
-            model.name: model.workloads[0]
-            | {"reference": model.reference, "corpus": self.quality_corpora[0], "protocol": self.protocol}
-            for model in self.models
-        }
+        protocol = protocol_name(self.quality["protocols"][0], self.quality["bos"])
+        shared = {"corpus": self.quality_corpora[0], "protocol": protocol}
+        return {model.name: model.workloads[0] | {"reference": model.reference} | shared for model in self.models}
 
     def for_tables(self) -> dict:
         """Return what tables need to know of the study."""
@@ -143,23 +129,32 @@ class Study:
         }
 
     def _model(self, entry: dict) -> Model:
-        names = tuple(entry["precisions"] or self.precisions)
+        source, names = entry["source"], tuple(entry["precisions"] or self.precisions)
         workloads = entry["workloads"] or self.speed["workloads"]
-        shape = known_shape(entry["source"])
+        shape = source.get("shape", {})
+        shape = SHAPES[shape] if isinstance(shape, str) else shape
+        context = shape.get(CONTEXT) if source["type"] != "path" else _context_of_folder(source["folder"])
         return Model(
             name=entry["name"],
-            source=entry["source"],
-            real=entry["source"]["type"] != "synthetic",
+            source=source,
+            real=source["type"] != "synthetic",
             precisions=names,
             runtimes=tuple(entry["runtimes"] or self.runtimes),
             reference=self.reference if self.reference in names else names[0],
             repeats=entry["repeats"] or self.speed["repeats"],
             workloads=tuple(workloads),
             memory_workloads=tuple(entry["workloads"] or self.memory["workloads"] or workloads),
-            context=entry["context"] or known_context(entry["source"], shape),
+            context=entry["context"] or context,
             parameters=Shape.of(shape).parameters if shape else 1e6 * (entry["parameters_millions"] or 1000),
             shape=shape,
         )
+
+
+def _context_of_folder(folder: str) -> int | None:
+    try:
+        return json.loads((Path(folder).expanduser() / "config.json").read_text())[CONTEXT]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a GGUF file, or a mistake that fetching reports
 
 
 def complete(config: dict) -> Study:
@@ -171,10 +166,9 @@ def complete(config: dict) -> Study:
     import yaml
 
     schema = yaml.safe_load(SCHEMA.read_text())
-    full = copy.deepcopy(config)
-    _check_renamed(full)
-    _check_schema(full, schema)
-    study = Study(_filled(full, schema, schema))
+    _check_renamed(config)
+    _check_schema(config, schema)
+    study = Study(_filled(copy.deepcopy(config), schema, schema))
     for entry in study.config["models"]:
         _check_shape(entry)
     _check_names(study)
@@ -182,103 +176,68 @@ def complete(config: dict) -> Study:
     return study
 
 
-def known_shape(source: dict) -> dict:
-    """Return the sizes of a synthetic source; empty for others."""
-    shape = source.get("shape", {})
-    return SHAPES[shape] if isinstance(shape, str) else shape
-
-
-def known_context(source: dict, shape: dict) -> int | None:
-    """Return the context of a synthetic shape or of a local folder; None for other sources, whose config.json is not
-    here yet."""
-    if source["type"] == "path":
-        try:
-            return json.loads((Path(source["folder"]).expanduser() / "config.json").read_text())[CONTEXT]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # a GGUF file, or a mistake that fetching reports
-    return shape.get(CONTEXT)
-
-
 def _check_renamed(config: dict) -> None:
-    """Name today's key for a key of version 1."""
+    """Raise StudyError for a key of version 1; its line names today's key."""
     for old, new in RENAMED.items():
         part: Any = config
         for key in old.split("."):
             part = part.get(key) if isinstance(part, dict) else None
         if part is not None:
             raise StudyError(f"{old}: a key of version 1; use {new} instead")
-    for key, names in [("runtimes", config)] + [(f"models.{i}.runtimes", m) for i, m in _models(config)]:
-        if "eager" in (names.get("runtimes") or []):
-            raise StudyError(f"{key}: 'eager' is a name of version 1; use 'generate' instead")
-
-
-def _models(config: dict) -> list[tuple[int, dict]]:
-    models = config.get("models")
-    return [(i, model) for i, model in enumerate(models if isinstance(models, list) else []) if isinstance(model, dict)]
 
 
 def _check_schema(config: dict, schema: dict) -> None:
     from jsonschema import Draft202012Validator
 
-    errors = sorted(Draft202012Validator(schema).iter_errors(config), key=lambda error: list(map(str, error.path)))
-    if errors:
-        raise StudyError(_one_line(errors[0]))
+    errors = Draft202012Validator(schema).iter_errors(config)
+    if error := min(errors, key=lambda error: list(map(str, error.path)), default=None):
+        raise StudyError(_one_line(error))
 
 
 def _one_line(error) -> str:
-    """Key, value and what is allowed."""
-    key = ".".join(map(str, error.absolute_path)) or "config"
-    if error.context:  # oneOf: speak of the alternative that the value most likely meant
-        kinds = [branch.get("properties", {}).get("type", {}).get("const") for branch in error.validator_value]
-        if all(kinds) and isinstance(error.instance, dict) and "type" not in error.instance:
-            return f"{key}: key 'type' is missing; allowed: {', '.join(kinds)}"
-        if all(_is_of_another_kind(child) or child.validator in ("const", "enum") for child in error.context):
-            allowed = ", ".join(dict.fromkeys(_asked(child) for child in error.context))
-            return f"{key}: {_short(error.instance)} is not allowed; allowed: {allowed}"
-        return _one_line(_meant(error))
+    """Return a jsonschema error in one line: the key, the value and what is allowed."""
+    key, value, wanted = _key(error), error.instance, error.validator_value
+    if error.validator == "oneOf":
+        return _of_alternatives(error)
     if error.validator == "additionalProperties":
-        unknown = sorted(set(error.instance) - set(error.schema["properties"]))
-        return f"{key}: unknown key {unknown[0]!r}; allowed: {', '.join(sorted(error.schema['properties']))}"
+        allowed = sorted(error.schema["properties"])
+        return f"{key}: unknown key {min(set(value) - set(allowed))!r}; allowed: {', '.join(allowed)}"
     if error.validator == "required":
-        missing = [name for name in error.validator_value if name not in error.instance]
-        return f"{key}: key {missing[0]!r} is missing; required: {', '.join(error.validator_value)}"
-    if error.validator in ("enum", "const"):
-        allowed = error.validator_value if error.validator == "enum" else [error.validator_value]
-        return f"{key}: {error.instance!r} is not allowed; allowed: {', '.join(map(str, allowed))}"
+        missing = next(name for name in wanted if name not in value)
+        return f"{key}: key {missing!r} is missing; required: {', '.join(wanted)}"
+    if error.validator == "enum":
+        return f"{key}: {value!r} is not allowed; allowed: {', '.join(wanted)}"
     if error.validator == "uniqueItems":
-        twice = next(one for place, one in enumerate(error.instance) if one in error.instance[:place])
+        twice = next(item for index, item in enumerate(value) if item in value[:index])
         return f"{key}: {_short(twice)} stands there twice; each may stand there once (uniqueItems)"
     hint = f"; {error.schema['description']}" if "description" in error.schema else ""
-    return f"{key}: {_short(error.instance)} is not allowed ({error.validator} {error.validator_value}){hint}"
+    return f"{key}: {_short(value)} is not allowed ({error.validator} {wanted}){hint}"
 
 
-def _asked(error) -> str:
-    """What stands in place of a value that is not allowed: a kind of value, or the values themselves."""
-    values = error.validator_value
-    return ", ".join(map(str, values)) if isinstance(values, list) else str(values)
+def _of_alternatives(error) -> str:
+    """Return the line of a failed oneOf: the first error in the alternative that was meant, else what is allowed.
 
-
-def _is_of_another_kind(error) -> bool:
-    """Whether a value is no list, mapping, text or null where one is asked for."""
-    return error.validator == "type" and not error.path
-
-
-def _meant(error):
-    """Of the errors under a oneOf, one of the branch whose ``type`` fits, else of the branch with the fewest.
-
-    Branches that want another kind of value altogether (null beside a list) were not meant.
+    An alternative that wants another kind of value (null beside a list), or another ``type`` of source, was not meant.
     """
-    branches: dict[int, list] = {}
+    types = [branch.get("properties", {}).get("type", {}).get("const") for branch in error.validator_value]
+    if all(types) and isinstance(error.instance, dict) and "type" not in error.instance:
+        return f"{_key(error)}: key 'type' is missing; allowed: {', '.join(types)}"
+    refusals = [
+        child
+        for child in error.context
+        if child.validator in ("type", "const", "enum") and list(child.path) in ([], ["type"])
+    ]
+    not_meant = {child.schema_path[0] for child in refusals}
     for child in error.context:
-        branches.setdefault(child.schema_path[0], []).append(child)
-    branches = {place: errors for place, errors in branches.items() if not any(map(_is_of_another_kind, errors))}
-    fits = [errors for errors in branches.values() if not any(list(child.path)[-1:] == ["type"] for child in errors)]
-    if isinstance(error.instance, dict) and "type" in error.instance and not fits:
-        wrong_type = [child for child in error.context if list(child.path)[-1:] == ["type"]]
-        wrong_type[0].validator = "enum"
-        wrong_type[0].validator_value = [child.validator_value for child in wrong_type]
-        return wrong_type[0]
-    return min(fits or branches.values(), key=len)[0]
+        if child.schema_path[0] not in not_meant:
+            return _one_line(child)
+    wanted = (child.validator_value for child in refusals)
+    allowed = dict.fromkeys(", ".join(values) if isinstance(values, list) else values for values in wanted)
+    return f"{_key(refusals[0])}: {_short(refusals[0].instance)} is not allowed; allowed: {', '.join(allowed)}"
+
+
+def _key(error) -> str:
+    return ".".join(map(str, error.absolute_path)) or "config"
 
 
 def _short(value: Any) -> str:
@@ -287,7 +246,7 @@ def _short(value: Any) -> str:
 
 
 def _filled(value: Any, schema: dict, root: dict) -> Any:
-    """A value with defaults filled in, through $ref, items and the branch of a oneOf that fits.
+    """Return a value with defaults filled in, through $ref, items and the branch of a oneOf that fits.
 
     Equal studies become equal texts, however they are written: keys are sorted, and 1 and 1.0 are the same number.
     Snakemake compares the text of a job's parameters, and would measure again what is only spelt differently.
@@ -296,7 +255,7 @@ def _filled(value: Any, schema: dict, root: dict) -> Any:
 
     while "$ref" in schema:
         schema = root["$defs"][schema["$ref"].rsplit("/", 1)[-1]]
-    for branch in schema.get("oneOf", []) + schema.get("anyOf", []):
+    for branch in schema.get("oneOf", []):
         if Draft202012Validator(branch | {"$defs": root["$defs"]}).is_valid(value):
             value = _filled(value, branch, root)
     if isinstance(value, dict):
@@ -307,40 +266,38 @@ def _filled(value: Any, schema: dict, root: dict) -> Any:
     if isinstance(value, list):
         return [_filled(item, schema.get("items", {}), root) for item in value]
     if isinstance(value, float | int) and not isinstance(value, bool):
-        return _plain(value, schema.get("type", ""))
+        kind = schema.get("type", "")
+        return int(value) if "integer" in kind else float(value) if "number" in kind else value
     return value
 
 
-def _plain(number: float, kind: str | list[str]) -> float:
-    """A whole number as int where the schema wants one, any other as float."""
-    if "integer" in kind:
-        return int(number)
-    return float(number) if "number" in kind else number
-
-
 def _check_names(study: Study) -> None:
-    """Names must be known, and belong to one thing only."""
-    config = study.config
-    for key in ("models", "corpora"):
-        counts = Counter(entry["name"] for entry in config[key])
-        twice = [name for name, count in counts.items() if count > 1]
-        if twice:
-            raise StudyError(f"{key}: the name {twice[0]!r} is used twice; each needs a name of its own")
+    """Raise StudyError for a name that is not known, or that two things share."""
+    models, corpora = study.config["models"], study.config["corpora"]
+    for key, entries in (("models", models), ("corpora", corpora)):
+        name, count = Counter(entry["name"] for entry in entries).most_common(1)[0]
+        if count > 1:
+            raise StudyError(f"{key}: the name {name!r} is used twice; each needs a name of its own")
     used = [("precisions", study.precisions), ("quality_only", study.quality_only)]
-    used += [(f"models.{entry['name']}.precisions", entry["precisions"] or []) for entry in config["models"]]
-    for key, names in used:
+    for key, names in used + [(f"models.{model.name}.precisions", model.precisions) for model in study.models]:
         for name in names:
             _check_precision(key, name, study.device)
-    known = [("attention", study.attention, attention.CHOICES), ("runtimes", study.runtimes, runtimes.MODULES)]
-    known += [(f"models.{model.name}.runtimes", model.runtimes, runtimes.MODULES) for model in study.models]
-    known += [("quality.attention", [study.quality_attention], attention.CHOICES)]
-    known += [("diagnostics.attention.kernels", study.diagnostics["attention"]["kernels"] or [], attention.CHOICES)]
-    known += [("quality.corpora", study.quality_corpora, [corpus["name"] for corpus in config["corpora"]])]
-    for key, names, allowed in known:
+    run = [(f"models.{index}.runtimes", model.runtimes) for index, model in enumerate(study.models)]
+    for key, names in [("runtimes", study.runtimes), *run]:
+        if "eager" in names:
+            raise StudyError(f"{key}: 'eager' is a name of version 1; use 'generate' instead")
+    for key, names, allowed in (
+        ("attention", study.attention, attention.CHOICES),
+        ("runtimes", study.runtimes, runtimes.MODULES),
+        *((f"models.{model.name}.runtimes", model.runtimes, runtimes.MODULES) for model in study.models),
+        ("quality.attention", [study.quality_attention], attention.CHOICES),
+        ("diagnostics.attention.kernels", study.diagnostics["attention"]["kernels"] or [], attention.CHOICES),
+        ("quality.corpora", study.quality_corpora, [corpus["name"] for corpus in corpora]),
+    ):
         check_known(key, names, allowed)
     if study.reference not in study.precisions:
         raise StudyError(f"reference: {study.reference!r} is not measured; allowed: {', '.join(study.precisions)}")
-    for model, entry in zip(study.models, config["models"], strict=True):
+    for model, entry in zip(study.models, models, strict=True):
         # Random weights have no quality to compare, so a shape too large for the reference may leave it out.
         if model.real and study.reference not in model.precisions:
             raise StudyError(
@@ -351,7 +308,7 @@ def _check_names(study: Study) -> None:
 
 
 def _check_base(key: str, names: tuple[str, ...], study: Study) -> None:
-    """Every runtime is compared with the reference under the base runtime and the same attention kernel."""
+    """Raise StudyError where a runtime has no result of the base runtime, under its attention kernel, beside it."""
     if runtimes.BASE not in names:
         raise StudyError(
             f"{key}: {', '.join(map(repr, names))} without {runtimes.BASE!r}, which the others are compared with; "
@@ -373,7 +330,10 @@ def check_known(key: str, names, allowed) -> None:
 
 
 def _check_precision(key: str, name: str, device: str) -> None:
-    """``auto`` is resolved where a job runs, and a precision that cannot run there becomes its record's status."""
+    """Raise StudyError for a precision that is not known or does not run on the device.
+
+    ``auto`` is resolved where a job runs; there, such a precision becomes the record's status.
+    """
     try:
         devices = precisions.get(name).devices
     except StudyError as error:
@@ -383,22 +343,21 @@ def _check_precision(key: str, name: str, device: str) -> None:
 
 
 def _check_numbers(study: Study) -> None:
-    """Numbers must fit each other; whether sequences fit a model's context is checked with the kinds."""
-    warmup = study.speed["warmup"]
-    if warmup["minimum"] > warmup["maximum"]:
-        raise StudyError(
-            f"speed.warmup.minimum: {warmup['minimum']} is more than speed.warmup.maximum {warmup['maximum']}"
-        )
+    """Raise StudyError for numbers that contradict each other; ``kinds.check`` compares sequences with contexts."""
+    least, most = study.speed["warmup"]["minimum"], study.speed["warmup"]["maximum"]
+    if least > most:
+        raise StudyError(f"speed.warmup.minimum: {least} is more than speed.warmup.maximum {most}")
     for protocol in study.quality["protocols"]:
-        if protocol["stride"] > protocol["window"]:
+        stride, window = protocol["stride"], protocol["window"]
+        if stride > window:
             raise StudyError(
-                f"quality.protocols: stride {protocol['stride']} is more than window {protocol['window']}; "
-                "tokens between windows would never be scored"
+                f"quality.protocols: stride {stride} is more than window {window}; tokens between windows would never "
+                "be scored"
             )
 
 
 def _check_shape(entry: dict) -> None:
-    """A shape given by its sizes must hold those that memory and GPU requests need; LlamaConfig checks the rest."""
+    """Raise StudyError for a shape without the sizes that memory and GPU requests need; LlamaConfig checks the rest."""
     shape = entry["source"].get("shape")
     if not isinstance(shape, dict):
         return

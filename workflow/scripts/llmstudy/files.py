@@ -33,8 +33,11 @@ def disk_full_named(path: Path) -> Iterator[None]:
         if isinstance(error, StudyError):
             raise
         if getattr(error, "errno", None) in DISK_FULL or any(text in str(error) for text in DISK_FULL_TEXTS):
+            folder = next((parent for parent in Path(path).absolute().parents if parent.exists()), Path("/"))
+            free = shutil.disk_usage(folder).free / 2**20
             raise StudyError(
-                f"{path}: cannot be written, {_space_left(path)}; free some space and run again"
+                f"{path}: cannot be written, the disk is full ({free:.1f} MiB free in {folder}) or a quota is reached; "
+                "free some space and run again"
             ) from error
         raise
 
@@ -43,12 +46,8 @@ def disk_full_named(path: Path) -> Iterator[None]:
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside ``path`` that takes its name only after the body ended without an exception.
 
-    Text is UTF-8 with ``\\n`` line ends. The data is on the disk (fsync) before the name changes, so a reader, even
-    after a power cut, sees the old file or the whole new one.
-
-    Args:
-        path: the file to make; its folder is created.
-        mode: ``"w"`` for text, ``"wb"`` for bytes.
+    Text is UTF-8 with ``\\n`` line ends; ``mode`` is ``"w"``, or ``"wb"`` for bytes. The data is on the disk (fsync)
+    before the name changes, so a reader, even after a power cut, sees the old file or the whole new one.
 
     Raises:
         StudyError: the disk is full; ``path`` is as it was before.
@@ -91,11 +90,6 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes in lower-case hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _space_left(path: Path) -> str:
-    folder = next((parent for parent in Path(path).absolute().parents if parent.exists()), Path("/"))
-    return f"the disk is full ({shutil.disk_usage(folder).free / 2**20:.1f} MiB free in {folder}) or a quota is reached"
 
 
 def shared_file(name: str) -> Path:

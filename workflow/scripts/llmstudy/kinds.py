@@ -1,7 +1,7 @@
 """The one registry of measurements: which records a study needs, what each job gets, how its records are tabulated.
 
-A kind is one entry of ``KINDS``: everything that handles records (rules, GPU lock, child process, tables, report) asks
-here. Standard library only, so that the workflow can be parsed without the packages that measure.
+A kind is one entry of ``KINDS``, which everything that handles records reads: rules, GPU lock, child process, tables,
+report. Standard library only, so that the workflow can be parsed without the packages that measure.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,64 +21,48 @@ from llmstudy.runner.job import Identity, Job, sequences
 
 GIB = 2**30
 Configuration = tuple[str, str, str]  # precision, attention, runtime
+Plan = Callable[[Study, Model], list[Configuration]]
+Settings = Callable[[Study, Model, Configuration], dict]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of measurement.
+    """One kind of measurement."""
 
-    Attributes:
-        title: heading of its section in the report.
-        module: the measuring module below ``llmstudy``.
-        plan: (study, model) → the configurations that are measured, each in a process.
-        settings: (study, model, configuration) → the job's settings, plain values.
-        table: the module below ``llmstudy`` that turns its records into the table of its name, where ``tables.TABLES``
-            has none that reads them.
-        key: the part of the config that switches the kind on with ``enabled``; empty for what every study measures.
-        real_only: whether it needs real weights: random ones have no outliers like a trained model's, and no loss
-            worth comparing.
-        alone: whether another process on the same GPU would falsify it.
-        cases: the key of the results whose entries have a status each.
-        text: (study) → the corpora that it reads; prompts and calibration text are always there.
-        logprobs: whether it keeps the reference's log-probabilities or compares with them.
-        repeats: (model) → the number of processes for each configuration.
-        rule: the rule that measures it: ``measure``, or one that has more outputs.
-        allocator: settings of PyTorch's CUDA allocator.
-    """
-
-    title: str
-    module: str
-    plan: Callable[[Study, Model], list[Configuration]]
-    settings: Callable[[Study, Model, Configuration], dict]
+    title: str  # heading of its section in the report
+    module: str  # the measuring module below ``llmstudy``
+    plan: Plan  # the configurations that are measured on a model, each in a process
+    settings: Settings  # what the job gets, plain values
+    # The module below ``llmstudy`` that makes the table of its name, where ``tables.TABLES`` has none for its records.
     table: str = ""
-    key: str = ""
-    real_only: bool = False
-    alone: bool = False
-    cases: str = ""
-    text: Callable[[Study], list[str]] = lambda study: []
-    logprobs: bool = False
-    repeats: Callable[[Model], int] = lambda model: 1
-    rule: str = "measure"
-    allocator: str | None = None
+    key: str = ""  # the part of the config that switches the kind on with ``enabled``; empty if every study measures it
+    real_only: bool = False  # random weights have no outliers like a trained model's, and no loss worth comparing
+    alone: bool = False  # whether another process on the same GPU would falsify it
+    cases: str = ""  # the key of the results whose entries have a status each
+    text: Callable[[Study], list[str]] = lambda study: []  # corpora, beside that of prompts and calibration
+    logprobs: bool = False  # whether it keeps the reference's log-probabilities or compares with them
+    repeats: Callable[[Model], int] = lambda model: 1  # processes for each configuration
+    rule: str = "measure"  # the rule that measures it: this one, or a variant with other outputs or resources
+    allocator: str | None = None  # settings of PyTorch's CUDA allocator
 
     def section(self, study: Study) -> dict:
-        """Return the part of the config that switches the kind on."""
-        section = study.config
-        for name in self.key.split(".") if self.key else ():
+        """Return the part of the config that switches the kind on; empty where nothing does."""
+        section = study.config if self.key else {}
+        for name in filter(None, self.key.split(".")):
             section = section[name]
         return section
 
     def enabled(self, study: Study) -> bool:
-        """Return whether the study asks for the kind."""
-        return not self.key or self.section(study)["enabled"]
+        """Return whether the study measures the kind."""
+        return self.section(study).get("enabled", True)
 
-    def models(self, study: Study) -> list[Model]:
-        """Return the models that the kind is measured on."""
-        some = self.section(study).get("models") if self.key else None
+    def plans(self, study: Study) -> list[tuple[Model, list[Configuration]]]:
+        """Return the models that the kind is measured on, each with its configurations; none while it is off."""
+        some = self.section(study).get("models")
         return [
-            model
+            (model, self.plan(study, model))
             for model in study.models
-            if (model.real or not self.real_only) and (some is None or model.name in some)
+            if self.enabled(study) and (model.real or not self.real_only) and (some is None or model.name in some)
         ]
 
 
@@ -111,9 +95,9 @@ def the_reference(study: Study, model: Model) -> list[Configuration]:
 def profiled(study: Study, model: Model) -> list[Configuration]:
     """Return one attention kernel of each precision and runtime: quality's where it is measured, else the first."""
     chosen: dict[tuple[str, str], Configuration] = {}
-    for one in configurations(study, model):
-        if (one[0], one[2]) not in chosen or one[1] == study.quality_attention:
-            chosen[one[0], one[2]] = one
+    for precision, kernel, runtime in configurations(study, model):
+        if (precision, runtime) not in chosen or kernel == study.quality_attention:
+            chosen[precision, runtime] = (precision, kernel, runtime)
     return list(chosen.values())
 
 
@@ -132,8 +116,7 @@ def quality_settings(study: Study, model: Model, configuration: Configuration) -
 
 def reference_settings(study: Study, model: Model, configuration: Configuration) -> dict:
     """Return the settings of the reference; the first protocol alone is compared token by token."""
-    settings = quality_settings(study, model, configuration)
-    return settings | {"protocols": settings["protocols"][:1]}
+    return quality_settings(study, model, configuration) | {"protocols": study.quality["protocols"][:1]}
 
 
 def speed_settings(study: Study, model: Model, configuration: Configuration) -> dict:
@@ -142,26 +125,29 @@ def speed_settings(study: Study, model: Model, configuration: Configuration) -> 
     return {"workloads": list(model.workloads)} | {key: study.speed[key] for key in keys}
 
 
-def diagnostic(name: str) -> Callable[[Study, Model, Configuration], dict]:
-    """Return the function that gives a diagnostic its keys of the config."""
+def memory_settings(study: Study, model: Model, configuration: Configuration) -> dict:
+    """Return the settings of memory."""
+    return {"workloads": list(model.memory_workloads)}
+
+
+def diagnostic(name: str, title: str, plan: Plan, corpus: Callable[[Study], str] | None = None, **facts) -> Kind:
+    """Return a kind that the config switches on as ``diagnostics.<name>``, whose keys there are its settings.
+
+    Args:
+        corpus: (study) → the corpus that is read, in disjoint windows of the first protocol's length; None for no text.
+        facts: further attributes of the kind.
+    """
 
     def settings(study: Study, model: Model, configuration: Configuration) -> dict:
         section = study.diagnostics[name]
-        return {key: value for key, value in section.items() if key not in ("enabled", "kernels", "models")}
-
-    return settings
-
-
-def windowed(name: str, corpus: Callable[[Study], str]) -> Callable[[Study, Model, Configuration], dict]:
-    """Return the same for a diagnostic that reads text, in disjoint windows of the first protocol's length."""
-
-    def settings(study: Study, model: Model, configuration: Configuration) -> dict:
+        keys = {key: value for key, value in section.items() if key not in ("enabled", "kernels", "models")}
+        if not corpus:
+            return keys
         window = study.quality["protocols"][0]["window"]
         text = {"bos": study.quality["bos"], "corpus": corpus(study), "max_tokens": None}
-        protocol = {"protocol": {"window": window, "stride": window}}
-        return diagnostic(name)(study, model, configuration) | text | protocol
+        return keys | text | {"protocol": {"window": window, "stride": window}}
 
-    return settings
+    return Kind(title, f"measure.diagnostics.{name}", plan, settings, key=f"diagnostics.{name}", **facts)
 
 
 def capacity_settings(study: Study, model: Model, configuration: Configuration) -> dict:
@@ -175,11 +161,6 @@ def capacity_settings(study: Study, model: Model, configuration: Configuration) 
     }
 
 
-def first_quality_corpus(study: Study) -> list[str]:
-    """Return the corpus that quality begins with."""
-    return study.quality_corpora[:1]
-
-
 KINDS = {
     "speed": Kind(
         "Speed",
@@ -191,14 +172,7 @@ KINDS = {
         repeats=lambda model: model.repeats,
         rule="measure_time",
     ),
-    "memory": Kind(
-        "Memory",
-        "measure.memory",
-        configurations,
-        lambda study, model, configuration: {"workloads": list(model.memory_workloads)},
-        alone=True,
-        cases="workloads",
-    ),
+    "memory": Kind("Memory", "measure.memory", configurations, memory_settings, alone=True, cases="workloads"),
     "reference": Kind(
         "Reference",
         "measure.reference",
@@ -227,61 +201,23 @@ KINDS = {
         lambda study, model, configuration: dict(study.generations),
         real_only=True,
     ),
-    "outliers": Kind(
-        "Outlier statistics",
-        "measure.diagnostics.outliers",
-        the_reference,
-        windowed("outliers", lambda study: study.prompt_corpus),
-        key="diagnostics.outliers",
-        real_only=True,
+    "outliers": diagnostic(
+        "outliers", "Outlier statistics", the_reference, lambda study: study.prompt_corpus, real_only=True
     ),
-    "sensitivity": Kind(
+    "sensitivity": diagnostic(
+        "sensitivity",
         "Sensitivity to rounding",
-        "measure.diagnostics.sensitivity",
         the_reference,
-        windowed("sensitivity", lambda study: study.quality_corpora[0]),
-        key="diagnostics.sensitivity",
+        lambda study: study.quality_corpora[0],
         real_only=True,
-        text=first_quality_corpus,
+        text=lambda study: study.quality_corpora[:1],
     ),
-    "invariance": Kind(
-        "Batch invariance",
-        "measure.diagnostics.invariance",
-        each_precision,
-        diagnostic("invariance"),
-        key="diagnostics.invariance",
-        real_only=True,
-        cases="batches",
+    "invariance": diagnostic("invariance", "Batch invariance", each_precision, real_only=True, cases="batches"),
+    "profile": diagnostic("profile", "Where a decode step's time goes", profiled, alone=True, rule="measure_time"),
+    "attention": diagnostic(
+        "attention", "Attention kernels alone", every_kernel, alone=True, cases="points", rule="measure_time"
     ),
-    "profile": Kind(
-        "Where a decode step's time goes",
-        "measure.diagnostics.profile",
-        profiled,
-        diagnostic("profile"),
-        key="diagnostics.profile",
-        alone=True,
-        rule="measure_time",
-    ),
-    "attention": Kind(
-        "Attention kernels alone",
-        "measure.diagnostics.attention",
-        every_kernel,
-        diagnostic("attention"),
-        key="diagnostics.attention",
-        alone=True,
-        cases="points",
-        rule="measure_time",
-    ),
-    "tasks": Kind(
-        "Tasks",
-        "measure.diagnostics.tasks",
-        each_precision,
-        diagnostic("tasks"),
-        key="diagnostics.tasks",
-        real_only=True,
-        cases="tasks",
-        rule="measure_tasks",
-    ),
+    "tasks": diagnostic("tasks", "Tasks", each_precision, real_only=True, cases="tasks", rule="measure_tasks"),
     # The model predicts what is allocated. By default the allocator splits blocks and cannot give the parts back, up to
     # a fifth of an H200 after a long prefill, so that no model of the workload alone says what fits.
     "capacity": Kind(
@@ -299,21 +235,21 @@ KINDS = {
 def records(study: Study, *names: str) -> list[Identity]:
     """Return the identity of every record that the study needs, of the kinds ``names`` or of all."""
     return [
-        Identity(study.name, name, model.name, *one, repeat, "real" if model.real else "synthetic")
+        Identity(study.name, name, model.name, *configuration, repeat, "real" if model.real else "synthetic")
         for name in names or KINDS
-        if KINDS[name].enabled(study)
-        for model in KINDS[name].models(study)
-        for one in KINDS[name].plan(study, model)
+        for model, plan in KINDS[name].plans(study)
+        for configuration in plan
         for repeat in range(KINDS[name].repeats(model))
     ]
 
 
 def job(study: Study, identity: Identity) -> Job:
-    """Return what a measuring process gets: everything that its numbers depend on, and nothing else. It is the rule's
-    parameter, so that a change of the config reruns exactly the jobs that it concerns; what a job may take is a
-    resource of the rule instead."""
+    """Return what a measuring process gets: everything that its numbers depend on, and nothing else.
+
+    It is the rule's parameter, so that a change of the config reruns exactly the jobs that it concerns; what a job may
+    take is a resource of the rule instead.
+    """
     kind, model = KINDS[identity.kind], study.model(identity.model)
-    configuration = (identity.precision, identity.attention, identity.runtime)
     corpora = dict.fromkeys([*kind.text(study), study.prompt_corpus])
     return Job(
         identity=identity,
@@ -327,34 +263,31 @@ def job(study: Study, identity: Identity) -> Job:
         prompt_corpus=study.prompt_corpus,
         # A job that got it without need would be measured again for another reference.
         reference_folder=reference_folder(study, model) if kind.logprobs else "",
-        settings=kind.settings(study, model, configuration),
+        settings=kind.settings(study, model, (identity.precision, identity.attention, identity.runtime)),
         allocator=kind.allocator,
     )
 
 
 def reference_folder(study: Study, model: Model) -> str:
     """Return the folder of a model's reference log-probabilities."""
-    return f"resources/reference/{study.name}/{model.name}/{_reference(study, model).name}"
-
-
-def _reference(study: Study, model: Model) -> Identity:
-    return Identity(study.name, "reference", model.name, *the_reference(study, model)[0])
+    reference = Identity(study.name, "reference", model.name, *the_reference(study, model)[0])
+    return f"resources/reference/{study.name}/{model.name}/{reference.name}"
 
 
 def inputs(study: Study, identity: Identity) -> dict[str, str | list[str]]:
     """Return the files that a job reads, by name."""
-    one = job(study, identity)
-    found: dict[str, str | list[str]] = {
-        "manifest": f"{one.model_folder}/manifest.json",
-        "text": [f"{folder}/text.jsonl" for folder in one.corpora.values()],
+    its = job(study, identity)
+    files: dict[str, str | list[str]] = {
+        "manifest": f"{its.model_folder}/manifest.json",
+        "text": [f"{folder}/text.jsonl" for folder in its.corpora.values()],
     }
     if identity.kind == "quality":
-        found["reference"] = one.reference_folder
-    if "memory_record" in one.settings:
-        found["memory"] = one.settings["memory_record"]
+        files["reference"] = its.reference_folder
+    if "memory_record" in its.settings:
+        files["memory"] = its.settings["memory_record"]
     if identity.kind == "tasks":
-        found |= {"tasks": f"resources/tasks/{study.name}.json", "files": task_files(study)}
-    return found
+        files |= {"tasks": f"resources/tasks/{study.name}.json", "files": task_files(study)}
+    return files
 
 
 def task_files(study: Study) -> list[str]:
@@ -365,20 +298,21 @@ def task_files(study: Study) -> list[str]:
 
 def modules(identity: Identity) -> list[str]:
     """Return the modules below ``llmstudy`` that a job runs through, beside what they import."""
-    own = [precisions.module_of(identity.precision), runtimes.module_of(identity.runtime)]
-    return ["runner.child", KINDS[identity.kind].module, *own]
+    chosen = [precisions.module_of(identity.precision), runtimes.module_of(identity.runtime)]
+    return ["runner.child", KINDS[identity.kind].module, *chosen]
 
 
 def code_of(identity: Identity) -> str:
-    """Return the digest of the code that a job runs through, and its entries in the registries, which the digest leaves
-    out."""
+    """Return the digest of the code that a job runs through, and its registry entries, which the digest omits."""
     facts = runtimes.facts(identity.runtime), attention.get(identity.attention)
     return f"{code.digest(*modules(identity))} {facts}"
 
 
 def start_order(study: Study, identity: Identity) -> int:
-    """Return a priority from the seed and the record alone: jobs start in a random but repeatable order, so that a
-    machine that warms up or slows down does not favor one precision."""
+    """Return a priority that depends on the seed and the record alone.
+
+    Jobs start in a random but repeatable order: a machine that warms up or slows down favors no precision.
+    """
     text = json.dumps([study.speed["order_seed"], asdict(identity)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:3], "big")
 
@@ -397,8 +331,10 @@ def gpus(study: Study, identity: Identity) -> int:
 
 
 def memory_mb(study: Study, identity: Identity, attempt: int = 1) -> int:
-    """Return the host memory to request, MB: 2.5 GB for the libraries, and on a CPU the weights in the precision beside
-    a 16-bit and a file copy; on a GPU one shard at a time passes through. Grows with the attempt."""
+    """Return the host memory to request, MB, which grows with the attempt.
+
+    On a CPU it holds libraries, weights, a 16-bit copy and the file; on a GPU one shard at a time passes through.
+    """
     sixteen_bit = weight_gib(study, identity, "bf16")
     if study.device == "cuda":
         needed = 6000 + 1024 * min(10.0, sixteen_bit)
@@ -418,54 +354,40 @@ def runtime_minutes(study: Study, attempt: int = 1) -> int:
 
 
 def check(study: Study, *wanted: str) -> None:
-    """Raise StudyError for a mistake in what the kinds ``wanted``, or all, are asked to measure: sequences longer than
-    a model's context, unknown models, missing folders."""
+    """Raise StudyError where the kinds ``wanted``, or all, cannot be measured: sequences longer than a model's context,
+    unknown models, missing folders."""
     names = [model.name for model in study.models]
     for kind in KINDS.values():
-        if kind.key:
-            check_known(f"{kind.key}.models", kind.section(study).get("models") or [], names)
-    _check_capacity(study.diagnostics["capacity"])
-    _check_tasks(study.diagnostics["tasks"])
-    for identity in _one_each(records(study, *wanted)):
-        model = study.model(identity.model)
-        for name, tokens in sequences(job(study, identity).settings) if model.context else ():
-            if sum(tokens.values()) > model.context:
-                terms = " + ".join(f"{key} {number}" for key, number in tokens.items())
-                total = f" = {sum(tokens.values())} tokens" if len(tokens) > 1 else ""
-                key = KINDS[identity.kind].key or identity.kind
-                raise StudyError(
-                    f"{key}.{name}: {terms}{total}, but model {model.name!r} has a context of {model.context} tokens"
-                )
+        check_known(f"{kind.key}.models", kind.section(study).get("models") or [], names)
+    _check_diagnostics(study.diagnostics["capacity"], study.diagnostics["tasks"])
+    for name in wanted or KINDS:
+        for model, plan in KINDS[name].plans(study):
+            # The lengths are the same in all configurations.
+            settings = KINDS[name].settings(study, model, plan[0]) if plan else {}
+            for key, tokens in sequences(settings):
+                _check_context(f"{KINDS[name].key or name}.{key}", tokens, model)
 
 
-def _one_each(identities: Iterable[Identity]) -> Iterator[Identity]:
-    """Yield one identity of each kind and model: their settings do not depend on the configuration."""
-    seen = set()
-    for identity in identities:
-        if (key := (identity.kind, identity.model)) not in seen:
-            seen.add(key)
-            yield identity
+def _check_context(key: str, tokens: dict[str, int], model: Model) -> None:
+    total = sum(tokens.values())
+    if model.context and total > model.context:
+        terms = " + ".join(f"{name} {number}" for name, number in tokens.items())
+        terms += f" = {total} tokens" if len(tokens) > 1 else ""
+        raise StudyError(f"{key}: {terms}, but model {model.name!r} has a context of {model.context} tokens")
 
 
-def _check_tasks(tasks: dict) -> None:
-    if tasks["enabled"] and not tasks["tasks"]:
-        raise StudyError(
-            "diagnostics.tasks.tasks: [] names nothing to measure; allowed: names of tasks, for instance [arc_easy]"
-        )
-    if tasks["include_path"] and not Path(tasks["include_path"]).is_dir():
-        raise StudyError(
-            f"diagnostics.tasks.include_path: {tasks['include_path']!r} does not exist; allowed: a folder of task files"
-        )
-
-
-def _check_capacity(capacity: dict) -> None:
-    verify = capacity["verify"]
+def _check_diagnostics(capacity: dict, tasks: dict) -> None:
+    verify, folder = capacity["verify"], tasks["include_path"]
     if verify["enabled"] and not capacity["enabled"]:
         raise StudyError(
             "diagnostics.capacity.verify.enabled: true without diagnostics.capacity.enabled; allowed: both or neither"
         )
     if verify["context"] not in (None, *capacity["contexts"]):
-        allowed = ", ".join(map(str, capacity["contexts"]))
+        key, allowed = "diagnostics.capacity.verify.context", ", ".join(map(str, capacity["contexts"]))
+        raise StudyError(f"{key}: {verify['context']} is not predicted; allowed: {allowed}")
+    if tasks["enabled"] and not tasks["tasks"]:
         raise StudyError(
-            f"diagnostics.capacity.verify.context: {verify['context']} is not predicted; allowed: {allowed}"
+            "diagnostics.tasks.tasks: [] names nothing to measure; allowed: names of tasks, for instance [arc_easy]"
         )
+    if folder and not Path(folder).is_dir():
+        raise StudyError(f"diagnostics.tasks.include_path: {folder!r} does not exist; allowed: a folder of task files")

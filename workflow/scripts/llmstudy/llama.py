@@ -16,27 +16,16 @@ from llmstudy.errors import Unsupported
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model, with those filled in that its configuration may leave out.
+    """The sizes of a model, with those filled in that its configuration may omit."""
 
-    Attributes:
-        hidden: width of the residual stream.
-        intermediate: width between the linear layers of the MLP.
-        layers: decoder layers.
-        heads: query heads.
-        kv_heads: key-value heads; as many as query heads if the configuration does not say (LLaMA 1).
-        head_dim: width of a head; ``hidden / heads`` if the configuration does not say.
-        vocabulary: rows of the embedding and of the head.
-        tied: whether the head is the embedding.
-    """
-
-    hidden: int
-    intermediate: int
+    hidden: int  # width of the residual stream
+    intermediate: int  # width between the linear layers of the MLP
     layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    tied: bool
+    heads: int  # query heads
+    kv_heads: int  # key-value heads; as many as query heads if the configuration does not say (LLaMA 1)
+    head_dim: int  # width of a head; ``hidden / heads`` if the configuration does not say
+    vocabulary: int  # rows of the embedding and of the head
+    tied: bool  # whether the head is the embedding
 
     @classmethod
     def of(cls, config: Mapping[str, Any] | object) -> Shape:
@@ -46,8 +35,7 @@ class Shape:
             Unsupported: a size is missing that only the configuration knows.
         """
 
-        def optional(name: str) -> Any:
-            return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+        optional = config.get if isinstance(config, Mapping) else lambda name: getattr(config, name, None)
 
         def required(name: str) -> int:
             if (value := optional(name)) is None:
@@ -68,13 +56,13 @@ class Shape:
 
     @property
     def matmul_weights(self) -> int:
-        """Weights that each token is multiplied by: q, k, v, o, gate, up and down of all layers, and the head."""
+        """Return the weights that each token is multiplied by: q, k, v, o, gate, up, down of all layers, the head."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.intermediate) + self.vocabulary * self.hidden
 
     @property
     def parameters(self) -> int:
-        """All parameters; an embedding that is also the head counts once."""
+        """Return the parameters; an embedding that is also the head counts once."""
         norms = (2 * self.layers + 1) * self.hidden
         return self.matmul_weights + norms + (0 if self.tied else self.vocabulary * self.hidden)
 
@@ -99,11 +87,6 @@ def causal_attention_flops(heads: int, head_dim: int, context: int) -> float:
     Two products over half the square, as the FlashAttention papers count (Dao 2023, arXiv:2307.08691, section 4.1).
     """
     return 4 * heads * head_dim * context**2 / 2
-
-
-def parameters(config: Mapping[str, Any] | object) -> int:
-    """Return the parameters of a model from its configuration; see ``Shape.of``."""
-    return Shape.of(config).parameters
 
 
 def protocol_name(protocol: Mapping[str, int], bos: bool) -> str:

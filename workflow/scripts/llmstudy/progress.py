@@ -18,12 +18,8 @@ class LogBar(tqdm):
     """
 
     def __init__(self, *args, **settings):
-        log_settings = {
-            "mininterval": LOG_INTERVAL_S,
-            "miniters": 1,
-            "bar_format": "{desc}: {n_fmt}/{total_fmt} {unit} in {elapsed} ({rate_fmt})",
-        }
-        super().__init__(*args, **(settings | log_settings))
+        lines = "{desc}: {n_fmt}/{total_fmt} {unit} in {elapsed} ({rate_fmt})"
+        super().__init__(*args, **settings | {"mininterval": LOG_INTERVAL_S, "miniters": 1, "bar_format": lines})
 
     def close(self):
         if not self.disable:
@@ -33,25 +29,13 @@ class LogBar(tqdm):
 
     @staticmethod
     def status_printer(file):
-        def print_line(status: str) -> None:
-            if status.strip():
-                file.write(status.strip() + "\n")
-                file.flush()
-
-        return print_line
+        return lambda status: print(status.strip(), file=file, flush=True) if status.strip() else None
 
 
 def progress(iterable: Iterable[Item], what: str, total: int | None = None, unit: str = "items") -> Iterator[Item]:
-    """Pass the items on while showing how many are done.
+    """Yield the items while showing how many are done of ``total``, which an ``iterable`` with a length need not say.
 
-    A script that has redirected ``sys.stderr`` into its log has lines in the log and still its bar on the terminal it
-    was started from.
-
-    Args:
-        iterable: the items.
-        what: the step in words, e.g. ``"quality wikipedia"``.
-        total: the number of items where ``iterable`` has no length.
-        unit: what an item is called.
+    A script whose ``sys.stderr`` goes to its log gets lines there, and still a bar on the terminal that started it.
     """
     if not sys.stderr.isatty():
         iterable = LogBar(iterable, desc=what, total=total, unit=unit, file=sys.stderr)

@@ -19,16 +19,17 @@ from llmstudy.runner.failures import classify, traceback_tail
 from llmstudy.runner.gpu_lock import gpu_lock
 from llmstudy.runner.job import Job
 
+PR_SET_PDEATHSIG = 1  # prctl(2): the signal to this process when its parent dies
+
 
 def main(job_file: str, result_file: str, artifacts: str) -> None:
     """Measure the job and write its result; exit with 0 whenever a result with a status was written."""
     job = Job.from_dict(json.loads(Path(job_file).read_text()))
     result: dict = {"device": job.device}
     target = Path(result_file)
-    end_with_parent()
-    prefer_me_when_memory_runs_out()
+    end_before_the_parent()
     limit_time(job.limits.seconds)
-    with ExitStack() as held:  # the GPU lock is released after the result is safe, and not before
+    with ExitStack() as stack:  # the GPU lock is released after the result is safe, and not before
         try:
             from llmstudy.measure import measure
             from llmstudy.measure.session import Session, resolve_device
@@ -49,7 +50,7 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
             session.import_libraries()
             left = limit_time(None)  # the limits of the others bound how long this one waits
             waiting_since = time.monotonic()
-            held.enter_context(gpu_lock(result["device"], job.alone))
+            stack.enter_context(gpu_lock(result["device"], job.alone))
             session.provenance["waited_s"] = round(time.monotonic() - waiting_since, 3)
             limit_time(left)
             save(measure(session))
@@ -62,10 +63,7 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
 
 
 def status_of(results: dict, cases: str) -> dict:
-    """Return ``ok`` as soon as one case is; when none is, the status and reason of the first.
-
-    ``cases``: the key of the results that lists them; empty where the kind has none.
-    """
+    """Return status ``ok`` if any entry of ``results[cases]`` has it, or there is none; else the first one's status."""
     entries = results.get(cases, [])
     if not entries or any(entry["status"] == "ok" for entry in entries):
         return {"status": "ok", "reason": ""}
@@ -85,7 +83,7 @@ def limit_host_memory(megabytes: int | None, device: str) -> None:
     Only on the CPU: a CUDA context reserves far more address space than it uses.
     """
     if megabytes and device == "cpu":
-        size = megabytes * 1024 * 1024
+        size = megabytes * 2**20
         resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
@@ -99,21 +97,16 @@ def limit_time(seconds: float | None) -> float:
     return left
 
 
-def end_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies, however that happens (Linux; prctl(2))."""
-    set_pdeathsig = 1
-    try:
-        ctypes.CDLL(None).prctl(set_pdeathsig, signal.SIGKILL)
-    except (OSError, AttributeError):
-        print("could not ask to end with the parent", file=sys.stderr)
+def end_before_the_parent() -> None:
+    """Ask the kernel (Linux) to kill this process when its parent dies, and first of the two when memory runs out.
 
-
-def prefer_me_when_memory_runs_out() -> None:
-    """Ask the kernel to kill this process before its parent, which writes the record."""
+    The parent writes the record.
+    """
     try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         Path("/proc/self/oom_score_adj").write_text("1000")
-    except OSError:
-        print("could not set oom_score_adj; the parent may be killed with this process", file=sys.stderr)
+    except (OSError, AttributeError) as error:
+        print(f"could not ask to end with the parent, or before it: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ def gpu_lock(device: str, alone: bool) -> Iterator[None]:
 
     This process can use no GPU afterwards: its memory is given back first, or the next one would measure beside that.
     """
-    with ExitStack() as held:
+    with ExitStack() as stack:
         if device == "cuda":
             for path in locks(visible_gpus()):
-                held.enter_context(locked(path, alone=alone))
-            held.callback(destroy_contexts)
+                stack.enter_context(locked(path, alone=alone))
+            stack.callback(destroy_contexts)
         yield
 
 

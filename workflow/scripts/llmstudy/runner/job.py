@@ -6,7 +6,7 @@ Standard library only: the workflow makes jobs while it is parsed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,7 @@ class Workload:
 
 @dataclass(frozen=True, order=True)
 class Identity:
-    """What identifies a record: study and kind, then model, configuration and number of the process.
-
-    ``weights``: ``real`` or ``synthetic``.
-    """
+    """What identifies a record: study and kind, then model, configuration and number of the process."""
 
     study: str
     kind: str
@@ -32,7 +29,7 @@ class Identity:
     attention: str
     runtime: str
     repeat: int = 0
-    weights: str = "real"
+    weights: str = "real"  # or ``synthetic``
 
     @property
     def name(self) -> str:
@@ -47,63 +44,40 @@ class Identity:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a job may take: ``seconds`` of measuring, MB of host memory (None: no limit), and how many submissions may
-    end for lack of memory before that becomes the record."""
+    """What a job may take."""
 
-    seconds: float
-    oom_attempts: int = 1
-    host_memory_mb: int | None = None
+    seconds: float  # of measuring
+    oom_attempts: int = 1  # the submission whose lack of memory becomes the record; earlier ones are tried again
+    host_memory_mb: int | None = None  # None: no limit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything that the numbers of a measurement depend on, and its limits.
-
-    Attributes:
-        identity: what is measured.
-        module: the measuring module below ``llmstudy``, for instance ``measure.speed``.
-        cases: the key of the results whose entries have a status each; empty if the whole record has one.
-        alone: whether another process on the same GPU would falsify the measurement.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        threads: CPU threads; None takes what SLURM granted, else every core.
-        model_folder: folder of the fetched model, with its manifest.
-        corpora: name of a corpus → folder of its text.
-        prompt_corpus: the corpus that prompts and calibration text come from.
-        reference_folder: folder of the reference's log-probabilities; empty for kinds that do not use them.
-        settings: what to measure; each measuring module has a dataclass for its own.
-        allocator: settings of PyTorch's CUDA allocator, or None.
-        limits: known when the job starts.
-    """
+    """Everything that the numbers of a measurement depend on, and its limits."""
 
     identity: Identity
-    module: str
-    cases: str
-    alone: bool
-    device: str
-    threads: int | None
-    model_folder: str
-    corpora: dict[str, str]
-    prompt_corpus: str
-    reference_folder: str
-    settings: dict
-    allocator: str | None = None
-    limits: Limits | None = None
-
-    def with_limits(self, limits: Limits) -> Job:
-        """Return the job with limits."""
-        return replace(self, limits=limits)
+    module: str  # the measuring module below ``llmstudy``, for instance ``measure.speed``
+    cases: str  # the key of the results whose entries have a status each; empty if the whole record has one
+    alone: bool  # whether another process on the same GPU would falsify the measurement
+    device: str  # ``auto``, ``cpu`` or ``cuda``
+    threads: int | None = None  # CPU threads; None takes what SLURM granted, else every core
+    model_folder: str  # the fetched model, with its manifest
+    corpora: dict[str, str]  # name of a corpus → folder of its text
+    prompt_corpus: str  # the corpus that prompts and calibration text come from
+    reference_folder: str  # the reference's log-probabilities; empty for kinds that do not use them
+    settings: dict  # what to measure; each measuring module reads them as its dataclass ``Settings``
+    allocator: str | None = None  # settings of PyTorch's CUDA allocator
+    limits: Limits | None = None  # known when the job starts
 
     def to_dict(self) -> dict:
         """Return the job as plain values for JSON and for Snakemake's parameters."""
-        plain = asdict(self)
-        return {key: value for key, value in plain.items() if value is not None}
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, plain: dict) -> Job:
         """Return the job that ``to_dict`` described."""
-        limits = {"limits": Limits(**plain["limits"])} if "limits" in plain else {}
-        optional = {"threads": None} | plain
-        return cls(**(optional | {"identity": Identity(**plain["identity"])} | limits))
+        limits = Limits(**plain["limits"]) if "limits" in plain else None
+        return cls(**plain | {"identity": Identity(**plain["identity"]), "limits": limits})
 
 
 # New tokens of the shorter generation of a profile: a prefill and one decode step.

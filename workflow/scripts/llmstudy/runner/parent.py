@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,18 +48,15 @@ def run_child(job: Job, log: Path, artifacts: Path) -> Outcome:
         start = time.monotonic()
         kills_before = _kernel_oom_kills()
         with log.open("a") as stream, _terminate_as_exception():
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                env=_environment(job.allocator),
-                start_new_session=True,
-            )
+            streams = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
+            environment = _environment(job.allocator)
+            process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
             try:
                 process.wait()  # without a timeout, which would poll and take time from a core
             finally:
-                _kill_group(process)
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # a group of its own: the child and whatever it started
+                process.wait()
         wall_s = time.monotonic() - start
         result = json.loads(result_file.read_text()) if result_file.exists() else {}
     killed_for_memory = _kernel_oom_kills() > kills_before
@@ -74,40 +72,30 @@ def _environment(allocator: str | None) -> dict[str, str]:
     ``allocator``: settings of PyTorch's CUDA allocator, which reads them once, when it starts.
     """
     path = os.pathsep.join(filter(None, [str(LIBRARY), os.environ.get("PYTHONPATH")]))
-    chosen = {"PYTORCH_ALLOC_CONF": allocator} if allocator else {}
-    return (
-        os.environ
-        | chosen
-        | {
-            "PYTHONPATH": path,
-            "PYTHONUNBUFFERED": "1",
-            "HF_HUB_OFFLINE": "1",
-            "HF_DATASETS_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-    )
+    fixed = {
+        "PYTHONPATH": path,
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return os.environ | fixed | ({"PYTORCH_ALLOC_CONF": allocator} if allocator else {})
 
 
-def _kill_group(process: subprocess.Popen) -> None:
-    """End the child and whatever it started; its process group is its own."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-class _terminate_as_exception:
-    """SIGTERM (a cancelled cluster job) and SIGHUP (a closed terminal) raise SystemExit in the parent, so that the
+@contextmanager
+def _terminate_as_exception() -> Iterator[None]:
+    """Raise SystemExit in the parent at SIGTERM (a cancelled cluster job) and SIGHUP (a closed terminal), so that the
     child never outlives it. A signal that is ignored, as under nohup, stays so."""
 
-    def __enter__(self):
-        def stop(number, frame):
-            raise SystemExit(128 + number)
+    def stop(number, frame):
+        raise SystemExit(128 + number)
 
-        heeded = (one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN)
-        self.previous = {one: signal.signal(one, stop) for one in heeded}
-
-    def __exit__(self, *_):
-        for number, handler in self.previous.items():
+    heeded = (number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN)
+    previous = {number: signal.signal(number, stop) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
@@ -122,9 +110,7 @@ def _kernel_oom_kills() -> int:
 
 def _last_line(log: Path, begin: int) -> str:
     """Return the last line written to a log after its first ``begin`` bytes: what a library prints before it fails."""
-    with log.open("rb") as stream:
-        stream.seek(max(begin, log.stat().st_size - 4096))
-        lines = stream.read().decode(errors="replace").split("\n")
+    lines = log.read_bytes()[begin:].decode(errors="replace").split("\n")
     return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -36,29 +37,25 @@ def of_repository() -> dict:
     }
 
 
-def device_memory_gib(found: dict) -> float:
-    """Return the memory of a record's device from its provenance: of one GPU, else of the host; infinite if unknown."""
-    return found.get("gpu", {}).get("memory_gib") or found.get("host_memory_gib") or float("inf")
-
-
 def of_process(device: str) -> dict:
     """Return versions, CPU, threads and, on CUDA, the GPU of this process. Imports torch."""
     import torch
 
-    found = {
+    cpu, capabilities = processor()
+    facts = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "packages": installed(PACKAGES),
-        "cpu": cpu_model(),
-        "cpu_capabilities": cpu_capabilities(),
+        "cpu": cpu,
+        "cpu_capabilities": capabilities,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "host_memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        found["gpu"] = {
+        facts["gpu"] = {
             "name": properties.name,
             "count": torch.cuda.device_count(),
             "memory_gib": round(properties.total_memory / 2**30, 1),
@@ -66,39 +63,25 @@ def of_process(device: str) -> dict:
             "compute_capability": f"{properties.major}.{properties.minor}",
             "cuda": torch.version.cuda,
         }
-    return found
+    return facts
 
 
 def installed(packages: tuple[str, ...]) -> dict[str, str]:
     """Return the version of each installed package among ``packages``."""
     versions = {}
     for package in packages:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 
-def cpu_model() -> str:
-    """Return the processor's name as the kernel gives it."""
-    for line in _cpuinfo():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def cpu_capabilities() -> list[str]:
-    """Return which of ``CPU_CAPABILITIES`` this processor has."""
-    for line in _cpuinfo():
-        if line.startswith(("flags", "Features")):
-            flags = set(line.split(":", 1)[1].split())
-            return [name for name in CPU_CAPABILITIES if name in flags]
-    return []
-
-
-def _cpuinfo() -> list[str]:
+def processor() -> tuple[str, list[str]]:
+    """Return the processor's name as the kernel gives it, and which of ``CPU_CAPABILITIES`` it has."""
     try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
     except OSError:
-        return []
+        lines = []
+    fields = {key.strip(): value.strip() for key, _, value in reversed(lines)}  # those of the first core
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    return name, [capability for capability in CPU_CAPABILITIES if capability in flags]

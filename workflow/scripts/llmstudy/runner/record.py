@@ -27,20 +27,17 @@ STATUSES = ("ok", "oom", "unsupported", "timeout", "error")
 
 
 def measure(job: Job, record: Path, log: Path, artifacts: dict[str, Path] | None = None, attempt: int = 1) -> None:
-    """Run one measuring job in a child process and write its record.
+    """Run one measuring job in a child process, which appends to ``log``, and write its record.
 
     Args:
-        job: what to measure, with its limits.
-        record: the JSON to write.
-        log: the file that the child appends to.
         artifacts: name of a file that the child may write → its path beside the record; one that the child did not
-            write becomes an empty file, so that a failed measurement is still a finished job. An empty name stands for
+            write becomes an empty file, so that a failed measurement is still a finished job. An empty name means
             all of the child's files, published as one folder.
         attempt: number of this submission.
 
     Raises:
-        StudyError: the job ran out of memory and ``limits.oom_attempts`` is not reached: the scheduler submits it
-            again with more memory.
+        StudyError: the job ran out of memory before attempt ``limits.oom_attempts``: the scheduler submits it again
+            with more.
     """
     code = of_repository()  # before: somebody may commit meanwhile
     artifacts = artifacts or {}
@@ -62,7 +59,7 @@ def measure(job: Job, record: Path, log: Path, artifacts: dict[str, Path] | None
 
 
 def compose(job: Job, outcome: Outcome, code: dict, attempt: int = 1) -> dict[str, Any]:
-    """Return the record of a job that ended so; ``code``: the commit that measured (``provenance.of_repository``)."""
+    """Return the record of a job and its outcome; ``code``: the commit that measured (``provenance.of_repository``)."""
     result = outcome.result
     return {
         "schema": SCHEMA,
@@ -85,7 +82,7 @@ def write(record: dict, path: Path) -> None:
 
 
 def read(path: Path) -> dict:
-    """Read a record; raises StudyError if it is not one."""
+    """Read a record; raise StudyError for any other file."""
     try:
         record = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:

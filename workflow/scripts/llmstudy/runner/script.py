@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from llmstudy.errors import StudyError
@@ -52,24 +53,20 @@ def measure(snakemake) -> None:
     """
     resources = snakemake.resources
     limits = granted(Limits(resources["limit_s"], resources["oom_attempts"]), resources)
-    job = Job.from_dict(snakemake.params.job).with_limits(limits)
+    job = replace(Job.from_dict(snakemake.params.job), limits=limits)
     target, log = Path(snakemake.output.record), Path(snakemake.log[0])
-    artifacts = {artifact_name(Path(path), target): Path(path) for path in snakemake.output if Path(path) != target}
+    others = [Path(path) for path in snakemake.output if Path(path) != target]
+    # The child calls a file beside the record ``arrays``; a folder elsewhere takes all of its files.
+    artifacts = {f"arrays{path.suffix}" if path.parent == target.parent else "": path for path in others}
     with step(snakemake.log[0]):
         record.measure(job, target, log, artifacts, resources.get("attempt", 1))
-
-
-def artifact_name(output: Path, target: Path) -> str:
-    """Return what the measuring process calls an output: ``arrays`` and its suffix for a file named after the record,
-    nothing for a folder, which is published whole."""
-    return f"arrays{output.suffix}" if output.parent == target.parent else ""
 
 
 def granted(limits: Limits, resources) -> Limits:
     """Return the job's limits, tightened to what SLURM granted, so that the child ends before SLURM ends the job."""
     if "SLURM_JOB_ID" not in os.environ:
         return limits
-    # Asked of SLURM: some of the job's time went by before this process started.
+    # From SLURM's queue: some of the job's time went by before this process started.
     left = slurm.seconds_left(os.environ["SLURM_JOB_ID"]) or resources.get("runtime", 1e9) * 60
     seconds = min(limits.seconds, left - min(WRITING_S, WRITING_SHARE * left))
     megabytes = slurm.granted_mb(os.environ["SLURM_JOB_ID"])

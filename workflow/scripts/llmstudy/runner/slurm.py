@@ -20,11 +20,11 @@ _MB = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job in SLURM's queue: SLURM's number, state, and the rule and wildcards that it runs."""
+    """A job in SLURM's queue."""
 
     number: str
     state: str
-    what: str
+    what: str  # its rule and wildcards
 
     def __str__(self) -> str:
         return f"{self.number} {self.state} {self.what}"
@@ -72,10 +72,7 @@ def check_partitions(wanted: set[str | None]) -> None:
 
 def seconds_left(job: str) -> float | None:
     """Return the seconds until SLURM ends a job; None without a limit or an answer."""
-    try:
-        return parse_duration(_ask("squeue", "--noheader", "--jobs", job, "--format", "%L"))
-    except StudyError:
-        return None
+    return parse_duration(_queued(job, "--format", "%L"))
 
 
 def granted_mb(job: str) -> int | None:
@@ -83,21 +80,25 @@ def granted_mb(job: str) -> int | None:
 
     From the queue: Snakemake's executor removes SLURM_MEM_PER_NODE from the environment of what it starts.
     """
-    try:
-        granted = _ask("squeue", "--noheader", "--jobs", job, "--Format", "tres-alloc:200")
-    except StudyError:
-        return None
-    found = re.search(r"\bmem=([\d.]+)([KMGT]?)", granted)
-    return int(float(found[1]) * _MB[found[2]]) if found else None
+    memory = re.search(r"\bmem=([\d.]+)([KMGT]?)", _queued(job, "--Format", "tres-alloc:200"))
+    return int(float(memory[1]) * _MB[memory[2]]) if memory else None
 
 
 def parse_duration(text: str) -> float | None:
     """Return the seconds of SLURM's ``[days-][[hours:]minutes:]seconds``; None for words such as UNLIMITED."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text.strip())
-    if not found:
+    parts = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text.strip())
+    if not parts:
         return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def _queued(job: str, *columns: str) -> str:
+    """Return columns of a job from SLURM's queue; empty without an answer."""
+    try:
+        return _ask("squeue", "--noheader", "--jobs", job, *columns)
+    except StudyError:
+        return ""
 
 
 def _ask(*command: str) -> str:
