@@ -41,7 +41,7 @@ class Checkout:
 
     def run(self, *arguments: str, seconds: float = 300, **environment: str) -> tuple[int, str]:
         """Run Snakemake; return its exit code and what it printed."""
-        cores = [] if "--profile" in arguments else ["--cores", "1"]
+        cores = [] if {"--profile", "--cores"} & set(arguments) else ["--cores", "1"]
         run = subprocess.run(
             [sys.executable, "-m", "snakemake", *cores, *arguments],
             cwd=self.folder,
@@ -65,8 +65,10 @@ class Checkout:
         return "--configfile=study.yaml"
 
     def tiny(self, *arguments: str, **study) -> str:
-        """Run the tiny study with some changes; see ``snakemake``."""
-        return self.snakemake(self.write(tiny.study(self.folder / "data", **(self.study | study))), *arguments)
+        """Run the tiny study with some changes; see ``snakemake``. Names in capitals are of the environment."""
+        environment = {key: study.pop(key) for key in list(study) if key.isupper()}
+        config = tiny.study(self.folder / "data", **(self.study | study))
+        return self.snakemake(self.write(config), *arguments, **environment)
 
     def planned(self, **study) -> dict[str, int]:
         """Return the jobs that a run of the tiny study would do now, by rule."""
@@ -86,7 +88,7 @@ def jobs(output: str) -> dict[str, int]:
     """Return the jobs of a dry run by rule; none where nothing is to be done."""
     found = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, flags=re.MULTILINE)}
     assert found or "Nothing to be done" in output, output
-    assert sum(found.values()) == 2 * found.get("total", 0)
+    assert sum(found.values()) == 2 * found.get("total", 0), output
     return {rule: count for rule, count in found.items() if rule not in ("total", "all")}
 
 

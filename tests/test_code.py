@@ -34,7 +34,7 @@ def listed(*modules: str) -> set[str]:
 
 # ------------------------------------------------------------------------------------------------- what it follows
 
-# What a measuring process and each module that is imported by name load; measuring bandwidth copies little, to be quick.
+# What a measuring process and each module that is imported by name load; a small copy measures the bandwidth.
 LOADED = """
 import importlib, json, sys
 from llmstudy.measure import device

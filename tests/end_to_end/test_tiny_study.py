@@ -1,71 +1,38 @@
-"""A whole study through Snakemake, from weights and text to REPORT.md, in a copy of the workflow.
+"""A whole study through Snakemake, from weights and text to REPORT.md, in a copy of the workflow; what it then repeats.
 
 One kernel of the study does not exist on a CPU, so that what fails is seen to cost the study nothing else.
 """
 
+import getpass
 import json
 import math
-import os
+import platform
 import re
 import shutil
 import statistics
-import subprocess
-import sys
+from contextlib import contextmanager
 from pathlib import Path
 
+import local_task
 import numpy as np
 import pytest
 import tiny
-import yaml
-from llmstudy.tables.columns import read_table
+from checkout import Checkout, jobs, measuring
+from llmstudy import cli
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
-STUDY = {"attention": ["sdpa-cudnn", "sdpa"]}
-
-
-class Checkout:
-    """A copy of the repository's workflow with a tiny study in it."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        for part in ("workflow", "config", "envs"):
-            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "Snakefile", folder)
-
-    def snakemake(self, *arguments: str, **study) -> str:
-        """Run the study (with changes) and return what Snakemake said; it must succeed."""
-        config = tiny.study(self.folder / "data", **(STUDY | study))
-        (self.folder / "study.yaml").write_text(yaml.safe_dump(config))
-        command = [BIN / "snakemake", "--cores", "1", "--configfile", "study.yaml", *arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-        run = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=environment, timeout=900)
-        assert run.returncode == 0, run.stdout + run.stderr
-        return run.stdout + run.stderr
-
-    def planned(self, **study) -> dict[str, int]:
-        """Jobs that a run would do now, by rule."""
-        found = re.findall(r"^(\w+) +(\d+)$", self.snakemake("-n", **study), flags=re.MULTILINE)
-        return {rule: int(count) for rule, count in found if rule not in ("total", "all")}
-
-    @property
-    def results(self) -> Path:
-        return self.folder / "results" / "tiny"
-
-    def record(self, kind: str, precision: str, attention: str = "sdpa") -> dict:
-        path = self.results / "records" / kind / "tiny-llama" / f"{precision}.{attention}.generate.r0.json"
-        return json.loads(path.read_text())
-
-    def table(self, name: str):
-        return read_table(self.results / f"{name}.csv")
+TASKS = {"enabled": True, "tasks": ["tiny_choice", "tiny_group"], "include_path": "tasks", "limit": 6}
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    checkout = Checkout(tmp_path_factory.mktemp("study"))
-    checkout.snakemake()
+    """The finished study."""
+    folder = tmp_path_factory.mktemp("study")
+    checkout = Checkout(folder, copy=True, attention=["sdpa-cudnn", "sdpa"], diagnostics={"tasks": TASKS})
+    local_task.save(folder / "tasks")
+    # Two jobs at once: nobody reads the times.
+    checkout.tiny("--cores", "2", HF_HOME=str(folder / "cache"), HF_HUB_OFFLINE="1")
     return checkout
 
 
@@ -74,6 +41,73 @@ def row_of(table, **values):
         table = table[table[column] == value]
     assert len(table) == 1
     return table.iloc[0]
+
+
+def tpot_of(study) -> float:
+    """The TPOT of bf16, ms, from the record."""
+    (entry,) = study.record("speed", "bf16")["results"]["workloads"]
+    assert entry["status"] == "ok" and all(len(run["itl_ms"]) == 5 for run in entry["runs"])
+    return statistics.median(sum(run["itl_ms"]) / 5 for run in entry["runs"])
+
+
+def test_everything_that_a_study_promises_is_there(study):
+    for name in (
+        "processes",
+        "speed",
+        "memory",
+        "quality",
+        "generations",
+        "text",
+        "summary",
+        "recommendation",
+        "tasks",
+    ):
+        assert len(study.table(name)) > 0, name
+    figures = {path.name for path in (study.folder / "results/tiny/figures").iterdir()}
+    assert {"speed.svg", "memory.svg", "perplexity.svg", "agreement.svg", "trade_off.svg", "trade_off.png"} <= figures
+    logs = study.folder / "results/tiny/logs/records/quality/tiny-llama"
+    assert "windows scored" in (logs / "bf16.sdpa.generate.r0.log").read_text()  # progress
+
+
+def test_tpot_is_that_of_the_record_in_every_table(study):
+    row = row_of(study.table("processes"))
+    assert row["tpot_ms"] == pytest.approx(tpot_of(study), rel=1e-5)
+    runs = study.record("speed", "bf16")["results"]["workloads"][0]["runs"]
+    assert row["ttft_ms"] == pytest.approx(statistics.median(run["ttft_ms"] for run in runs), rel=1e-5)
+    for name in ("speed", "summary"):
+        assert row_of(study.table(name))["tpot_ms"] == pytest.approx(tpot_of(study), rel=1e-5)
+
+
+def test_perplexity_is_that_of_the_losses_of_the_tokens(study):
+    nll = {}
+    for precision in ("fp32", "bf16"):
+        path = study.folder / f"results/tiny/records/quality/tiny-llama/{precision}.sdpa.generate.r0.npz"
+        nll[precision] = np.load(path)["tiny-text/w64-s32/nll"].astype(float)
+        recorded = study.record("quality", precision)["results"]["protocols"][0]["mean_nll"]
+        assert recorded == pytest.approx(nll[precision].mean(), rel=1e-5)
+        assert len(nll[precision]) == 6 * 60 - 1  # six documents of 60 tokens, the first token of all aside
+    row = row_of(study.table("quality"))
+    assert row["ppl"] == pytest.approx(math.exp(nll["bf16"].mean()), rel=1e-4)
+    assert row["ppl_ratio"] == pytest.approx(math.exp((nll["bf16"] - nll["fp32"]).mean()), rel=1e-4)
+    assert row["kl_nats"] > 0 and row["kl_tokens"] == 200
+    itself = row_of(study.table("quality"), precision="fp32")
+    assert math.isnan(itself["ppl_ratio"]) and itself["kl_nats"] < row["kl_nats"] / 10 and itself["top1_agreement"] == 1
+
+
+def test_a_folder_of_tasks_becomes_a_table(study):
+    fetched = json.loads((study.folder / "resources/tasks/tiny.json").read_text())
+    assert fetched["tiny_choice"]["tiny_choice"]["documents"] == 8
+    table = study.table("tasks")
+    assert table[["precision", "task", "status", "documents"]].values.tolist() == [
+        [precision, *rest]
+        for precision in ("fp32", "bf16")
+        for rest in (["tiny_choice", "ok", 6], ["tiny_group", "ok", 12])
+    ]
+    assert table.loc[:1, "accuracy_change"].isna().all()
+    bf16 = table.loc[2:]
+    gained = (bf16["wrong_to_correct"] - bf16["correct_to_wrong"]) / bf16["documents"]
+    assert bf16["accuracy_change"].tolist() == pytest.approx(gained.tolist(), rel=1e-5)
+    assert (bf16["answers_changed"] >= bf16["wrong_to_correct"] + bf16["correct_to_wrong"]).all()
 
 
 def cells(report: str, precision: str, header: str) -> dict[str, str]:
@@ -94,138 +128,166 @@ def number(cell: str) -> float:
     return float(re.match(r"[-+]?[\d,.]+(e[-+]\d+)?", cell)[0].replace(",", ""))
 
 
-def test_everything_that_a_study_promises_is_there(study):
-    for name in ("speed", "memory", "quality", "generations", "text", "summary", "recommendation"):
-        assert len(study.table(name)) > 0, name
-    figures = {path.name for path in (study.results / "figures").iterdir()}
-    assert {"latency.svg", "memory.svg", "perplexity.svg", "agreement.svg", "trade_off.svg", "trade_off.png"} <= figures
-    assert (study.folder / "REPORT.md").stat().st_size > 1000
-    logs = (study.results / "logs" / "measure_quality" / "tiny-llama" / "bf16.sdpa.generate.r0.log").read_text()
-    assert "windows scored" in logs  # progress
-
-
-def test_latency_in_the_table_is_that_of_the_record(study):
-    entry = study.record("speed", "bf16")["results"]["workloads"][0]
-    assert entry["status"] == "ok" and all(len(run["itl_ms"]) == 5 for run in entry["runs"])
-    row = row_of(study.table("processes"))
-    tpot = statistics.median(sum(run["itl_ms"]) / 5 for run in entry["runs"])
-    assert row["tpot_ms"] == pytest.approx(tpot, rel=1e-5)
-    assert row["ttft_ms"] == pytest.approx(statistics.median(run["ttft_ms"] for run in entry["runs"]), rel=1e-5)
-    assert row_of(study.table("summary"))["tpot_ms"] == pytest.approx(tpot, rel=1e-5)
-
-
-def test_perplexity_in_the_table_is_that_of_the_per_token_losses(study):
-    nll = {}
-    for precision in ("fp32", "bf16"):
-        path = study.results / "records" / "quality" / "tiny-llama" / f"{precision}.sdpa.generate.r0.npz"
-        nll[precision] = np.load(path)["tiny-text/w64-s32/nll"].astype(float)
-        recorded = study.record("quality", precision)["results"]["protocols"][0]["mean_nll"]
-        assert recorded == pytest.approx(nll[precision].mean(), rel=1e-5)
-        assert len(nll[precision]) == 6 * 60 - 1  # six documents of 60 tokens, the first token of all aside
-    row = row_of(study.table("quality"))
-    assert row["ppl"] == pytest.approx(math.exp(nll["bf16"].mean()), rel=1e-4)
-    assert row["ppl_ratio"] == pytest.approx(math.exp((nll["bf16"] - nll["fp32"]).mean()), rel=1e-4)
-    assert row["kl_nats"] > 0 and row["kl_tokens"] == 200
-    itself = row_of(study.table("quality"), precision="fp32")
-    assert math.isnan(itself["ppl_ratio"]) and itself["kl_nats"] < row["kl_nats"] / 10 and itself["top1_agreement"] == 1
-
-
 def test_the_report_says_what_the_records_say(study):
     report = (study.folder / "REPORT.md").read_text()
-    for precision in ("fp32", "bf16"):
-        entry = study.record("speed", precision)["results"]["workloads"][0]
-        quality = study.record("quality", precision)["results"]["protocols"][0]
-        weights = study.record("memory", precision)["results"]["weights"]
-        speed = cells(report, precision, "TPOT, ms")
-        tpot = statistics.median(sum(run["itl_ms"]) / 5 for run in entry["runs"])
-        assert number(speed["TPOT, ms"]) == pytest.approx(tpot, rel=0.01)
-        ttft = statistics.median(run["ttft_ms"] for run in entry["runs"])
-        assert number(speed["TTFT, ms"]) == pytest.approx(ttft, rel=0.01)
-        loss = cells(report, precision, "top-1 agreement")
-        assert number(loss["perplexity"]) == pytest.approx(math.exp(quality["mean_nll"]), rel=0.001)
-        held = sum(sum(counts.values()) for counts in weights.values()) / 2**30
-        assert number(cells(report, precision, "workspace, GiB")["weights, GiB"]) == pytest.approx(held, rel=0.01)
-    said = study.record("generations", "fp32")["results"]["prompts"][0]
-    assert said["prompt"] in report and len(said["tokens"]) == 8
-
-
-def test_the_report_answers_first(study):
-    head = (study.folder / "REPORT.md").read_text()[:3000]
-    assert "Take " in head and "`fp32`" in head and "`bf16`" in head and "trade_off.svg" in head
+    assert all(word in report[:3000] for word in ("Take ", "`fp32`", "`bf16`", "trade_off.svg"))  # the answer first
+    assert number(cells(report, "bf16", "TPOT, ms")["TPOT, ms"]) == pytest.approx(tpot_of(study), rel=0.01)
+    ppl = math.exp(study.record("quality", "bf16")["results"]["protocols"][0]["mean_nll"])
+    assert number(cells(report, "bf16", "top-1 agreement")["token PPL"]) == pytest.approx(ppl, rel=0.001)
+    weights = study.record("memory", "bf16")["results"]["weights"]
+    gib = sum(sum(counts.values()) for counts in weights.values()) / 2**30
+    assert number(cells(report, "bf16", "workspace, GiB")["weights, GiB"]) == pytest.approx(gib, rel=0.01)
+    prompt = study.record("generations", "fp32")["results"]["prompts"][0]
+    assert prompt["prompt"] in report and len(prompt["tokens"]) == 8
 
 
 def test_what_cannot_run_here_is_a_result_with_its_reason(study):
-    for kind in ("speed", "memory"):
+    for kind, table in (("speed", "processes"), ("memory", "memory")):
         record = study.record(kind, "bf16", "sdpa-cudnn")
         assert record["status"] == "unsupported" and "sdpa-cudnn" in record["reason"]
-        row = row_of(study.table(kind), attention="sdpa-cudnn")
-        assert row["status"] == "unsupported" and "no such kernel" in row["reason"]
+        for name in (table, "speed"):
+            row = row_of(study.table(name), attention="sdpa-cudnn")
+            assert row["status"] == "unsupported" and "no such kernel" in row["reason"]
     assert math.isnan(row_of(study.table("processes"), attention="sdpa-cudnn")["tpot_ms"])
     report = (study.folder / "REPORT.md").read_text()
     assert "`unsupported`" in report and "no such kernel" in report
 
 
 def test_records_name_the_machine_but_no_host_or_user(study):
-    import getpass
-    import platform
-
-    records = [path.read_text() for path in (study.results / "records").rglob("*.json")]
-    assert len(records) == 4 + 4 + 1 + 2 + 2
+    records = [path.read_text() for path in (study.folder / "results/tiny/records").rglob("*.json")]
+    assert len(records) == 4 + 4 + 1 + 2 + 2 + 2  # speed, memory, reference, quality, generations, tasks
     for word in {platform.node(), getpass.getuser()} - {"", "vm", "root", "localhost", "runner"}:
         assert not any(word in text for text in records)
     assert all(json.loads(text)["provenance"]["packages"]["torch"] for text in records)
 
 
-def test_a_second_run_does_nothing(study):
-    before = (study.folder / "REPORT.md").stat().st_mtime_ns
-    assert "Nothing to be done" in study.snakemake()
-    assert (study.folder / "REPORT.md").stat().st_mtime_ns == before
+def test_two_studies_are_compared(study, tmp_path, capsys):
+    before, after = study.folder / "results/tiny", tmp_path / "after"
+    assert cli.main(["compare", str(before), str(before), "--output", str(tmp_path / "all.csv")]) == 0
+    assert "no change past its limit" in capsys.readouterr().out and (tmp_path / "all.csv").exists()
+    shutil.copytree(before, after, ignore=shutil.ignore_patterns("records", "logs", "figures"))
+    table = study.table("memory")
+    table["weights_gib"] *= 1.1
+    table.to_csv(after / "memory.csv", index=False)
+    assert cli.main(["compare", str(before), str(after)]) == 1
+    assert "weights_gib" in capsys.readouterr().out
+    assert cli.main(["compare", str(before), str(after), "--memory-percent", "20"]) == 0
+    assert cli.main(["compare", str(before), str(tmp_path / "nowhere")]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_another_precision_measures_itself_alone(study):
-    planned = study.planned(precisions=["fp32", "bf16", "nf4"])
-    measured = {rule: count for rule, count in planned.items() if rule.startswith(("fetch", "measure", "gen", "keep"))}
-    assert measured == {
-        "measure_latency": 2,
-        "measure_memory": 2,
-        "measure_quality": 1,
-        "generate_samples": 1,
-    }
-    assert planned["render_report"] == planned["aggregate_latency"] == 1
+# ---------------------------------------------------------------------------------------- what a finished study repeats
 
 
-def test_a_precision_less_measures_nothing(study):
-    planned = study.planned(precisions=["fp32"])
-    assert not [rule for rule in planned if rule.startswith(("fetch", "measure", "generate", "keep"))]
-    assert planned["render_report"] == 1
+def test_nothing_is_repeated_for_what_a_job_may_take(study):
+    assert measuring(study.planned(jobs={"minutes": 9, "oom_attempts": 2})) == {}
+
+
+def test_another_precision_measures_itself_alone_and_one_less_nothing(study):
+    planned = study.planned(precisions=["fp32", "nf4"])
+    assert measuring(planned) == {"measure_time": 2, "measure": 2 + 1, "measure_quality": 1, "measure_tasks": 1}
+    assert planned["render_report"] == planned["tabulate_processes"] == 1
 
 
 def test_another_reference_compares_quality_anew(study):
-    planned = study.planned(reference="bf16")
-    assert (planned["keep_reference"], planned["measure_quality"]) == (1, 2)
-    assert not {"measure_latency", "measure_memory", "generate_samples", "fetch_weights"} & set(planned)
+    assert measuring(study.planned(reference="bf16")) == QUALITY
+
+
+@contextmanager
+def changed(study, replacements: dict[str, tuple[str, str]]):
+    """Replace text in modules of the library for the time of the context."""
+    library = study.folder / "workflow/scripts/llmstudy"
+    before = {path: path.read_text() for path in library.rglob("*.py")}
+    for name, (old, new) in replacements.items():
+        path = library / f"{name}.py"
+        assert old in before[path], (path, old)
+        path.write_text(before[path].replace(old, new, 1))
+    try:
+        yield library
+    finally:
+        for path, text in before.items():
+            path.write_text(text)
+
+
+QUALITY = {"measure_reference": 1, "measure_quality": 2}
+REGISTRY = {"models/precisions/__init__": ("MODULES = {\n", 'MODULES = {\n    "another": "dense",\n')}
+
+
+def test_comments_docstrings_and_a_new_precision_repeat_nothing(study):
+    with changed(study, REGISTRY) as library:
+        tiny.change_comments(library)
+        assert study.planned() == {}
 
 
 @pytest.mark.parametrize(
-    ("module", "rules"),
+    ("module", "change", "rules"),
     [
-        ("precisions/four_bit.py", set()),  # no precision of this study
-        ("measure/footprint.py", {"measure_latency", "measure_memory"}),
-        ("measure/generation.py", {"generate_samples"}),
-        ("measure/scoring.py", {"measure_quality", "keep_reference"}),
-        ("tables/memory.py", set()),
-        ("sources/wikipedia.py", {"fetch_corpus"}),
+        ("models/precisions/four_bit", ("\n", "\nCHANGED = 1 + 1\n"), {}),  # no precision of this study
+        ("measure/footprint", (" * ", " / "), {"measure_time": 4, "measure": 4}),
+        ("measure/__init__", (" > ", " >= "), {"measure_time": 4, "measure": 6, **QUALITY}),
+        ("fetch/wikipedia", (" == ", " != "), {"fetch_corpus": 1}),
     ],
 )
-def test_a_change_in_the_library_repeats_what_runs_through_it(study, module, rules):
-    path = study.folder / "workflow" / "scripts" / "llmstudy" / module
-    original = path.read_text()
-    try:
-        path.write_text(f"{original}\n# changed\n")
-        planned = study.planned()
-    finally:
-        path.write_text(original)
-    # what a repeated fetch leaves is read by all: only the first step of a chain tells
-    first = {rule for rule in planned if rule.startswith(("fetch", "measure", "generate", "keep"))}
-    assert first == rules or ("fetch_corpus" in rules and "fetch_corpus" in first)
-    assert ("aggregate_memory" in planned) == (module == "tables/memory.py" or "measure_memory" in first)
+def test_a_changed_operator_repeats_what_runs_through_it(study, module, change, rules):
+    with changed(study, {module: change}):
+        planned = measuring(study.planned())
+    planned.pop("measure_tasks", None)
+    if "fetch_corpus" in rules:  # what a repeated fetch makes is read by all
+        planned = {"fetch_corpus": planned["fetch_corpus"]}
+    assert planned == rules
+
+
+MEASURING_ECHO = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Settings:
+    word: str
+
+def measure(session):
+    return {"answer": session.settings_as(Settings).word.upper() + " " + session.job.identity.precision}
+"""
+TABLE_ECHO = """
+from llmstudy.tables.columns import SHARED, Column
+from llmstudy.tables.records import identity
+
+COLUMNS = {"echo": [*SHARED, Column("answer", "answer", "text")]}
+
+def echo(sources):
+    return [identity(record) | {"answer": record["results"]["answer"]} for record in sources.of_kind("echo")]
+"""
+ECHO = """KINDS = {
+    "echo": Kind(
+        "Echo of a made-up kind", "measure.echo", each_precision, lambda *_: {"word": "hello"}, table="tables.echo"
+    ),
+"""
+COMPILE = """MODULES = {
+    "torch-compile": Facts("generate", "GenerateRuntime"),
+"""
+
+
+def test_a_kind_is_added_in_one_place(study):
+    """It is planned, measured, recorded, tabulated and shown; a runtime added beside it may have a hyphen."""
+    additions = {"kinds": ("KINDS = {\n", ECHO), "runtimes/__init__": ("MODULES = {\n", COMPILE)}
+    with changed(study, additions) as library:
+        modules = {library / "measure/echo.py": MEASURING_ECHO, library / "tables/echo.py": TABLE_ECHO}
+        for path, text in modules.items():
+            path.write_text(text)
+        runtimes = measuring(study.planned(runtimes=["generate", "torch-compile"]))
+        assert runtimes == {"measure_time": 4, "measure": 4 + 2}
+        output = study.tiny("--cores", "2")
+        for path in modules:
+            path.unlink()
+    assert measuring(jobs(output)) == {"measure": 2}
+    assert study.record("echo", "bf16")["results"] == {"answer": "HELLO bf16"}
+    assert study.table("echo")["answer"].tolist() == ["HELLO fp32", "HELLO bf16"]
+    report = (study.folder / "REPORT.md").read_text()
+    assert "Echo of a made-up kind" in report and "HELLO bf16" in report
+
+
+def test_the_walk_to_a_number_names_files_that_exist(repository):
+    page = (repository / "workflow/README.md").read_text()
+    walk = page.split("## How a number is made")[1].split("\n\nBetween")[0]
+    files = [Path("workflow") / target for target in re.findall(r"\]\(([^)]+)\)", walk)]
+    assert [path.name for path in files] == ["Snakefile", "measure.smk", "kinds.py", "speed.py"]
+    assert all((repository / path).exists() for path in files)
