@@ -4,12 +4,18 @@ import math
 
 import numpy as np
 import pytest
-from llmstudy.stats.bootstrap import bootstrap_mean, document_blocks
 from llmstudy.stats.capacity import Usage, fit_memory
 from llmstudy.stats.crossover import cross_over
 from llmstudy.stats.estimate import critical_value, holm, percentile, student_p
 from llmstudy.stats.processes import Noise, pooled_noise, process_interval, ratio, same_against_same
-from llmstudy.stats.quality import agreement, normalizations, paired_difference, perplexity
+from llmstudy.stats.quality import (
+    agreement,
+    bootstrap_mean,
+    document_blocks,
+    normalizations,
+    paired_difference,
+    perplexity,
+)
 from llmstudy.stats.text import (
     agreement_curve,
     distinct_n,

@@ -9,9 +9,9 @@ from statistics import NormalDist
 
 import numpy as np
 
-from llmstudy.stats.bootstrap import RESAMPLES
 from llmstudy.stats.estimate import critical_value
 from llmstudy.stats.processes import ROUNDING
+from llmstudy.stats.quality import RESAMPLES
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,9 @@ def without_interval(value: float) -> Estimate:
 
 
 def exponential(x: float) -> float:
-    """Return exp(x), infinite instead of an OverflowError: a broken model can have any loss."""
-    try:
-        return math.exp(x)
-    except OverflowError:
-        return math.inf
+    """Return exp(x), infinite instead of an error: a broken model can have any loss."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(x))
 
 
 def log_error(low: float, high: float, degrees: float = math.inf) -> float:

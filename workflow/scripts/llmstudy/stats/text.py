@@ -18,10 +18,8 @@ from llmstudy.stats.estimate import CONFIDENCE, Estimate, without_interval
 def first_divergence(reference: Sequence[int], candidate: Sequence[int]) -> int | None:
     """Return the position (from 0) of the first token that differs; None if the sequences are identical. If one is the
     beginning of the other, the position is the length of the shorter one."""
-    for position, (left, right) in enumerate(zip(reference, candidate)):
-        if left != right:
-            return position
-    return None if len(reference) == len(candidate) else min(len(reference), len(candidate))
+    same = None if len(reference) == len(candidate) else min(len(reference), len(candidate))
+    return next((position for position, pair in enumerate(zip(reference, candidate)) if pair[0] != pair[1]), same)
 
 
 def agreement_curve(divergences: Sequence[int | None], tokens: int) -> np.ndarray:

@@ -19,41 +19,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """How a table is made: its module below ``llmstudy``, the kinds of record and other tables that it reads, whether
-    the arrays beside those records too, what a row is, its heading in Snakemake's HTML report, and the significant
-    digits of its numbers, more than six where another table goes on calculating with them."""
+    """How a table is made: its module below ``llmstudy``, the kinds of record and other tables that it reads, what a
+    row is, its heading in Snakemake's HTML report, whether it reads the arrays beside the records too, and the digits
+    of its numbers, more than six where another table goes on calculating with them."""
 
     module: str
     kinds: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
-    arrays: bool = False
     title: str = ""
     category: str = "Tables"
+    arrays: bool = False
     digits: int = 6
 
 
 EXPLAINS = "Diagnostics"
 TABLES = {
-    "processes": Table("tables.processes", ("speed",), title="Times of one process at one workload"),
-    "speed": Table("tables.speed", tables=("processes",), title="Speed of a configuration at a workload", digits=9),
-    "memory": Table("tables.memory", ("memory",), title="Memory of a configuration at a workload"),
-    "quality": Table("tables.quality", ("quality",), arrays=True, title="Quality of a precision"),
-    "generations": Table("tables.generations", ("generations",), title="Generated text of a prompt"),
-    "text": Table("tables.generations", tables=("generations",), title="Generated text over all prompts"),
-    "summary": Table(
-        "tables.summary", (), ("speed", "memory", "quality"), title="Verdict of a configuration", category="Answer"
-    ),
-    "recommendation": Table("tables.recommendation", (), ("summary",), title="Answer for a model", category="Answer"),
-    "outliers": Table("tables.diagnostics", ("outliers",), title="Outliers of a linear layer", category=EXPLAINS),
-    "sensitivity": Table("tables.diagnostics", ("sensitivity",), title="Loss by rounding a part", category=EXPLAINS),
-    "invariance": Table("tables.diagnostics", ("invariance",), title="Influence of neighbors", category=EXPLAINS),
-    "profile": Table("tables.diagnostics", ("profile",), title="Time of a decode step", category=EXPLAINS),
-    "attention": Table("tables.diagnostics", ("attention",), title="An attention kernel alone", category=EXPLAINS),
-    "tasks": Table("tables.quality", ("tasks",), arrays=True, title="Accuracy of a precision in a task"),
-    "crossover": Table(
-        "tables.crossover", ("attention",), ("processes",), title="A change of leader", category=EXPLAINS
-    ),
-    "capacity": Table("tables.capacity", ("memory", "capacity"), ("memory",), title="Largest batch", category=EXPLAINS),
+    "processes": Table("tables.processes", ("speed",), (), "Times of one process at one workload"),
+    "speed": Table("tables.speed", (), ("processes",), "Speed of a configuration at a workload", digits=9),
+    "memory": Table("tables.memory", ("memory",), (), "Memory of a configuration at a workload"),
+    "quality": Table("tables.quality", ("quality",), (), "Quality of a precision", arrays=True),
+    "generations": Table("tables.generations", ("generations",), (), "Generated text of a prompt"),
+    "text": Table("tables.generations", (), ("generations",), "Generated text over all prompts"),
+    "summary": Table("tables.summary", (), ("speed", "memory", "quality"), "Verdict of a configuration", "Answer"),
+    "recommendation": Table("tables.recommendation", (), ("summary",), "Answer for a model", "Answer"),
+    "outliers": Table("tables.diagnostics", ("outliers",), (), "Outliers of a linear layer", EXPLAINS),
+    "sensitivity": Table("tables.diagnostics", ("sensitivity",), (), "Loss by rounding a part", EXPLAINS),
+    "invariance": Table("tables.diagnostics", ("invariance",), (), "Influence of neighbors", EXPLAINS),
+    "profile": Table("tables.diagnostics", ("profile",), (), "Time of a decode step", EXPLAINS),
+    "attention": Table("tables.diagnostics", ("attention",), (), "An attention kernel alone", EXPLAINS),
+    "tasks": Table("tables.quality", ("tasks",), (), "Accuracy of a precision in a task", arrays=True),
+    "crossover": Table("tables.crossover", ("attention",), ("processes",), "A change of leader", EXPLAINS),
+    "capacity": Table("tables.capacity", ("memory", "capacity"), ("memory",), "Largest batch", EXPLAINS),
 }
 
 

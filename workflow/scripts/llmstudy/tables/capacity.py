@@ -57,7 +57,12 @@ def capacity(sources: Sources) -> list[dict]:
             continue
         shared |= {"status": "ok", "reason": "", "residual_gib": model.residual, "fitted_rows": model.rows}
         for context in settings["contexts"]:
-            row = shared | frontier(model, context, usable_gib or device_gib) | tried(measured, context)
+            batch = model.largest_batch(context, usable_gib or device_gib)
+            tried = measured[measured["prompt_tokens"] + measured["new_tokens"] == context].groupby("status")["batch"]
+            row = shared | {"context_tokens": context, "largest_batch": batch, "first_too_large": batch + 1}
+            row |= {"fits_gib": model.peak_gib(batch, context) if batch else None}
+            row |= {"too_large_gib": model.peak_gib(batch + 1, context)}
+            row |= {"largest_ok": tried.max().get("ok"), "smallest_oom": tried.min().get("oom")}
             # a verification that failed before it chose a context was to choose the longest
             if record and context == record["results"].get("context_tokens", max(record["settings"]["contexts"])):
                 row |= verification(record)
@@ -79,24 +84,6 @@ def fit(memory: pd.DataFrame) -> MemoryModel:
     usages = [Usage(*row) for row in zip(measured["batch"], contexts, *(sizes[name] for name in sizes))]
     load = peaks_that_count(measured, PEAKS[:1]).max().fillna(0.0).iloc[0]
     return fit_memory(usages, float(load))
-
-
-def frontier(model: MemoryModel, context: int, device_gib: float) -> dict:
-    """Return the largest batch of ``context`` tokens that fits and the first that does not, with their peaks."""
-    batch = model.largest_batch(context, device_gib)
-    return {
-        "context_tokens": context,
-        "largest_batch": batch,
-        "fits_gib": model.peak_gib(batch, context) if batch else None,
-        "first_too_large": batch + 1,
-        "too_large_gib": model.peak_gib(batch + 1, context),
-    }
-
-
-def tried(measured: pd.DataFrame, context: int) -> dict:
-    """Return the largest batch of ``context`` tokens that ran and the smallest that ran out of memory."""
-    here = measured[measured["prompt_tokens"] + measured["new_tokens"] == context].groupby("status")["batch"]
-    return {"largest_ok": here.max().get("ok"), "smallest_oom": here.min().get("oom")}
 
 
 def verification(record: dict) -> dict:

@@ -26,12 +26,12 @@ import numpy as np
 import pandas as pd
 
 from llmstudy.errors import StudyError
-from llmstudy.stats.bootstrap import bootstrap_mean, document_blocks
-from llmstudy.stats.estimate import Estimate, critical_value, holm, log_error, without_interval
+from llmstudy.stats.estimate import Estimate, critical_value, holm, without_interval
 from llmstudy.stats.processes import ratio, student_interval
+from llmstudy.stats.quality import bootstrap_mean, document_blocks
 from llmstudy.tables.columns import CONFIGURATION, PROTOCOL, WORKLOAD, number, percent, read_table
 from llmstudy.tables.memory import peak_gib
-from llmstudy.tables.records import load_arrays
+from llmstudy.tables.records import read_arrays
 from llmstudy.tables.speed import SharedNoise, shared_noise
 from llmstudy.tables.verdict import SIGNIFICANCE
 
@@ -44,7 +44,6 @@ QUALITIES = {
 }
 UNITS = {"kl_nats": "nats", "top1_agreement": "share"}  # of others percent
 LIMITED = {"tpot_ms": "tpot", "memory_gib": "memory", "weights_gib": "memory", "ppl": "ppl"}
-WITHOUT_ERROR = ("memory_gib", "weights_gib")
 COLUMNS = [
     "quantity",
     *(*CONFIGURATION, *WORKLOAD, *PROTOCOL),
@@ -54,21 +53,13 @@ COLUMNS = [
 
 
 def compare(before: Path, after: Path, limits: Mapping[str, float | None]) -> tuple[pd.DataFrame, list[str]]:
-    """Compare the tables of two finished studies.
+    """Return the table of all comparisons of two finished studies (``change`` is in percent, for KL in nats and for
+    agreement in points of 0 … 1), and a sentence per exceeded limit: the comparison fails if there are any.
 
-    Args:
-        before: Folder with processes.csv, memory.csv and quality.csv, and with the per-token arrays in
-            ``records/quality/<model>/`` where quality can be paired.
-        after: Folder of the other study.
-        limits: Largest allowed change for the worse in percent: ``tpot_percent``, ``memory_percent``, ``ppl_percent``;
-            None or absent means no limit.
-
-    Returns:
-        The table of all comparisons (``change`` is in percent, for KL in nats and for agreement in points of 0 … 1),
-        and a sentence per exceeded limit. The comparison fails if there are any.
-
-    Raises:
-        StudyError: A table is missing, or nothing was measured before.
+    Both folders have processes.csv, memory.csv and quality.csv, and the per-token arrays in
+    ``records/quality/<model>/`` where quality can be paired. ``limits`` are the largest allowed changes for the worse in
+    percent: ``tpot_percent``, ``memory_percent``, ``ppl_percent``; None or absent means no limit. Raise StudyError if a
+    table is missing or nothing was measured before.
     """
     folders = Path(before), Path(after)
     processes, memory, quality = (
@@ -87,8 +78,7 @@ def compare(before: Path, after: Path, limits: Mapping[str, float | None]) -> tu
     table["significant"] = table["p_holm"] < SIGNIFICANCE
     table["limit"] = [limits.get(f"{LIMITED.get(quantity)}_percent") for quantity in table["quantity"]]
     table["limit"] = table["limit"].astype(float)
-    decided = table["significant"] | table["quantity"].isin(WITHOUT_ERROR)
-    decided |= (table["quantity"] == "ppl") & table["p"].isna()
+    decided = table["significant"] | (table["p"].isna() & table["quantity"].isin(["ppl", "memory_gib", "weights_gib"]))
     beyond = table["change"] > table["limit"]
     table["exceeded"] = (table["quantity"] == "status") | (decided & beyond)
     table.loc[beyond & ~decided, "note"] = "beyond the limit, but not significant"
@@ -172,8 +162,8 @@ def _quality(before: pd.DataFrame, after: pd.DataFrame, folders: tuple[Path, Pat
             blocks = document_blocks(sides[0]["document"][: len(old)])
             change, method = bootstrap_mean(new.astype(float) - old.astype(float), blocks), f"paired, {blocks.label}"
         else:
-            intervals = [[row.get(end, math.nan) for end in ends] for row in rows]
-            change, method = _unpaired(quantity, *values, intervals), "from the tables"
+            numbers = np.array([row.reindex([quantity, *ends]) for row in rows], dtype=float)
+            change, method = _unpaired(np.log(numbers) if quantity == "ppl" else numbers), "from the tables"
         found += _change(quantity, *values, change.exp() if quantity == "ppl" else change, method)
     return found
 
@@ -184,19 +174,15 @@ def _paired_arrays(rows: tuple[pd.Series, pd.Series], folders: tuple[Path, Path]
     for row, folder in zip(rows, folders):
         name = f"{row['precision']}.{row['attention']}.{row['runtime']}.r*.npz"
         paths = sorted((folder / "records" / "quality" / row["model"]).glob(name))
-        sides.append(load_arrays(paths[0], f"{row['corpus']}/{row['protocol']}/") if paths else {})
+        sides.append(read_arrays(paths[0], f"{row['corpus']}/{row['protocol']}/") if paths else {})
     same = all("document" in side for side in sides) and np.array_equal(*(side["document"] for side in sides))
     return sides if same else [{}, {}]
 
 
-def _unpaired(quantity: str, old: float, new: float, intervals: list[list[float]]) -> Estimate:
-    """Return the change between two independent values with intervals: of ln PPL, else of the quantity itself."""
-    if quantity == "ppl":
-        difference, errors = math.log(new / old), [log_error(*ends) for ends in intervals]
-    else:
-        difference = new - old
-        errors = [(high - low) / (2 * critical_value(math.inf)) for low, high in intervals]
-    return student_interval(difference, math.hypot(*errors), math.inf)
+def _unpaired(numbers: np.ndarray) -> Estimate:
+    """Return the change between two independent values with their ends, float64 (2, 3)."""
+    (old, new), low, high = numbers.T
+    return student_interval(new - old, math.hypot(*(high - low)) / (2 * critical_value(math.inf)), math.inf)
 
 
 def _failure(row: pd.Series) -> str:

@@ -72,15 +72,13 @@ def timing(entry: dict, results: dict, workload: dict) -> dict:
     e2e_ms = median(run["e2e_ms"] for run in runs)
     context = workload["prompt_tokens"] + workload["new_tokens"] / 2
     step_bytes = results["step_weight_bytes"] + results["kv_bytes_per_token"] * workload["batch"] * context
-    return {
+    return {key: entry[key] for key in ("cold_ms", "compile_s")} | {
         "ttft_ms": median(run["ttft_ms"] for run in runs),
         "tpot_ms": tpot_ms,
         "itl_p50_ms": percentile(gaps, 50),
         "itl_p90_ms": percentile(gaps, 90),
         "e2e_ms": e2e_ms,
         "tokens_per_s": 1e3 * workload["batch"] * workload["new_tokens"] / e2e_ms,
-        "cold_ms": entry["cold_ms"],
-        "compile_s": entry["compile_s"],
         "mbu": step_bytes / (tpot_ms / 1e3) / (results["bandwidth_gb_s"] * 1e9),
         "joules_per_token": entry["joules_per_token"] or None,  # 0 in records that took "no more than idling" for none
         "runs": len(runs),

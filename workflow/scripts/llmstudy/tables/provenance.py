@@ -26,19 +26,16 @@ FROM_MANIFEST = ("real", "parameters", "source", "fetched_note", "architecture")
 def write(
     paths: list[str], missing: list[str], manifests: list[str], config: dict, headline: dict, output: Path
 ) -> None:
-    """Write provenance.json.
-
-    Args:
-        paths: Records of the study.
-        missing: Paths of its records that were not measured yet.
-        manifests: manifest.json of its models, where they exist; of other models ``output`` keeps what it had.
-        config: The completed config.
-        headline: See the module.
-        output: File to write.
-    """
+    """Write provenance.json of the records at ``paths``, of those ``missing``, of each manifest.json of its models that
+    exists (of other models ``output`` keeps what it had) and of the completed config."""
     records = read_records(paths)
+    provenances = [record["provenance"] for record in records]
     measured = {record["identity"]["model"]: record["identity"]["weights"] for record in records}
-    models = {model["name"]: unseen(model, measured.get(model["name"])) for model in config["models"]}
+    unseen = {"architecture": {}, "parameters": None, "fetched_note": None}
+    models = {
+        model["name"]: unseen | {"real": measured.get(model["name"]) == "real", "source": model["source"]}
+        for model in config["models"]
+    }
     if output.exists():
         models |= json.loads(output.read_text(encoding="utf-8"))["models"]
     models |= dict(map(model_of, map(Path, manifests)))
@@ -48,18 +45,13 @@ def write(
         "config_sha256": config_hash(config),
         "headline": {name: entry for name, entry in headline.items() if name in measured},
         "models": {name: model for name, model in models.items() if name in measured},
-        "environments": environments(records),
+        "environments": environments(provenances),
         "records": len(records),
         "missing": dict(Counter(f"{path.parts[-3]} of {path.parts[-2]}" for path in map(Path, missing))),
         "statuses": dict(Counter(record["status"] for record in records)),
-        "wall_s": round(sum(map(busy_seconds, records)), 1),
+        "wall_s": round(sum(where.get("wall_s", 0) - where.get("waited_s", 0) for where in provenances), 1),
     }
     write_json(output, content)
-
-
-def busy_seconds(record: dict) -> float:
-    """Return the seconds that a measuring process lived, without the time in which it waited for the GPU lock."""
-    return record["provenance"].get("wall_s", 0) - record["provenance"].get("waited_s", 0)
 
 
 def config_hash(config: dict) -> str:
@@ -73,17 +65,10 @@ def model_of(manifest: Path) -> tuple[str, dict]:
     return content["name"], {key: content.get(key) for key in FROM_MANIFEST}
 
 
-def unseen(model: dict, weights: str | None) -> dict:
-    """Return what the config alone says of a model without a manifest."""
-    known = {"real": weights == "real", "source": model["source"], "architecture": {}}
-    return known | {"parameters": None, "fetched_note": None}
-
-
-def environments(records: list[dict]) -> list[dict]:
+def environments(provenances: list[dict]) -> list[dict]:
     """Return the distinct environments, the one with the most records first."""
     groups: dict[str, dict] = {}
-    for record in records:
-        provenance = record["provenance"]
+    for provenance in provenances:
         same = {key: value for key, value in provenance.items() if key not in PER_RECORD}
         group = groups.setdefault(json.dumps(same, sort_keys=True), same | {"records": 0, "started": []})
         group["records"] += 1

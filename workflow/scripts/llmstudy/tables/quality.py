@@ -18,13 +18,19 @@ from __future__ import annotations
 import numpy as np
 
 from llmstudy.llama import protocol_name
-from llmstudy.stats.bootstrap import bootstrap_mean, document_blocks
 from llmstudy.stats.estimate import CONFIDENCE, holm, percentile
-from llmstudy.stats.quality import agreement, normalizations, paired_difference, perplexity
+from llmstudy.stats.quality import (
+    agreement,
+    bootstrap_mean,
+    document_blocks,
+    normalizations,
+    paired_difference,
+    perplexity,
+)
 from llmstudy.stats.text import paired_change, wilson
 from llmstudy.tables import Sources
 from llmstudy.tables.columns import AT_PROTOCOL, SHARED, Column, cells, columns, interval
-from llmstudy.tables.records import identity, load_arrays
+from llmstudy.tables.records import identity, read_arrays
 
 COLUMNS = {
     "quality": [
@@ -61,11 +67,6 @@ LATER_PROTOCOL = "compared under the first protocol alone"
 OTHER_DOCUMENTS = "not the documents of the reference: measure both again"
 
 
-def read_arrays(record: dict, prefix: str = "") -> dict[str, np.ndarray]:
-    """Return the arrays beside a record."""
-    return load_arrays(record["path"].with_suffix(".npz"), prefix)
-
-
 def quality(sources: Sources) -> list[dict]:
     """Return a row for every corpus and protocol that a record was to measure, measured or not."""
     return [row for record, reference in sources.paired() for row in quality_rows(record, reference)]
@@ -84,7 +85,7 @@ def quality_rows(record: dict, reference: dict | None) -> list[dict]:
             entry, other = entries.get((corpus, name)), others.get((corpus, name))
             row = identity(record, entry) | {"corpus": corpus, "protocol": name}
             if entry and entry["status"] == "ok":
-                arrays = read_arrays(record, f"{corpus}/{name}/")
+                arrays = read_arrays(record["path"], f"{corpus}/{name}/")
                 row |= perplexities(entry, arrays)
                 if "kl" not in arrays:
                     row["kl_reason"] = LATER_PROTOCOL if number else NO_REFERENCE
@@ -93,7 +94,7 @@ def quality_rows(record: dict, reference: dict | None) -> list[dict]:
                 elif not other or other["status"] != "ok":
                     row |= divergences(arrays) | {"reason": NOT_COMPARED}
                 else:
-                    row |= paired(entry, arrays, other, read_arrays(reference, f"{corpus}/{name}/"))
+                    row |= paired(entry, arrays, other, read_arrays(reference["path"], f"{corpus}/{name}/"))
             rows.append(row)
     return rows
 
@@ -157,8 +158,8 @@ def tasks(sources: Sources) -> list[dict]:
     rows = []
     for record, reference in sources.paired():
         entries = {entry["task"]: entry for entry in record["results"].get("tasks", [])}
-        arrays = read_arrays(record)
-        others = read_arrays(reference) if reference and reference is not record else {}
+        arrays = read_arrays(record["path"])
+        others = read_arrays(reference["path"]) if reference and reference is not record else {}
         for task in record["settings"]["tasks"]:
             entry = entries.get(task)
             row = identity(record, entry) | {"task": task}

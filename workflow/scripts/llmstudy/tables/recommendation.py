@@ -92,11 +92,10 @@ def recommend(
         return chosen | {"meets_limits": False, "sentence": f"No configuration was measured ({reasons})."}
     synthetic = measured["weights"].iloc[0] == "synthetic"
     quality = ["ppl_ratio", "top1_agreement"]
+    same = measured["precision"] == reference
+    measured.loc[same, quality] = measured.loc[same, quality].fillna(1.0)
     if synthetic:
         measured[quality] = math.nan
-    is_reference = measured["precision"] == reference
-    if not synthetic:  # the reference agrees with itself
-        measured.loc[is_reference, quality] = measured.loc[is_reference, quality].fillna(1.0)
     measured["ppl_loss_percent"] = (measured["ppl_ratio"] - 1) * 100
     measured["ppl_loss_high_percent"] = (measured["ppl_ratio_high"] - 1) * 100
     bounds = [
@@ -108,7 +107,10 @@ def recommend(
     within = measured[(misses == 0).all(axis=1)]
     if within.empty:
         row = measured.loc[misses.max(axis=1).idxmin()]
-        return row[identity].to_dict() | {"meets_limits": False, "sentence": _nothing_fits(row, measured, bounds)}
+        return row[identity].to_dict() | {
+            "meets_limits": False,
+            "sentence": _nothing_fits(row, measured, bounds, misses),
+        }
     scope, note = "within the limits" if bounds else "measured", ""
     if synthetic:
         note = " Random weights: speed and memory alone decide."
@@ -212,14 +214,13 @@ def _gain(row: pd.Series, rows: pd.DataFrame, reference: str) -> str:
     return f"; {', '.join(clauses)}" if clauses else ""
 
 
-def _nothing_fits(row: pd.Series, measured: pd.DataFrame, bounds: list[Limit]) -> str:
+def _nothing_fits(row: pd.Series, measured: pd.DataFrame, bounds: list[Limit], misses: pd.DataFrame) -> str:
     never = []
     for limit in bounds:
-        misses = limit.misses(measured)
-        if (misses > 0).all():
-            best, bound = measured.loc[misses.idxmin()], f"{number(limit.bound)}{limit.unit}"
+        if (misses[limit.column] > 0).all():
+            best, bound = measured.loc[misses[limit.column].idxmin()], f"{number(limit.bound)}{limit.unit}"
             nearest = f"nearest {_name(best)}: {limit.clause(best)}"
             never.append(f"{limit.label} of {bound} is out of reach of all ({nearest})")
-    blame = "; ".join(never) if never else "each limit is met by some configuration, but no one meets them all"
+    blame = "; ".join(never) or "each limit is met by some configuration, but no one meets them all"
     clauses = ", ".join(limit.clause(row) for limit in bounds)
     return f"No configuration meets the limits: {blame}. {_name(row)} comes nearest: {clauses}."

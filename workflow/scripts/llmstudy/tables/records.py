@@ -31,9 +31,10 @@ def planned_workloads(record: dict) -> list[tuple[dict, dict | None]]:
     return [(workload, measured.get(tuple(workload.values()))) for workload in record["settings"]["workloads"]]
 
 
-def load_arrays(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
-    """Return the arrays of an npz file whose key begins with ``prefix``, by the rest of their key; none where the
-    measurement failed and left no file or an empty one."""
+def read_arrays(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
+    """Return the arrays beside a record's file whose key begins with ``prefix``, by the rest of their key; none where
+    the measurement failed and left no file or an empty one."""
+    path = path.with_suffix(".npz")
     if not path.exists() or not path.stat().st_size:
         return {}
     with np.load(path) as stored:

@@ -47,15 +47,11 @@ COLUMNS = {
 
 def summary(sources: Sources) -> list[dict]:
     """Return a row for every configuration in speed.csv, by model in the order of the study."""
-    rows = []
+    rows, smallest = [], sources.study["smallest_effect_percent"]
     for model, headline in sources.study["headline"].items():
-        speed, memory, quality = (
-            _where(sources.tables[name], {"model": model}) for name in ("speed", "memory", "quality")
-        )
-        found = pd.DataFrame(rows_of(speed, memory, quality, headline))
-        if len(found):
-            smallest = sources.study["smallest_effect_percent"]
-            rows += judge(found, headline["reference"], smallest).to_dict("records")
+        tables = [_where(sources.tables[name], {"model": model}) for name in ("speed", "memory", "quality")]
+        if found := rows_of(*tables, headline):
+            rows += judge(pd.DataFrame(found), headline["reference"], smallest).to_dict("records")
     return rows
 
 

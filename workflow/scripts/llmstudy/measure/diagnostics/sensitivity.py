@@ -25,8 +25,7 @@ from llmstudy.measure.reference import divergence
 from llmstudy.measure.scoring import Protocol, score, true_token
 from llmstudy.measure.session import Session, log
 from llmstudy.measure.text import Excerpt, TokenStream, token_stream
-from llmstudy.stats.bootstrap import bootstrap_mean, document_blocks
-from llmstudy.stats.quality import paired_difference
+from llmstudy.stats.quality import bootstrap_mean, document_blocks, paired_difference
 
 
 @dataclass(frozen=True)
