@@ -8,7 +8,7 @@ from table_kit import write_record
 
 
 def record(folder, repeat, commit="a", started="2026-01-01T00:00:00", **changes):
-    where = {"git_commit": commit, "packages": {"torch": "1"}, "started": started, "wall_s": 30.0}
+    where = {"git_commit": commit, "packages": {"torch": "1"}, "started": started, "wall_s": 30.0, "waited_s": 12.5}
     return write_record(folder, "speed", {}, provenance=where, repeat=repeat, **changes)
 
 
@@ -36,7 +36,7 @@ def test_provenance_counts_each_environment_once(tmp_path):
     assert content["environments"][0]["first_started"] == "2026-01-01T00:00:00"
     assert content["missing"] == {"speed of m": 2, "speed of n": 2}
     assert content["headline"] == {"m": {}}  # of n nothing was measured yet
-    assert content["statuses"] == {"ok": 2, "oom": 1} and content["wall_s"] == 90
+    assert content["statuses"] == {"ok": 2, "oom": 1} and content["wall_s"] == 90 - 3 * 12.5  # without waiting
     assert content["models"]["m"]["architecture"]["hidden_size"] == 4096
     assert content["config_sha256"] == provenance.config_hash(dict(reversed(config.items())))
 
@@ -50,8 +50,3 @@ def test_provenance_keeps_what_it_knew_of_a_model_whose_weights_are_not_here(tmp
     content = json.loads(output.read_text())["models"]
     assert content["m"] == {"parameters": 5}
     assert content["n"]["real"] and content["n"]["architecture"] == {} and content["n"]["source"]["repo"] == "a/b"
-
-
-def test_waiting_for_the_gpu_lock_is_no_time_of_measuring():
-    assert provenance.busy_seconds({"provenance": {"wall_s": 30.0, "waited_s": 12.5}}) == 17.5
-    assert provenance.busy_seconds({"provenance": {"wall_s": 30.0}}) == 30.0

@@ -48,16 +48,13 @@ class MemoryModel:
 
     def peak_gib(self, batch: float, context: float) -> float:
         """Return the predicted peak of ``batch`` sequences of ``context`` tokens, loading included."""
-        return max(self.load, self._run_gib(batch, context))
+        return max(self.load, self.weights + self.fixed + batch * self._sequence_gib(context))
 
     def largest_batch(self, context: int, device_gib: float) -> int:
         """Return the largest batch of ``context`` tokens that fits into ``device_gib``, 0 if not even 1 does."""
-        if max(self.load, self._run_gib(0, context)) > device_gib:
+        if self.peak_gib(0, context) > device_gib:
             return 0
-        return math.floor((device_gib - self._run_gib(0, context)) / self._sequence_gib(context) + 1e-9)
-
-    def _run_gib(self, batch: float, context: float) -> float:
-        return self.weights + self.fixed + batch * self._sequence_gib(context)
+        return math.floor((device_gib - (self.weights + self.fixed)) / self._sequence_gib(context) + 1e-9)
 
     def _sequence_gib(self, context: float) -> float:
         return self.row + (self.kv + self.token) * context + self.square * context**2
@@ -92,5 +89,5 @@ def fit_memory(measured: Sequence[Usage], load: float = 0.0) -> MemoryModel:
     if kv + token + square + row == 0:
         raise ValueError("measured memory does not grow with the workload, so no capacity can be derived")
     run = MemoryModel(base, kv, fixed, row, token, square)
-    residual = max(abs(run._run_gib(usage.batch, usage.context) - usage.peak) for usage in measured)
+    residual = max(abs(run.peak_gib(usage.batch, usage.context) - usage.peak) for usage in measured)
     return replace(run, load=load, residual=residual if residual >= ROUNDING else 0.0, rows=len(measured))

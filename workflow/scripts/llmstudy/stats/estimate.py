@@ -43,12 +43,6 @@ def exponential(x: float) -> float:
         return float(np.exp(x))
 
 
-def log_error(low: float, high: float, degrees: float = math.inf) -> float:
-    """Return the standard error of the logarithm of a positive estimate from its interval, NaN where there is none.
-    Infinite ``degrees`` of freedom are conservative: the wider interval of fewer gives a larger error."""
-    return (math.log(high) - math.log(low)) / (2 * critical_value(degrees)) if low > 0 else math.nan
-
-
 def student_p(t: float, degrees: float) -> float:
     """Return P(|T| > |t|) of Student's t; NaN for a NaN statistic."""
     return 2 * float(stdtr(degrees, -abs(t)))

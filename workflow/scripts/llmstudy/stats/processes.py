@@ -67,10 +67,7 @@ def process_interval(samples: Sequence[float], noise: Noise | None = None) -> Es
 
 
 def ratio(
-    numerator: Sequence[float],
-    denominator: Sequence[float],
-    noise: Noise | None = None,
-    denominator_noise: Noise | None = None,
+    over: Sequence[float], under: Sequence[float], over_noise: Noise | None = None, under_noise: Noise | None = None
 ) -> Estimate:
     """Return the ratio of two geometric means over processes, with a 95 % interval and the p-value against 1.
 
@@ -78,13 +75,13 @@ def ratio(
     one noise its degrees of freedom count, else Welch's (Biometrika 34, 1947), rounded down to be conservative. For
     times, the speed-up of a candidate is ``ratio(reference_ms, candidate_ms)``.
     """
-    top, bottom = _logs(numerator), _logs(denominator)
+    top, bottom = _logs(over), _logs(under)
     if not top.size or not bottom.size:
         return without_interval(math.nan)
     difference = float(top.mean() - bottom.mean())
-    (top_se, top_degrees), (bottom_se, bottom_degrees) = _error(top, noise), _error(bottom, denominator_noise)
+    (top_se, top_degrees), (bottom_se, bottom_degrees) = _error(top, over_noise), _error(bottom, under_noise)
     se = math.hypot(top_se, bottom_se)
-    if (noise is not None and noise == denominator_noise) or not se >= ROUNDING:
+    if (over_noise is not None and over_noise == under_noise) or not se >= ROUNDING:
         degrees = top_degrees
     else:
         degrees = math.floor(se**4 / (top_se**4 / top_degrees + bottom_se**4 / bottom_degrees) + 1e-9)

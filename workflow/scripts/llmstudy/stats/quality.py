@@ -72,10 +72,8 @@ def bootstrap_mean(values: np.ndarray, blocks: Blocks) -> Estimate:
     number = len(blocks.counts)
     sums = np.bincount(blocks.index, weights=values, minlength=number)
     mean = float(sums.sum() / blocks.counts.sum())
-    if not math.isfinite(mean):
-        return without_interval(math.nan)
-    if number < 2:
-        return without_interval(mean)
+    if number < 2 or not math.isfinite(mean):
+        return without_interval(mean if math.isfinite(mean) else math.nan)
     rng, means = np.random.default_rng(0), []
     for start in range(0, RESAMPLES, CHUNK):
         drawn = rng.multinomial(number, np.full(number, 1 / number), size=min(CHUNK, RESAMPLES - start)).astype(float)
@@ -99,13 +97,11 @@ def paired_difference(reference_nll: np.ndarray, nll: np.ndarray, document: np.n
     """Return the mean NLL of a candidate minus that of its reference, nats per token: the logarithm of the PPL ratio.
 
     The difference is taken per token in float64 before it is resampled, so that the large variation between documents
-    cancels. An NLL that is not finite makes it NaN. Raise ValueError if the shapes differ.
+    cancels. An NLL that is not finite makes it NaN. Raise ValueError if the shapes differ: not the same text.
     """
-    reference_nll, nll = np.asarray(reference_nll, dtype=np.float64), np.asarray(nll, dtype=np.float64)
-    if reference_nll.shape != nll.shape:
-        raise ValueError(f"reference has {reference_nll.shape} tokens, candidate {nll.shape}: not the same text")
     with np.errstate(invalid="ignore"):
-        return bootstrap_mean(nll - reference_nll, document_blocks(document))
+        difference = np.asarray(nll, dtype=np.float64) - np.asarray(reference_nll, dtype=np.float64)
+    return bootstrap_mean(difference, document_blocks(document))
 
 
 def agreement(same: np.ndarray, document: np.ndarray) -> Estimate:

@@ -88,13 +88,10 @@ class Sources:
 
     def paired(self) -> list[tuple[dict, dict | None]]:
         """Return each record with that of its model's reference precision, None where there is none."""
-        identities = [record["identity"] for record in self.records]
-        references = {
-            one["model"]: record
-            for one, record in zip(identities, self.records)
-            if one["precision"] == self.reference(one["model"])
-        }
-        return [(record, references.get(one["model"])) for one, record in zip(identities, self.records)]
+        models = [record["identity"]["model"] for record in self.records]
+        pairs = list(zip(models, self.records))
+        references = {model: one for model, one in pairs if one["identity"]["precision"] == self.reference(model)}
+        return [(record, references.get(model)) for model, record in pairs]
 
 
 def make(name: str, records: list[str], tables: dict[str, Path], study: dict, output: Path) -> None:

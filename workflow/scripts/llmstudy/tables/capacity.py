@@ -60,8 +60,8 @@ def capacity(sources: Sources) -> list[dict]:
             batch = model.largest_batch(context, usable_gib or device_gib)
             tried = measured[measured["prompt_tokens"] + measured["new_tokens"] == context].groupby("status")["batch"]
             row = shared | {"context_tokens": context, "largest_batch": batch, "first_too_large": batch + 1}
-            row |= {"fits_gib": model.peak_gib(batch, context) if batch else None}
-            row |= {"too_large_gib": model.peak_gib(batch + 1, context)}
+            row["fits_gib"] = model.peak_gib(batch, context) if batch else None
+            row["too_large_gib"] = model.peak_gib(batch + 1, context)
             row |= {"largest_ok": tried.max().get("ok"), "smallest_oom": tried.min().get("oom")}
             # a verification that failed before it chose a context was to choose the longest
             if record and context == record["results"].get("context_tokens", max(record["settings"]["contexts"])):

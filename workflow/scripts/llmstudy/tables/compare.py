@@ -44,22 +44,18 @@ QUALITIES = {
 }
 UNITS = {"kl_nats": "nats", "top1_agreement": "share"}  # of others percent
 LIMITED = {"tpot_ms": "tpot", "memory_gib": "memory", "weights_gib": "memory", "ppl": "ppl"}
-COLUMNS = [
-    "quantity",
-    *(*CONFIGURATION, *WORKLOAD, *PROTOCOL),
-    *("baseline", "candidate", "change", "change_low", "change_high", "unit", "method"),
-    *("p_holm", "significant", "limit", "exceeded", "note"),
-]
+COLUMNS = ["quantity", *CONFIGURATION, *WORKLOAD, *PROTOCOL, "baseline", "candidate", "change", "change_low"]
+COLUMNS += ["change_high", "unit", "method", "p_holm", "significant", "limit", "exceeded", "note"]
 
 
 def compare(before: Path, after: Path, limits: Mapping[str, float | None]) -> tuple[pd.DataFrame, list[str]]:
     """Return the table of all comparisons of two finished studies (``change`` is in percent, for KL in nats and for
     agreement in points of 0 … 1), and a sentence per exceeded limit: the comparison fails if there are any.
 
-    Both folders have processes.csv, memory.csv and quality.csv, and the per-token arrays in
-    ``records/quality/<model>/`` where quality can be paired. ``limits`` are the largest allowed changes for the worse in
-    percent: ``tpot_percent``, ``memory_percent``, ``ppl_percent``; None or absent means no limit. Raise StudyError if a
-    table is missing or nothing was measured before.
+    Both folders have processes.csv, memory.csv and quality.csv, and the arrays in ``records/quality/<model>/`` where
+    quality can be paired. ``limits`` has the largest allowed changes for the worse, ``tpot_percent``,
+    ``memory_percent`` and ``ppl_percent``; None or absent means no limit. Raise StudyError if a table is missing or
+    nothing was measured before.
     """
     folders = Path(before), Path(after)
     processes, memory, quality = (

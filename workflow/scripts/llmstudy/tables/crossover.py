@@ -50,14 +50,10 @@ def cross_overs(
 ) -> list[dict]:
     """Return every cross-over in processes.csv, or in a table like it with a row per repeat.
 
-    Pairs agree in all else, missing cells of a workload included, and share at least two grid points with status ok.
-
-    Args:
-        processes: Table of one study.
-        quantity: Rate to compare, or a time (a name that ends in ``_ms``), which is inverted.
-        along: Column of the grid, positive numbers.
-        differing: Column that distinguishes the two sides, ``precision`` or ``attention``.
-        reference: Returns the value of that column, for a model, with which the others are compared.
+    ``quantity`` is a rate, or a time (a name that ends in ``_ms``), which is inverted; ``along`` is the column of the
+    grid, of positive numbers. Pairs differ in the column ``differing``, whose value in the side to be compared with
+    ``reference`` returns for a model; they agree in all else, missing cells of a workload included, and share at least
+    two grid points with status ok.
     """
     fixed = [column for column in [*CONFIGURATION, *WORKLOAD] if column not in (along, differing)]
     measured = processes[(processes["status"] == "ok") & processes[quantity].notna()]

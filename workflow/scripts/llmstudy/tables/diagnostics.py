@@ -38,7 +38,7 @@ from llmstudy.stats.estimate import critical_value
 from llmstudy.tables import Sources
 from llmstudy.tables.columns import AT_WORKLOAD, SHARED, Column, columns, pick
 from llmstudy.tables.processes import COLUMNS as PROCESSES
-from llmstudy.tables.records import identity
+from llmstudy.tables.records import by_key, identity
 
 ALL = "all"
 HALF = 0.5
@@ -110,10 +110,7 @@ def sensitivity(sources: Sources) -> list[dict]:
 
 def _divergence_ends(part: dict, blocks: str) -> dict:
     """Return the ends of the 95 % interval of a part's KL divergence, Student's t over blocks ("8 documents"); none if
-    the text was too short.
-
-    A divergence is never negative, so the low end is at least 0, unless rounding left the mean itself below.
-    """
+    the text was too short. A divergence is never negative, so the low end is at least 0, unless the mean is below."""
     if part["kl_se"] is None:
         return {}
     half = critical_value(int(blocks.split()[0]) - 1) * part["kl_se"]
@@ -138,21 +135,19 @@ def profile(sources: Sources) -> list[dict]:
     for record in sources.records:
         results = record["results"]
         row = identity(record) | results.get("workload", {})
-        row |= {key: results.get(key) for key in ("step_bytes", "bandwidth_gb_s", "matmul_tflops")}
-        rows.append(row | (step_columns(results, record["identity"]["device"]) if "step" in results else {}))
+        row |= {key: results.get(key) for key in ("tpot_ms", "step_bytes", "bandwidth_gb_s", "matmul_tflops")}
+        rows.append(row | (step_columns(results, row["device"] == "cuda") if "step" in results else {}))
     return rows
 
 
-def step_columns(results: dict, device: str) -> dict:
+def step_columns(results: dict, on_gpu: bool) -> dict:
     """Return the columns of a profiled step."""
     step, seconds = results["step"], results["tpot_ms"] / 1e3
-    on_gpu = device == "cuda"
     mbu = results["step_bytes"] / seconds / (results["bandwidth_gb_s"] * 1e9)
     flops_share = results["step_flops"] / seconds / (results["matmul_tflops"] * 1e12)
     # At most 1: the step was timed without the profiler, and may have been a little quicker.
     busy_share = min(1.0, step["busy_ms"] / (results["tpot_ms"] if on_gpu else step["profiled_ms"]))
     return {
-        "tpot_ms": results["tpot_ms"],
         "launches_per_token": step["launches"] if on_gpu else None,
         "kernels_per_token": step["kernels"] if on_gpu else None,
         "syncs_per_token": step["waits"],
@@ -184,7 +179,7 @@ def attention(sources: Sources) -> list[dict]:
     rows = []
     for record in sources.records:
         results = record["results"]
-        points = {(point["context"], point["phase"]): point for point in results.get("points", [])}
+        points = by_key(record, "points", "context", "phase")
         shape = {key: results.get(key) for key in ("heads", "kv_heads", "head_dim")}
         for context, phase in product(record["settings"]["contexts"], ("prefill", "decode")):
             point = points.get((context, phase))

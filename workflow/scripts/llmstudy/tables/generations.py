@@ -18,7 +18,7 @@ import pandas as pd
 from llmstudy.stats.text import agreement_curve, distinct_n, first_divergence, median_divergence
 from llmstudy.tables import Sources
 from llmstudy.tables.columns import IDENTITY, SHARED, Column, columns
-from llmstudy.tables.records import identity
+from llmstudy.tables.records import by_key, identity
 
 POSITIONS = (8, 16, 32, 64)
 COLUMNS = {
@@ -43,12 +43,9 @@ def generations(sources: Sources) -> list[dict]:
     """Return a row for every prompt that a record was to continue, generated or not."""
     rows = []
     for record, reference in sources.paired():
-        entries, others = (
-            {entry["prompt"]: entry for entry in (side or {}).get("results", {}).get("prompts", [])}
-            for side in (record, reference)
-        )
+        entries, others = (by_key(side, "prompts", "prompt") for side in (record, reference))
         for prompt in record["settings"]["prompts"]:
-            entry, other = entries.get(prompt), others.get(prompt)
+            entry, other = entries.get((prompt,)), others.get((prompt,))
             row = identity(record) | {"prompt": prompt, "reference_text": other and other["text"]}
             if entry:
                 tokens = entry["tokens"]

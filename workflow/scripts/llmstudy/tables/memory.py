@@ -6,6 +6,7 @@ Peaks are the CUDA allocator's on a GPU; on a CPU the growth of the process's pe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -49,12 +50,12 @@ def peaks(entry: dict, load: dict, weights_gib: float) -> dict:
     kv_cache_gib = entry["kv_cache_bytes"] / GIB
     return {
         "kv_cache_gib": kv_cache_gib,
-        "kv_cache_measured_prefill_gib": _gib(entry.get("kv_cache_measured_prefill_bytes")),
+        "kv_cache_measured_prefill_gib": entry.get("kv_cache_measured_prefill_bytes", math.nan) / GIB,
         "workspace_gib": max(0.0, peak(decode) - weights_gib - kv_cache_gib),
         "peak_prefill_gib": peak(entry["prefill"]),
         "peak_decode_gib": peak(decode),
         "peak_rss_gib": max(phase["peak_rss_bytes"] for phase in (load, entry["prefill"], decode)) / GIB,
-        "peak_reserved_gib": _gib(decode.get("peak_reserved_bytes")),
+        "peak_reserved_gib": decode.get("peak_reserved_bytes", math.nan) / GIB,
         "driver_gib": driver_gib(decode),
     }
 
@@ -71,10 +72,6 @@ def driver_gib(reading: dict) -> float | None:
     return None if driver is None or driver < reading["peak_allocated_bytes"] else driver / GIB
 
 
-def _gib(count: int | None) -> float | None:
-    return None if count is None else count / GIB
-
-
 def peak_gib(memory: pd.DataFrame, phases: Sequence[str] = PEAKS) -> pd.Series:
     """Return the peak memory of each row of memory.csv in GiB: the highest of its phases, or the host RSS where there
     are none. See ``peaks_that_count`` for a CPU."""
@@ -83,9 +80,8 @@ def peak_gib(memory: pd.DataFrame, phases: Sequence[str] = PEAKS) -> pd.Series:
 
 
 def peaks_that_count(memory: pd.DataFrame, phases: Sequence[str]) -> pd.DataFrame:
-    """Return the peaks of the phases in GiB, loading left out on a CPU: while it reads, the growth of the process
-    holds pages of the mapped weight file, which the kernel can take back, and none of them where the file is used as
-    it is."""
+    """Return the peaks of the phases in GiB, loading left out on a CPU: while it reads, the growth of the process holds
+    pages of the mapped weight file, which the kernel can take back, and none where the file is used as it is."""
     peaks = memory.reindex(columns=list(phases)).astype(float)
     if "device" in memory and "peak_load_gib" in peaks:
         peaks["peak_load_gib"] = peaks["peak_load_gib"].where(memory["device"] != "cpu")

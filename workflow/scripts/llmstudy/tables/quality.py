@@ -15,6 +15,8 @@ and whether the two precisions are ``distinguishable`` by it at 5 %. The referen
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
 from llmstudy.llama import protocol_name
@@ -30,7 +32,7 @@ from llmstudy.stats.quality import (
 from llmstudy.stats.text import paired_change, wilson
 from llmstudy.tables import Sources
 from llmstudy.tables.columns import AT_PROTOCOL, SHARED, Column, cells, columns, interval
-from llmstudy.tables.records import identity, read_arrays
+from llmstudy.tables.records import by_key, identity, read_arrays
 
 COLUMNS = {
     "quality": [
@@ -69,18 +71,11 @@ OTHER_DOCUMENTS = "not the documents of the reference: measure both again"
 
 def quality(sources: Sources) -> list[dict]:
     """Return a row for every corpus and protocol that a record was to measure, measured or not."""
-    return [row for record, reference in sources.paired() for row in quality_rows(record, reference)]
-
-
-def quality_rows(record: dict, reference: dict | None) -> list[dict]:
-    """Return the rows of one record; ``reference`` is the record that it is paired with, None if there is none."""
-    entries, others = (
-        {(entry["corpus"], entry["protocol"]): entry for entry in (side or {}).get("results", {}).get("protocols", [])}
-        for side in (record, reference)
-    )
-    rows, settings = [], record["settings"]
-    for corpus in settings["corpora"]:
-        for number, protocol in enumerate(settings["protocols"]):
+    rows = []
+    for record, reference in sources.paired():
+        entries, others = (by_key(side, "protocols", "corpus", "protocol") for side in (record, reference))
+        settings = record["settings"]
+        for corpus, (number, protocol) in product(settings["corpora"], enumerate(settings["protocols"])):
             name = protocol_name(protocol, settings["bos"])
             entry, other = entries.get((corpus, name)), others.get((corpus, name))
             row = identity(record, entry) | {"corpus": corpus, "protocol": name}
@@ -157,11 +152,11 @@ def tasks(sources: Sources) -> list[dict]:
     """Return a row for every task that a record was to measure, with p-values adjusted over each model."""
     rows = []
     for record, reference in sources.paired():
-        entries = {entry["task"]: entry for entry in record["results"].get("tasks", [])}
+        entries = by_key(record, "tasks", "task")
         arrays = read_arrays(record["path"])
         others = read_arrays(reference["path"]) if reference and reference is not record else {}
         for task in record["settings"]["tasks"]:
-            entry = entries.get(task)
+            entry = entries.get((task,))
             row = identity(record, entry) | {"task": task}
             if entry and entry["status"] == "ok":
                 correct = arrays[f"{task}/correct"]

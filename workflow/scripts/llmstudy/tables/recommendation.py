@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from llmstudy.stats.estimate import log_error
+from llmstudy.stats.estimate import critical_value
 from llmstudy.stats.processes import student_interval
 from llmstudy.tables import Sources
 from llmstudy.tables.columns import SHARED, columns, number
@@ -44,11 +44,6 @@ class Limit:
     sign: int
     worst: str
     bound: float
-
-    def misses(self, rows: pd.DataFrame) -> pd.Series:
-        """Return how far each row lies beyond the bound, relative to it: 0 within, infinite if not measured."""
-        beyond = self.sign * (rows[self.column] - self.bound) / (abs(self.bound) or 1.0)
-        return beyond.clip(lower=0.0).fillna(math.inf)
 
     def clause(self, row: Mapping) -> str:
         """Return "TPOT 6.2 ms <= 20 ms", with the comparison that holds."""
@@ -78,8 +73,7 @@ def recommendation(sources: Sources) -> list[dict]:
 def recommend(
     rows: pd.DataFrame, reference: str, limits: Mapping[str, float | None], smallest: Mapping[str, float]
 ) -> dict:
-    """Return the recommended configuration of one model: its identity, status and reason, ``meets_limits`` and
-    ``sentence``.
+    """Return the recommended configuration of one model: the cells of its row.
 
     ``limits`` has a bound, or None, for keys of ``LIMITS``. If nothing was measured, precision, attention and runtime
     are empty, status and reason those of the first configuration.
@@ -103,14 +97,16 @@ def recommend(
         for key in LIMITS
         if limits.get(key) is not None and not (synthetic and key in ON_QUALITY)
     ]
-    misses = pd.DataFrame({limit.column: limit.misses(measured) for limit in bounds}, measured.index)
+    # how far each row lies beyond each bound, relative to it
+    misses = pd.DataFrame(index=measured.index)
+    for limit in bounds:
+        misses[limit.column] = limit.sign * (measured[limit.column] - limit.bound) / (abs(limit.bound) or 1.0)
+    misses = misses.clip(lower=0.0).fillna(math.inf)
     within = measured[(misses == 0).all(axis=1)]
     if within.empty:
         row = measured.loc[misses.max(axis=1).idxmin()]
-        return row[identity].to_dict() | {
-            "meets_limits": False,
-            "sentence": _nothing_fits(row, measured, bounds, misses),
-        }
+        sentence = _nothing_fits(row, measured, bounds, misses)
+        return row[identity].to_dict() | {"meets_limits": False, "sentence": sentence}
     scope, note = "within the limits" if bounds else "measured", ""
     if synthetic:
         note = " Random weights: speed and memory alone decide."
@@ -173,12 +169,10 @@ def _choose(rows: pd.DataFrame, smallest: Mapping[str, float], scope: str) -> tu
 
 def _not_distinguishable(row: pd.Series, fastest: pd.Series) -> bool:
     """Return whether two TPOTs cannot be told apart by their intervals; False without one."""
-    degrees = [side["tpot_degrees"] for side in (row, fastest)]
-    if np.isnan(degrees).any():
-        return False
-    ends = ([side["tpot_low_ms"], side["tpot_high_ms"], side["tpot_degrees"]] for side in (row, fastest))
-    error = math.hypot(*(log_error(*of_side) for of_side in ends))
-    return student_interval(math.log(row["tpot_ms"] / fastest["tpot_ms"]), error, min(degrees)).p >= SIGNIFICANCE
+    sides = pd.DataFrame([row, fastest])[["tpot_ms", "tpot_low_ms", "tpot_high_ms", "tpot_degrees"]].astype(float)
+    errors = np.log(sides["tpot_high_ms"] / sides["tpot_low_ms"]) / (2 * sides["tpot_degrees"].map(critical_value))
+    difference = math.log(row["tpot_ms"] / fastest["tpot_ms"])
+    return student_interval(difference, math.hypot(*errors), sides["tpot_degrees"].min()).p >= SIGNIFICANCE
 
 
 def _taken(row: pd.Series, why: str, bounds: list[Limit], rows: pd.DataFrame, reference: str) -> str:

@@ -31,6 +31,12 @@ def planned_workloads(record: dict) -> list[tuple[dict, dict | None]]:
     return [(workload, measured.get(tuple(workload.values()))) for workload in record["settings"]["workloads"]]
 
 
+def by_key(record: dict | None, results: str, *keys: str) -> dict[tuple, dict]:
+    """Return the entries of a list in a record's results by their keys; none without a record or what it measured."""
+    entries = record["results"].get(results, []) if record else []
+    return {tuple(entry[key] for key in keys): entry for entry in entries}
+
+
 def read_arrays(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
     """Return the arrays beside a record's file whose key begins with ``prefix``, by the rest of their key; none where
     the measurement failed and left no file or an empty one."""

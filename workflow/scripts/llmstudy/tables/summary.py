@@ -23,10 +23,9 @@ from llmstudy.tables.speed import COLUMNS as SPEED
 from llmstudy.tables.speed import ok, outcome
 from llmstudy.tables.verdict import judge
 
-RENAMED = {"repeats": "processes", "tpot_low_ms": "tpot_ms_low", "tpot_high_ms": "tpot_ms_high"}
-OF_SPEED = ["repeats", "e2e_ms", "ttft_ms", "tpot_ms", "tpot_low_ms", "tpot_high_ms", "tpot_degrees", "tokens_per_s"]
-OF_SPEED += ["mbu", "speedup", "speedup_low", "speedup_high", "speedup_p", "flags"]
-TIMES = {name: RENAMED.get(name, name) for name in OF_SPEED}
+OF_SPEED = "processes e2e_ms ttft_ms tpot_ms tpot_ms_low tpot_ms_high tpot_degrees tokens_per_s mbu speedup speedup_low"
+RENAMED = {"processes": "repeats", "tpot_ms_low": "tpot_low_ms", "tpot_ms_high": "tpot_high_ms"}
+TIMES = {RENAMED.get(name, name): name for name in [*OF_SPEED.split(), "speedup_high", "speedup_p", "flags"]}
 OF_QUALITY = [
     *("ppl", "ppl_low", "ppl_high", "ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "ppl_ratio_p"),
     *("kl_nats", "kl_low_nats", "kl_high_nats", "top1_agreement", "top1_low", "top1_high"),

@@ -59,10 +59,10 @@ def judge(summary: pd.DataFrame, reference: str, smallest: Mapping[str, float]) 
     adjusted = judged["precision"].map(dict(zip(once.index, holm(once)))).astype(float)
     judged["ppl_ratio_p_holm"] = adjusted.where(judged["ppl_ratio_p"].notna())
     judged["pareto"] = _pareto(judged, is_reference)
-    verdicts = []
-    for index, row in judged.iterrows():
-        base = judged[is_base & ok & (judged["attention"] == row["attention"])][:1].squeeze(axis=0)
-        verdicts.append(_verdict(row, None if base.empty else base, is_reference[index], smallest))
+    bases = {row["attention"]: row for _, row in judged[is_base & ok].iterrows()}
+    verdicts = [
+        _verdict(row, bases.get(row["attention"]), is_reference[index], smallest) for index, row in judged.iterrows()
+    ]
     judged[["verdict", "verdict_reason"]] = pd.DataFrame(verdicts, index=judged.index)
     return judged
 
