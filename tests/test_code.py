@@ -77,7 +77,7 @@ def test_everything_that_python_loads_is_followed(tiny_weights, tiny_corpus, tmp
 def test_another_source_concerns_no_measurement_and_no_other_source():
     """Or a change in the module for Wikipedia would measure every model again."""
     measuring = listed("fetch.weights")
-    assert "fetch/layout.py" in measuring
+    assert "fetch/manifest.py" in measuring
     assert not {f"fetch/{name}.py" for name in ("hub", "pypi", "wikipedia", "corpora", "models")} & measuring
     assert "fetch/wikipedia.py" not in listed("fetch.models")
     assert "fetch/synthetic.py" not in listed("fetch.corpora")
