@@ -20,18 +20,19 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
 
 
 class Checkout:
-    """A folder that Snakemake takes for a clone, without anybody's results.
+    """A folder that Snakemake takes for a clone.
 
     Args:
-        folder: where it is made, or where it is.
-        copy: whether its files may be changed; else they are links.
+        folder: where it is made, without anybody's results.
+        copy: whether its files may be changed (True); links to those of this repository (False); or those that are
+            there (None).
         study: changes of the tiny study in ``study.yaml``.
     """
 
-    def __init__(self, folder: Path, copy: bool = False, **study):
+    def __init__(self, folder: Path, copy: bool | None = False, **study):
         self.folder = folder
         self.study = study
-        for name in PARTS:
+        for name in PARTS if copy is not None else ():
             if copy and (ROOT / name).is_dir():
                 shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
             elif copy:

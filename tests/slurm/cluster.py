@@ -15,9 +15,9 @@ from datetime import datetime
 from pathlib import Path
 
 import tiny
-import yaml
+from checkout import ROOT, Checkout
+from llmstudy.runner.job import Identity
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 LAB = Path(__file__).with_name("lab.sh")
 NEEDED = ("slurmctld", "slurmd", "sbatch", "squeue", "munged", "unshare", "nsenter")
 # Looks at the jobs often: each lasts seconds here.
@@ -81,7 +81,7 @@ class Cluster:
                 start_new_session=True,
             )
 
-    def run(self, *command: str | Path, folder: Path = REPOSITORY, seconds: float = 240) -> subprocess.CompletedProcess:
+    def run(self, *command: str | Path, folder: Path = ROOT, seconds: float = 240) -> subprocess.CompletedProcess:
         """Run a command in the cluster; its output and errors come together."""
         return subprocess.run(
             [LAB, "join", self.folder, *command],
@@ -138,10 +138,7 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str):
 def checkout(folder: Path, sample: Path, **changes) -> Path:
     """A fresh copy of the workflow with ``study.yaml``, a tiny study whose model and text lie in ``sample``."""
     folder.mkdir(parents=True)
-    shutil.copy(REPOSITORY / "Snakefile", folder)
-    for name in ("workflow", "config", "slurm", "envs"):
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "study.yaml").write_text(yaml.safe_dump(tiny.study(sample, **changes)))
+    Checkout(folder, copy=True).write(tiny.study(sample, **changes))
     return folder
 
 
@@ -156,4 +153,4 @@ def edit_profile(folder: Path, rule: str, **values) -> None:
 
 def record_path(kind: str, precision: str, model: str = "tiny-llama") -> str:
     """Where a record of the tiny study lies."""
-    return f"results/tiny/records/{kind}/{model}/{precision}.sdpa.generate.r0.json"
+    return Identity("tiny", kind, model, precision, "sdpa", "generate").path

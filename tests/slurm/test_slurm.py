@@ -97,9 +97,10 @@ def test_the_whole_study_through_the_profile(cluster, whole):
     assert sorted(int(log.stem) for log in logs) == [job.number for job in jobs]
 
 
-def test_a_latency_job_has_the_node_to_itself(cluster, whole):
+def test_a_job_that_measures_time_has_the_node_to_itself(cluster, whole):
     jobs = cluster.jobs(whole["submitted"])
-    for timed in (job for job in jobs if "measure_latency" in job.what):
+    assert sum("measure_time" in job.what for job in jobs) == 2
+    for timed in (job for job in jobs if "measure_time" in job.what):
         others = [job for job in jobs if job is not timed]
         assert all(other.end <= timed.start or other.start >= timed.end for other in others)
         assert timed.cpus == 8  # the whole node, though it asked for one core
@@ -155,13 +156,13 @@ def limited(cluster, sample, tmp_path_factory):
         "timeout": checkout(
             tmp / "timeout",
             sample,
-            samples={"prompts": [f"Once upon a time {n}" for n in range(3000)], "new_tokens": 200},
+            generations={"prompts": [f"Once upon a time {n}" for n in range(3000)], "new_tokens": 200},
             jobs={"minutes": 30},
         ),
     }
     for name in ("oom", "retry"):
-        edit_profile(folders[name], "measure_memory", mem_mb='"attempt * 1100"')
-    edit_profile(folders["timeout"], "generate_samples", runtime=1)
+        edit_profile(folders[name], "measure", mem_mb='"attempt * 1100"')
+    edit_profile(folders["timeout"], "measure", runtime=1)
     targets = {
         "gpus": [record_path("memory", name) for name in ("fp32", "bf16", "fp16")]
         + [record_path("memory", "bf16", "llama-70b")],
@@ -243,8 +244,8 @@ def test_ctrl_c_then_sigkill_then_restart(cluster, sample, tmp_path):
     assert cluster.run(*study, "--unlock", folder=folder).returncode == 0
     refused = cluster.run(*study, folder=folder)
     assert refused.returncode != 0
-    [told] = [line for line in refused.stdout.splitlines() if "settle_jobs.py" in line]
-    assert "still in SLURM's queue: 2" in told
+    [line] = [one for one in refused.stdout.splitlines() if "settle_jobs.py" in one]
+    assert "still in SLURM's queue: 2" in line
     assert len(cluster.jobs(folder)) == 4
 
     settled = cluster.run(sys.executable, "tools/settle_jobs.py", "wait", "--interval", "1", folder=folder)
@@ -273,14 +274,14 @@ def test_settling_by_cancelling(cluster, sample, tmp_path):
     assert [job.state for job in cluster.jobs(folder)] == ["CANCELLED"]
 
 
-def test_a_wrong_partition_is_told_once_and_nothing_is_submitted(cluster, sample, tmp_path):
+def test_a_wrong_partition_is_named_once_and_nothing_is_submitted(cluster, sample, tmp_path):
     folder = checkout(tmp_path / "study", sample)
     profile = folder / "slurm" / "config.yaml"
     profile.write_text(profile.read_text().replace("&measuring gpu", "&measuring nowhere"))
     refused = cluster.run(*SNAKEMAKE, *STUDY, folder=folder)
     assert refused.returncode != 0
-    [told] = [line for line in refused.stdout.splitlines() if "nowhere" in line]
-    assert told == (
+    [line] = [one for one in refused.stdout.splitlines() if "nowhere" in one]
+    assert line == (
         "slurm_partition: 'nowhere' is not a partition of this cluster; allowed: cpu, gpu; "
         "edit the lines marked SITE in slurm/config.yaml"
     )
