@@ -9,6 +9,7 @@ from llmstudy.errors import Unsupported
 from llmstudy.fetch.weights import open_weights
 from llmstudy.measure import footprint
 from llmstudy.models import precisions
+from tensor_subclass import make_linear
 
 HIDDEN, FEED_FORWARD, LAYERS, KV = 64, 128, 2, 32
 # elements of the linear layers of one decoder layer: q, k, v, o, gate, up, down
@@ -162,33 +163,13 @@ def test_experts_of_an_unknown_number_are_unsupported():
         footprint.step_weight_bytes(model)
 
 
-class Wrapped(torch.Tensor):
-    """A tensor subclass without storage, as torchao's: int8 values and a scale for each row."""
-
-    @staticmethod
-    def __new__(cls, values, scale):
-        return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=torch.float32)
-
-    def __init__(self, values, scale):
-        self.values, self.scale = values, scale
-
-    def __tensor_flatten__(self):
-        return ["values", "scale"], None
-
-    @classmethod
-    def __torch_dispatch__(cls, function, types, arguments=(), options=None):
-        if function is torch.ops.aten.detach.default:
-            return Wrapped(arguments[0].values, arguments[0].scale)
-        raise NotImplementedError(function)
-
-
 def test_weights_that_are_a_tensor_subclass_count_as_what_they_wrap(load):
     model = load("fp32")
     for linear in footprint.decoder_linears(model):
-        rows, columns = linear.module.weight.shape
-        wrapped = Wrapped(torch.zeros(rows, columns, dtype=torch.int8), torch.zeros(rows, dtype=torch.bfloat16))
-        linear.module.weight = torch.nn.Parameter(wrapped, requires_grad=False)
-    found = footprint.weight_bytes(model)
-    assert found["linears"] == {"int8": LAYERS * sum(LINEARS), "bfloat16": 2 * LAYERS * sum(OUTPUTS)}
-    step = LAYERS * (sum(LINEARS) + 2 * sum(OUTPUTS)) + 4 * (NORMS + EMBEDDING)
+        linear.module.weight = make_linear(linear.module.weight.data, None).weight
+    assert footprint.weight_bytes(model)["linears"] == {
+        "int8": LAYERS * sum(LINEARS),
+        "float32": 4 * LAYERS * sum(OUTPUTS),  # a scale a row
+    }
+    step = LAYERS * (sum(LINEARS) + 4 * sum(OUTPUTS)) + 4 * (NORMS + EMBEDDING)
     assert footprint.step_weight_bytes(model) == step

@@ -82,7 +82,7 @@ def test_a_runtime_that_fails_is_closed(measuring, monkeypatch):
     closed = []
 
     class Full:
-        def __init__(self, *shape):
+        def __init__(self, model, **workload):
             pass
 
         def prepare(self):

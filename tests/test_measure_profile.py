@@ -1,6 +1,7 @@
 """A decode step under the profiler: counts on made-up events, and on real operators whose number is known."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from llmstudy.errors import Unsupported
 from llmstudy.llama import Shape
 from llmstudy.measure import footprint
 from llmstudy.measure.diagnostics import profile
-from llmstudy.measure.diagnostics.profile import Event, Trace, covered, per_step, summarize
+from llmstudy.measure.diagnostics.profile import Trace, covered, per_step, summarize
+from torch.autograd import DeviceType
 
 
 def test_overlapping_intervals_count_once():
@@ -16,25 +18,24 @@ def test_overlapping_intervals_count_once():
     assert covered([]) == 0
 
 
-def host(name: str, top: bool = False) -> Event:
-    return Event(name, False, 0.0, 1.0, 1.0, top)
+def event(name: str, start=0.0, end=1.0, device=DeviceType.CPU, parent=None):
+    """An event as the profiler has it, times in µs."""
+    span = SimpleNamespace(start=start, end=end)
+    return SimpleNamespace(name=name, time_range=span, device_type=device, self_cpu_time_total=1.0, cpu_parent=parent)
 
 
 def test_counts_launches_waits_and_device_time_of_a_gpu():
+    linear = event("aten::linear")
+    host = ["cudaLaunchKernel", "cuLaunchKernelEx", "cudaLaunchKernelExC", "cudaGraphLaunch", "cudaMemcpyAsync",
+            "cudaStreamIsCapturing", "cudaStreamSynchronize", "cudaDeviceSynchronize"]  # fmt: skip
+    scope = event("a scope that is no operator", parent=linear)
     events = [
-        host("aten::linear", top=True),
-        host("aten::mm"),
-        host("cudaLaunchKernel"),
-        host("cuLaunchKernelEx"),
-        host("cudaLaunchKernelExC"),
-        host("cudaGraphLaunch"),
-        host("cudaMemcpyAsync"),
-        host("cudaStreamIsCapturing"),
-        host("cudaStreamSynchronize"),
-        host("cudaDeviceSynchronize"),
-        host("aten::_local_scalar_dense"),
-        Event("ampere_gemm", True, 100.0, 3100.0, 3000.0, False),
-        Event("elementwise", True, 2100.0, 4100.0, 2000.0, False),
+        linear,
+        event("aten::mm", parent=scope),
+        event("aten::_local_scalar_dense", parent=linear),
+        *map(event, host),
+        event("ampere_gemm", 100.0, 3100.0, DeviceType.CUDA),
+        event("elementwise", 2100.0, 4100.0, DeviceType.CUDA),
     ]
     trace = summarize(events, 9.0, "cuda")
     assert (trace.launches, trace.waits, trace.operators, trace.kernels) == (4, 2, 1, 2)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llmstudy.errors import StudyError
-from llmstudy.fetch.weights import choose_files
+from llmstudy.fetch.layout import choose_files
 from llmstudy.progress import LogBar
 
 AGAIN = "run again, what is there is kept"

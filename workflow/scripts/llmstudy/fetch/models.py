@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from llmstudy.errors import StudyError
 from llmstudy.fetch import manifest, pypi
-from llmstudy.fetch.weights import INDEX, WEIGHTS, choose_files, count_parameters
+from llmstudy.fetch.layout import INDEX, WEIGHTS, choose_files, count_parameters
 from llmstudy.files import atomic_write, disk_full_named
 
 # Keys of config.json for the manifest; transformers knows what a file leaves out.

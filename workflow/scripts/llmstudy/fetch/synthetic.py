@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from llmstudy.errors import StudyError
+from llmstudy.fetch.layout import INDEX
 from llmstudy.fetch.shapes import SHAPES
-from llmstudy.fetch.weights import INDEX
 from llmstudy.files import disk_full_named, publish, write_json
 from llmstudy.progress import progress
 

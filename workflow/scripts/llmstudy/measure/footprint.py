@@ -112,11 +112,11 @@ def step_weight_bytes(model) -> int:
     With tied embeddings the head is the embedding, and is read whole. Of experts a step reads at least as many as one
     token is given to. Raise Unsupported if the config does not say how many experts that are.
     """
-    weights = weight_bytes(model)
-    head = total(weights, "head") or total(weights, "embeddings")
-    experts = sum(size for path, _, size in _tensors(model) if _EXPERTS.search(path))
-    idle = experts * (1 - _share_of_experts(model.config)) if experts else 0
-    return total(weights, "linears", "norms") + head - round(idle)
+    weights = [(path, size) for path, _, size in _tensors(model) if component_of(model, path) in ("linears", "norms")]
+    experts = sum(size for path, size in weights if _EXPERTS.search(path))
+    idle = round(experts * (1 - _share_of_experts(model.config))) if experts else 0
+    head = sum(tensor.untyped_storage().nbytes() for tensor in tensors_of(model.get_output_embeddings()))
+    return sum(size for _, size in weights) - idle + head
 
 
 def _share_of_experts(config) -> float:

@@ -69,14 +69,10 @@ def peaks_of_generation(session: Session, model, input_ids: torch.Tensor, new_to
     included."""
     session.free()
     probe.reset()
-    runtime = runtimes.get(session.job.identity.runtime)(model, *input_ids.shape, new_tokens)
-    try:
-        with session.attention_forced():
-            runtime.prepare()
-            runtime.generate(input_ids)
+    with session.runtime(model, Workload(*input_ids.shape, new_tokens)) as runtime:
+        runtime.prepare()
+        runtime.generate(input_ids)
         return probe.reading()  # before the runtime frees memory, or the driver's figure is not of this phase
-    finally:
-        runtime.close()
 
 
 def measured_kv_bytes(session: Session, model, input_ids: torch.Tensor) -> int:

@@ -49,17 +49,12 @@ def open_reference(session: Session, settings: Settings, corpus: str) -> tuple[R
     try:
         return Reference(Path(session.job.reference_folder), corpus, vocabulary, session.device), {}
     except FileNotFoundError:
-        reason = f"the reference {settings.reference} left no log-probabilities of corpus {corpus}"
-        return None, {"unpaired": f"{reason}: see its record in records/reference"}
+        missing = f"the reference {settings.reference} left no log-probabilities of corpus {corpus}"
+        return None, {"unpaired": f"{missing}: see its record in records/reference"}
 
 
 def measure_protocol(
-    session: Session,
-    model,
-    stream: TokenStream,
-    protocol: Protocol,
-    bos: bool,
-    reference: Reference | None,
+    session: Session, model, stream: TokenStream, protocol: Protocol, bos: bool, reference: Reference | None
 ) -> dict[str, np.ndarray]:
     """Return float32 arrays: ``nll`` [tokens], and against a reference ``kl``, ``top1``, ``top5`` [its tokens]. Raise
     FloatingPointError if a value is not finite."""

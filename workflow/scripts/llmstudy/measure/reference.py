@@ -23,15 +23,8 @@ from llmstudy.measure.text import Excerpt, TokenStream, token_stream
 
 @dataclass(frozen=True)
 class Settings(Excerpt):
-    """Settings of the reference, and of quality.
-
-    Attributes:
-        corpora: what is scored.
-        reference: the precision that the others are compared with.
-        protocols: the first is the one under which distributions are compared.
-        bos: whether every window begins with the beginning-of-text token.
-        kl_tokens: tokens of each corpus whose distributions are compared.
-    """
+    """Settings of the reference and of quality: under the first protocol, distributions at ``kl_tokens`` tokens of each
+    corpus are compared with the reference; ``bos``: every window begins with the beginning-of-text token."""
 
     corpora: tuple[str, ...]
     reference: str

@@ -6,8 +6,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field, is_dataclass
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import numpy as np
 import torch
 
+from llmstudy import runtimes
 from llmstudy.errors import StudyError, Unsupported
 from llmstudy.fetch.weights import Weights, open_weights
 from llmstudy.measure.device import read_nvml
@@ -23,7 +24,7 @@ from llmstudy.measure.text import calibration_ids
 from llmstudy.models import attention, precisions
 from llmstudy.runner import provenance
 from llmstudy.runner.failures import classify, traceback_tail
-from llmstudy.runner.job import Job
+from llmstudy.runner.job import Job, Workload
 
 Settings = TypeVar("Settings")
 
@@ -115,6 +116,13 @@ class Session:
     def attention_forced(self) -> AbstractContextManager[None]:
         """Return a context in which PyTorch may run the configured attention kernel alone."""
         return attention.forced(self.job.identity.attention)
+
+    @contextmanager
+    def runtime(self, model, workload: Workload) -> Iterator[runtimes.Runtime]:
+        """Yield the job's runtime for a workload, under the configured attention kernel alone; close it afterwards."""
+        runtime = runtimes.get(self.job.identity.runtime)(model, **asdict(workload))
+        with closing(runtime), self.attention_forced():
+            yield runtime
 
     def synchronize(self) -> None:
         """Wait until the device has finished all work."""

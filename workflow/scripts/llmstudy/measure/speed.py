@@ -9,7 +9,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 
@@ -73,19 +74,16 @@ def measure(session: Session) -> dict:
 def measure_workload(session: Session, model, workload: Workload, settings: Settings, meter: EnergyMeter) -> dict:
     """Return the entry of one workload: a cold call, warm-up until steady, timed calls, proof of the kernel."""
     input_ids = prompt_batch(session, workload.batch, workload.prompt_tokens)
-    runtime = runtimes.get(session.job.identity.runtime)(model, **asdict(workload))
-    try:
-        with session.attention_forced():
-            compile_s = runtime.prepare().compile_s
-            cold = timed_call(runtime, input_ids, workload)
-            warmup, steady = warm_up(lambda: timed_call(runtime, input_ids, workload), settings.warmup)
-            before = conditions.snapshot()
-            meter.start()
-            runs = timed_runs(lambda: timed_call(runtime, input_ids, workload), settings)
-            joules = meter.joules()
-            after = conditions.snapshot()
-    finally:
-        runtime.close()
+    with session.runtime(model, workload) as runtime:
+        call = partial(timed_call, runtime, input_ids, workload)
+        compile_s = runtime.prepare().compile_s
+        cold = call()
+        warmup, steady = warm_up(call, settings.warmup)
+        before = conditions.snapshot()
+        meter.start()
+        runs = timed_runs(call, settings)
+        joules = meter.joules()
+        after = conditions.snapshot()
     session.free()  # the static cache of the proof must not be beside that of the measurement
     kernels = prove_attention(session, model, workload, input_ids)
     tokens = len(runs) * workload.batch * workload.new_tokens
@@ -150,15 +148,10 @@ def prove_attention(session: Session, model, workload: Workload, input_ids: torc
     Preparing is part of the proof: a captured graph shows its operators only while it is captured. Raise Unsupported if
     another kernel than the configured one ran.
     """
-    runtime = runtimes.get(session.job.identity.runtime)
-    short = runtime(model, workload.batch, workload.prompt_tokens, PROOF_TOKENS)
+    with session.runtime(model, replace(workload, new_tokens=PROOF_TOKENS)) as runtime:
 
-    def run() -> None:
-        short.prepare()
-        short.generate(input_ids)
+        def run() -> None:
+            runtime.prepare()
+            runtime.generate(input_ids)
 
-    try:
-        with session.attention_forced():
-            return prove(session.job.identity.attention, run)
-    finally:
-        short.close()
+        return prove(session.job.identity.attention, run)

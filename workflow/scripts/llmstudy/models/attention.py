@@ -52,8 +52,8 @@ _KERNELS = (
 # Packages whose operators are all one kernel: flash_attn::_flash_attn_forward, flash_attn_3::fwd.
 _PACKAGES = ("flash_attn", "flash_attn_3")
 
-# PyTorch's errors on a CPU and on a GPU when the forced backend cannot serve a call.
-_NO_KERNEL = ("No viable backend for scaled_dot_product_attention", "No available kernel")
+# PyTorch's errors on a CPU and on a GPU when the forced backend cannot serve a call; the last is cuDNN's.
+_NO_KERNEL = ("No viable backend for scaled_dot_product_attention", "No available kernel", "execution plans")
 
 
 def get(name: str) -> Attention:

@@ -99,7 +99,7 @@ class Operation:
         mask = self.mask(context) if self.masked and not decode else None
         run = partial(self.call, query, key, value, mask)
         with torch.no_grad(), self.session.attention_forced():
-            kernels = self.prove(run)
+            kernels = attention.prove(self.name, run)
             extra_bytes, output = self.peak(run)
             exact = reference(query, key, value, self.module.scaling)
             error = float((output.transpose(1, 2).float() - exact).abs().max())
@@ -124,18 +124,6 @@ class Operation:
         low = torch.finfo(torch.bfloat16).min
         full = torch.full((context, context), low, dtype=torch.bfloat16, device=self.session.device)
         return full.triu_(1)[None, None]
-
-    def prove(self, run: Callable[[], object]) -> list[str]:
-        """Return the kernels that ran. Raise Unsupported if none of the configured kind is available, or another one
-        ran."""
-        try:
-            run()
-        except (RuntimeError, ValueError) as error:
-            if _unavailable(error):
-                message = " ".join(str(error).split())
-                raise Unsupported(f"attention {self.name!r}: {message}") from error
-            raise
-        return attention.prove(self.name, run)
 
     def peak(self, run: Callable[[], torch.Tensor]) -> tuple[int | None, torch.Tensor]:
         """Return (bytes that the call takes at its peak on top of its inputs, None on a CPU; its output)."""
@@ -182,9 +170,3 @@ def reference(query, key, value, scaling: float) -> torch.Tensor:
         scores = (part @ key.transpose(2, 3) * scaling).masked_fill(~sees, float("-inf"))
         parts.append(scores.softmax(-1) @ value)
     return torch.cat(parts, dim=2)
-
-
-def _unavailable(error: Exception) -> bool:
-    """Return whether an error says that there is no kernel for this device or shape."""
-    words = ("no viable backend", "no available kernel", "execution plans")  # the last: cuDNN has none for the shape
-    return any(word in str(error).lower() for word in words)

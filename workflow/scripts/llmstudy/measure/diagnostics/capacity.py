@@ -33,13 +33,8 @@ FURTHER_RUNS = 3  # after a prediction that missed
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the verification.
-
-    Attributes:
-        contexts: prompt plus new tokens; the longest that the model takes is run.
-        device_gib: size of the device that is verified, at most that of the present one; None takes the present one.
-        memory_record: path of the record that the prediction is fitted to.
-    """
+    """Contexts, prompt plus new tokens, of which the longest that the model takes is run; size of the device to verify,
+    None for the present one; and path of the record that the prediction is fitted to."""
 
     contexts: tuple[int, ...]
     device_gib: float | None

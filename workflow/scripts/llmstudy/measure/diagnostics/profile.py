@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean, median
 
 import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity
 
-from llmstudy import runtimes
 from llmstudy.errors import Unsupported
 from llmstudy.llama import Shape
 from llmstudy.measure import footprint
@@ -90,33 +92,11 @@ def demand(model, batch: int, context: float) -> dict:
 
 def profiled(session: Session, model, input_ids: torch.Tensor, workload: Workload) -> tuple[list[Trace], float]:
     """Return (traces of several runs, TPOT in ms without the profiler) of one workload."""
-    runtime = runtimes.get(session.job.identity.runtime)(model, **asdict(workload))
-    try:
-        with session.attention_forced():
-            runtime.prepare()
-            runs = [timed_call(runtime, input_ids, workload) for _ in range(1 + RUNS)][1:]
-            traces = [trace(lambda: runtime.generate(input_ids), session.device) for _ in range(RUNS)]
-    finally:
-        runtime.close()
+    with session.runtime(model, workload) as runtime:
+        runtime.prepare()
+        runs = [timed_call(runtime, input_ids, workload) for _ in range(1 + RUNS)][1:]
+        traces = [trace(lambda: runtime.generate(input_ids), session.device) for _ in range(RUNS)]
     return traces, median(fmean(run["itl_ms"]) for run in runs)
-
-
-@dataclass(frozen=True)
-class Event:
-    """One profiler event, times in µs.
-
-    Attributes:
-        device: whether it ran on the GPU.
-        own: time without the events inside it.
-        top: whether it is an operator that no other operator called.
-    """
-
-    name: str
-    device: bool
-    start: float
-    end: float
-    own: float
-    top: bool
 
 
 @dataclass
@@ -144,55 +124,49 @@ class Trace:
 
 def trace(run: Callable[[], object], device: str) -> Trace:
     """Profile one call of ``run``, which must leave nothing running on the device."""
-    from torch.profiler import ProfilerActivity
-
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
     with torch.profiler.profile(activities=activities) as profile:
         start = time.perf_counter()
         run()
         wall_ms = 1e3 * (time.perf_counter() - start)
-    return summarize(_events(profile), wall_ms, device)
+    return summarize(profile.events(), wall_ms, device)
 
 
-def _events(profile: torch.profiler.profile) -> Iterable[Event]:
-    from torch.autograd import DeviceType
-
-    for event in profile.events():
-        span = event.time_range
-        on_device = event.device_type != DeviceType.CPU
-        own = span.elapsed_us() if on_device else event.self_cpu_time_total
-        yield Event(event.name, on_device, span.start, span.end, own, "::" in event.name and not _called(event))
-
-
-def _called(event) -> bool:
-    """Return whether an operator called this one."""
-    parent = event.cpu_parent
-    while parent is not None and "::" not in parent.name:
-        parent = parent.cpu_parent
-    return parent is not None
-
-
-def summarize(events: Iterable[Event], wall_ms: float, device: str) -> Trace:
-    """Return the counts and times of one call from its events."""
+def summarize(events: Iterable[FunctionEvent], wall_ms: float, device: str) -> Trace:
+    """Return the counts and times of one call from its profiler events, whose times are in µs."""
     trace = Trace(wall_ms=wall_ms)
     intervals: list[tuple[float, float]] = []
     for event in events:
-        if event.device:
+        span = (event.time_range.start, event.time_range.end)
+        if event.device_type != DeviceType.CPU:
             trace.kernels += not event.name.startswith(("Memcpy", "Memset"))
-            intervals.append((event.start, event.end))
-            trace.own_ms[event.name] += event.own / 1e3
+            trace.own_ms[event.name] += (span[1] - span[0]) / 1e3
+            intervals.append(span)
             continue
         trace.launches += bool(LAUNCHES.match(event.name))
         trace.waits += event.name == VALUE_READS if device == "cpu" else bool(WAITS.match(event.name))
-        trace.operators += event.top
-        if device == "cpu" and "::" in event.name:
-            trace.own_ms[event.name] += event.own / 1e3
-            if event.top:
-                intervals.append((event.start, event.end))
+        if not _is_operator(event):
+            continue
+        from_outside = not _called_by_operator(event)
+        trace.operators += from_outside
+        if device == "cpu":
+            trace.own_ms[event.name] += event.self_cpu_time_total / 1e3
+            intervals += [span] * from_outside
     if device == "cpu":
         trace.kernels = trace.operators
     trace.busy_ms = covered(intervals) / 1e3
     return trace
+
+
+def _is_operator(event: FunctionEvent) -> bool:
+    return "::" in event.name
+
+
+def _called_by_operator(event: FunctionEvent) -> bool:
+    parent = event.cpu_parent
+    while parent is not None and not _is_operator(parent):
+        parent = parent.cpu_parent
+    return parent is not None
 
 
 def covered(intervals: Iterable[tuple[float, float]]) -> float:

@@ -36,15 +36,8 @@ CORRECTNESS = ("acc", "exact_match")
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the tasks.
-
-    Attributes:
-        tasks: names of tasks or groups.
-        include_path: folder with further task files.
-        limit: documents of each task, from its beginning; None takes all.
-        num_fewshot: solved examples before each question; None takes the task's number.
-        batch_size: answers scored side by side.
-    """
+    """Names of tasks or groups; folder with further task files; documents of each task (None: all), solved examples
+    before each question (None: the task's number), and answers scored side by side."""
 
     tasks: tuple[str, ...]
     include_path: str | None
