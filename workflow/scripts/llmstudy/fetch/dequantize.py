@@ -51,7 +51,7 @@ def dequantize(file: Path, folder: Path, context: int | None) -> str:
         tokenizer.save_pretrained(whole)
         for saved in Path(whole).iterdir():
             publish(saved, folder / saved.name)
-    return f"weights published as GGUF ({types}) and dequantized to fp32: the study's original is that quantised model"
+    return f"weights published as GGUF ({types}) and dequantized to fp32: the study's original is that quantized model"
 
 
 def _tensor_types(file: Path) -> str:
