@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -17,8 +16,8 @@ class Hub(ThreadingHTTPServer):
 
     Attributes:
         repositories: ``{"models/owner/name": {path: bytes}, "datasets/owner/name": …}``.
-        faults: ``{part of a request's path: fault}``; a fault is an HTTP status, ``"gated"``, ``"truncate"`` (half the
-            body, then a closed connection) or ``"slow"`` (the body in small pieces).
+        faults: ``{part of a request's path: fault}``; a fault is an HTTP status, ``"gated"`` or ``"truncate"`` (half the
+            body, then a closed connection).
         sound_requests: how many requests are answered well before the faults begin.
         requests: method, path and ``Authorization`` header of each request so far.
     """
@@ -102,12 +101,6 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "truncate":
             self.wfile.write(piece[: len(piece) // 2])
             self.close_connection = True
-        elif fault == "slow":
-            step = len(piece) // 8 + 1
-            for offset in range(0, len(piece), step):
-                self.wfile.write(piece[offset : offset + step])
-                self.wfile.flush()
-                time.sleep(0.05)
         else:
             self.wfile.write(piece)
 

@@ -158,11 +158,6 @@ def test_hub_that_fails_in_the_middle_leaves_no_manifest(hub, tmp_path, reposito
     assert not (tmp_path / "fetched/manifest.json").exists()
 
 
-def test_slow_hub_is_waited_for(hub, tmp_path, repository):
-    hub.faults = {"safetensors": "slow"}
-    assert fetch(hub.url, tmp_path, repository, model())[0] == ""
-
-
 WIKITEXT = [
     "",
     " = Once = \n",

@@ -23,12 +23,8 @@ def test_reference_is_causal_attention_of_the_last_rows(rows, monkeypatch):
 def test_measures_prefill_and_decode(measuring, name):
     found = attention.measure(measuring("attention", attention=name))
     assert (found["heads"], found["kv_heads"], found["head_dim"]) == (4, 2, 16)
-    assert [(point["context"], point["phase"]) for point in found["points"]] == [
-        (16, "prefill"),
-        (16, "decode"),
-        (48, "prefill"),
-        (48, "decode"),
-    ]
+    points = [(context, phase) for context in (16, 48) for phase in ("prefill", "decode")]
+    assert [(point["context"], point["phase"]) for point in found["points"]] == points
     for point in found["points"]:
         assert point["status"] == "ok", point["reason"]
         assert point["max_abs_error"] < 0.05

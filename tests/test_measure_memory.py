@@ -50,12 +50,8 @@ def test_code_does_not_count_as_memory_of_the_model(tiny_weights, tiny_corpus, t
 
     job = tiny.job("memory", tiny_weights, tiny_corpus, precision="nf4")
     (tmp_path / "job.json").write_text(json.dumps(job.to_dict()))
-    command = [
-        sys.executable,
-        "-m",
-        "llmstudy.runner.child",
-        *(str(tmp_path / name) for name in ("job.json", "out.json", ".")),
-    ]
+    files = [str(tmp_path / name) for name in ("job.json", "out.json", ".")]
+    command = [sys.executable, "-m", "llmstudy.runner.child", *files]
     library = os.path.dirname(os.path.dirname(memory.__file__))
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": os.path.dirname(library)})
     result = json.loads((tmp_path / "out.json").read_text())

@@ -47,21 +47,12 @@ def test_parts_are_all_then_layers_then_kinds_then_single_linears(tiny_llama):
     linears = list(decoder_linears(tiny_llama))
     parts = list(sensitivity.parts(linears, single=True))
     assert len(linears) == 21
-    assert [(part.layer, part.linear) for part in parts[:5]] == [
-        (None, None),
-        (0, None),
-        (1, None),
-        (2, None),
-        (None, "q_proj"),
-    ]
+    first = [(None, None), (0, None), (1, None), (2, None), (None, "q_proj")]
+    assert [(part.layer, part.linear) for part in parts[:5]] == first
     assert len(parts) == 1 + 3 + 7 + 21
     assert len(list(sensitivity.parts(linears, single=False))) == 11
-    assert [sum(part.contains(linear) for linear in linears) for part in (parts[0], parts[1], parts[4], parts[-1])] == [
-        21,
-        7,
-        3,
-        1,
-    ]
+    some = (parts[0], parts[1], parts[4], parts[-1])
+    assert [sum(part.contains(linear) for linear in linears) for part in some] == [21, 7, 3, 1]
 
 
 def test_divergence_and_loss_of_known_distributions():
