@@ -16,8 +16,8 @@ class Hub(ThreadingHTTPServer):
 
     Attributes:
         repositories: ``{"models/owner/name": {path: bytes}, "datasets/owner/name": …}``.
-        faults: ``{part of a request's path: fault}``; a fault is an HTTP status, ``"gated"`` or ``"truncate"`` (half the
-            body, then a closed connection).
+        faults: ``{part of a request's path: fault}``; a fault is an HTTP status, ``"gated"`` or ``"truncate"``: half
+            the body, then a closed connection.
         sound_requests: how many requests are answered well before the faults begin.
         requests: method, path and ``Authorization`` header of each request so far.
     """
