@@ -52,10 +52,14 @@ def test_a_measurement_that_fails_prints_its_record_and_its_log(model, tmp_path,
         (["--precision", "int7"], "error: precisions: precision 'int7': not known; allowed: fp32, bf16"),
         (["--precision", "bf16", "--config", "gone.yaml"], "error: --config: 'gone.yaml' does not exist"),
         (["--precision", "bf16", "--text", "gone.txt"], "error: --text: 'gone.txt' does not exist"),
+        (["--precision", "bf16", "--config", "long.yaml"], "error: speed.workloads: prompt_tokens 250 + new_tokens 7"),
         (["--precision", "bf16", "--runtime", "vllm"], "error: runtimes: 'vllm' is not known; allowed: generate"),
     ],
 )
-def test_a_mistake_is_one_line(model, capsys, arguments, line):
+def test_a_mistake_is_one_line(model, tmp_path, monkeypatch, capsys, arguments, line):
+    workload = {"batch": 1, "prompt_tokens": 250, "new_tokens": 7}
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump({"speed": {"workloads": [workload]}}))
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["measure", "speed", "--model", str(model), *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith(line) and error.count("\n") == 1

@@ -47,18 +47,14 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_others_may_read_what_the_umask_allows(tmp_path):
+def test_json_is_for_whom_the_umask_allows_and_without_nan(tmp_path):
+    path = tmp_path / "a.json"
     before = os.umask(0o027)
     try:
-        write_json(tmp_path / "a.json", {"x": 1})
+        write_json(path, {"x": 1.5})
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o640
-
-
-def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"x": 1.5})
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
     with pytest.raises(ValueError):
         write_json(path, {"x": float("nan")})
     assert json.loads(path.read_text()) == {"x": 1.5}
@@ -89,33 +85,24 @@ def test_full_disk_is_seen_in_the_errors_of_safetensors(small_disk):
         save_file({"x": torch.zeros(100_000)}, path)
 
 
-def test_full_disk_is_known_by_its_number_in_any_language(tmp_path):
+def test_full_disk_is_known_by_its_number_in_any_language_and_other_errors_pass(tmp_path):
     with pytest.raises(StudyError, match="disk is full"), disk_full_named(tmp_path / "x"):
         raise OSError(errno.ENOSPC, "Auf dem Gerät ist kein Speicherplatz mehr verfügbar")
-
-
-def test_other_errors_pass_through(tmp_path):
     with pytest.raises(PermissionError), disk_full_named(tmp_path):
         raise PermissionError(13, "Permission denied")
 
 
-def test_progress_writes_lines_into_a_log(monkeypatch):
-    log = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", log)
-    assert list(progress(range(7), "quality wikipedia", unit="windows")) == list(range(7))
-    lines = log.getvalue().splitlines()
-    assert lines[-1].startswith("quality wikipedia: 7/7 windows in ")
-    assert "\r" not in log.getvalue()
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
-def test_progress_shows_a_bar_on_a_terminal_beside_the_log(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
+def test_progress_is_lines_in_a_log_and_a_bar_on_a_terminal_beside_it(monkeypatch):
     log, terminal = io.StringIO(), Terminal()
     monkeypatch.setattr(sys, "stderr", log)
     monkeypatch.setattr(sys, "__stderr__", terminal)
+    assert list(progress(range(7), "quality wikipedia", unit="windows")) == list(range(7))
+    assert log.getvalue().splitlines()[-1].startswith("quality wikipedia: 7/7 windows in ")
     assert list(progress(iter("abc"), "download", total=3, unit="files")) == ["a", "b", "c"]
-    assert "download: 3/3 files" in log.getvalue()
+    assert "download: 3/3 files" in log.getvalue() and "\r" not in log.getvalue()
     assert "3/3" in terminal.getvalue()

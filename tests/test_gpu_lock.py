@@ -22,7 +22,7 @@ with locked(Path(sys.argv[1]), alone=sys.argv[2] == "alone"):
 
 @pytest.fixture
 def hold(tmp_path):
-    """Start a process that holds the lock until it reads a line."""
+    """Start a process that holds the lock until it is killed."""
     started = []
 
     def start(how: str) -> subprocess.Popen:
@@ -56,22 +56,14 @@ def test_who_measures_alone_waits_and_is_waited_for(hold, first, second):
     one = hold(first)
     assert holds(one, 30)
     other = hold(second)
-    assert not holds(other, 1)
-    one.stdin.write("\n")
-    one.stdin.close()
+    assert not holds(other, 0.6)
+    one.kill()  # the kernel releases the lock of a process that ends, however it ends
     assert holds(other, 30)
 
 
 def test_others_share(hold):
     assert holds(hold("shared"), 30)
     assert holds(hold("shared"), 30)
-
-
-def test_a_killed_process_leaves_the_gpu_to_the_next(hold):
-    one = hold("alone")
-    assert holds(one, 30)
-    one.kill()
-    assert holds(hold("alone"), 30)
 
 
 def test_all_processes_take_several_gpus_in_the_same_order():

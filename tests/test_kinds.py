@@ -2,13 +2,12 @@
 
 import copy
 import json
-from pathlib import Path
 
 import pytest
 import tiny
 import yaml
-from llmstudy import code, kinds
 from llmstudy import config as study_config
+from llmstudy import kinds
 from llmstudy.errors import StudyError
 from llmstudy.kinds import KINDS
 from llmstudy.runner.job import Identity, Job
@@ -221,16 +220,10 @@ def test_inputs_are_what_a_job_reads(everything, tmp_path):
     assert read["tasks"]["files"] == [str(tmp_path / "quiz.yaml")]
 
 
-def test_a_job_runs_through_the_code_of_its_precision_and_runtime_alone():
-    def names(*identity: str) -> set[str]:
-        return {str(path.relative_to(code.ROOT)) for path in code.files(*kinds.modules(of(*identity)))}
-
-    int8 = names("speed", "llm-int8")
-    assert {"models/precisions/llm_int8.py", "measure/speed.py", "runtimes/generate.py", "runner/child.py"} <= int8
-    assert not {"models/precisions/four_bit.py", "measure/quality.py", "runtimes/graph/__init__.py"} & int8
-    assert not {name for name in int8 if name.startswith(("tables/", "report/", "kinds", "config", "cli"))}
-    assert "runtimes/graph/__init__.py" in names("speed", "bf16", "real", "sdpa", "graph")
-    assert "models/precisions/four_bit.py" in names("quality", "nf4")
+def test_a_job_runs_through_its_kind_precision_and_runtime():
+    modules = kinds.modules(of("profile", "nf4", runtime="graph"))
+    assert modules == ["runner.child", "measure.diagnostics.profile", "models.precisions.four_bit", "runtimes.graph"]
+    assert "models.precisions.llm_int8" in kinds.modules(of("quality", "llm-int8-t2.5"))
 
 
 def test_jobs_start_in_a_random_but_repeatable_order(config):
@@ -288,9 +281,13 @@ def test_the_default_study_requests_what_a_small_machine_has(repository):
 # ------------------------------------------------------------------------------------------------------------ mistakes
 
 
+def fits(config: dict) -> None:
+    kinds.check(study_config.complete(config))
+
+
 def mistake(config: dict) -> str:
     with pytest.raises(StudyError) as caught:
-        kinds.check(study_config.complete(config))
+        fits(config)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -307,53 +304,42 @@ def mistake(config: dict) -> str:
     ],
 )
 def test_mistakes_in_diagnostics_are_one_line(everything, path, value, message):
-    kinds.check(study_config.complete(everything))
+    fits(everything)
     assert message in mistake(tiny.put(everything, f"diagnostics.{path}", value))
 
 
-SHORT = {"window": 64, "stride": 64}
-
-
 @pytest.mark.parametrize(
-    ("path", "fits", "too_long", "message"),
+    ("path", "longest", "message"),
     [
-        ("speed.workloads", [{"batch": 1, "prompt_tokens": 80, "new_tokens": 120}], 121, "speed.workloads: prompt_tok"),
-        ("memory.workloads", [{"batch": 1, "prompt_tokens": 80, "new_tokens": 120}], 121, "memory.workloads: prompt_t"),
-        ("quality.protocols", [{"stride": 64, "window": 200}], 201, "protocols: window 201"),
-        (
-            "diagnostics.profile",
-            {"prompt_tokens": 134, "steps": 64},
-            65,
-            "diagnostics.profile.steps: prompt_tokens 134",
-        ),
-        ("diagnostics.invariance", {"prompt_tokens": 200}, 201, "diagnostics.invariance.prompt_tokens: prompt_tokens"),
-        ("generations", {"prompts": ["a"], "new_tokens": 200}, 201, "generations.new_tokens: new_tokens 201, but"),
+        ("speed.workloads.0.new_tokens", 120, "speed.workloads: prompt_tokens 80 + new_tokens 121 = 201 tokens"),
+        ("memory.workloads.0.new_tokens", 120, "memory.workloads: prompt_tokens 80 + new_tokens 121 = 201 tokens"),
+        ("quality.protocols.0.window", 200, "protocols: window 201"),
+        ("generations.new_tokens", 200, "generations.new_tokens: new_tokens 201"),
+        ("diagnostics.invariance.prompt_tokens", 200, "diagnostics.invariance.prompt_tokens: prompt_tokens 201"),
+        # two tokens, the prefill's and one more, come before the steps that are profiled
+        ("diagnostics.profile.steps", 134, "diagnostics.profile.steps: prompt_tokens 64 + steps 135 + first tokens 2"),
     ],
 )
-def test_what_is_longer_than_the_context_is_refused(config, path, fits, too_long, message):
-    """A profile generates two tokens, the prefill's and one more, before its steps."""
-    config["quality"] = {"protocols": [SHORT]}
-    tiny.put(config, "models.0.context", 200)
-    tiny.put(config, path, fits | {"enabled": True} if path.startswith("diagnostics") else fits)
-    kinds.check(study_config.complete(config))
-    last = fits[0] if isinstance(fits, list) else config["diagnostics"][path.split(".")[1]] if "." in path else fits
-    last[list(fits[0] if isinstance(fits, list) else fits)[-1]] = too_long
-    found = mistake(config)
+def test_what_is_longer_than_the_context_is_refused(config, path, longest, message):
+    workloads = [{"batch": 1, "prompt_tokens": 80, "new_tokens": 8}]
+    config |= {"speed": {"workloads": workloads}, "memory": {"workloads": copy.deepcopy(workloads)}}
+    config["quality"] = {"protocols": [{"window": 64, "stride": 64}]}
+    config["diagnostics"] = {name: {"enabled": True, "prompt_tokens": 64} for name in ("profile", "invariance")}
+    fits(tiny.put(tiny.put(config, "models.0.context", 200), path, longest))
+    found = mistake(tiny.put(config, path, longest + 1))
     assert message in found and "model 'real' has a context of 200 tokens" in found
 
 
 def test_each_model_must_hold_what_is_measured_on_it_alone(config):
-    config["quality"] = {"protocols": [SHORT]}
+    config["quality"] = {"protocols": [{"window": 64, "stride": 64}]}
     config["models"][0] |= {"context": 100, "workloads": [{"batch": 1, "prompt_tokens": 50, "new_tokens": 50}]}
-    config["diagnostics"] = {"profile": {"enabled": False, "prompt_tokens": 300}}
-    kinds.check(study_config.complete(config))  # the study's 128 + 32 tokens do not concern it, nor what is off
-    tiny.put(config, "diagnostics.profile", {"enabled": True, "prompt_tokens": 300, "models": ["random"]})
-    kinds.check(study_config.complete(config))
-    tiny.put(config, "diagnostics.profile.models", None)
-    assert "diagnostics.profile" in mistake(config)
-    tiny.put(config, "diagnostics.profile.enabled", False)
-    tiny.put(config, "models.0.workloads.0.new_tokens", 51)
-    assert "101 tokens, but model 'real'" in mistake(config)
+    profile = {"enabled": True, "prompt_tokens": 300}
+    config["diagnostics"] = {"profile": profile | {"enabled": False}}
+    fits(config)  # the study's 128 + 32 tokens do not concern it, nor what is off
+    config["diagnostics"] = {"profile": profile | {"models": ["random"]}}
+    fits(config)
+    assert "diagnostics.profile" in mistake(config | {"diagnostics": {"profile": profile}})
+    assert "101 tokens, but model 'real'" in mistake(tiny.put(config, "models.0.workloads.0.new_tokens", 51))
 
 
 def test_a_shape_and_a_local_folder_know_their_context(config, tmp_path):
@@ -363,11 +349,4 @@ def test_a_shape_and_a_local_folder_know_their_context(config, tmp_path):
     tiny.put(config, "models.0.source.folder", str(tmp_path))
     assert "window 1024, but model 'real' has a context of 512" in mistake(config)
     (tmp_path / "config.json").write_text("{}")
-    kinds.check(study_config.complete(config))  # fetching will know
-
-
-def test_modules_and_schema_keys_of_all_kinds_exist(everything):
-    study = study_config.complete(everything)
-    for name, kind in KINDS.items():
-        assert (code.ROOT / Path(*kind.module.split("."))).with_suffix(".py").exists(), name
-        assert kind.enabled(study), name
+    fits(config)  # fetching will know

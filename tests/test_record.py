@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import platform
-import resource
 from dataclasses import asdict
 from pathlib import Path
 
@@ -87,24 +86,12 @@ def test_out_of_memory_is_tried_again_and_then_becomes_the_record(measure, tmp_p
     assert records.read(measure("raise ValueError('no')", attempt=1, oom_attempts=3))["status"] == "error"
 
 
-@contextlib.contextmanager
-def largest_file(size: int):
-    """No file of this process may grow over ``size`` bytes: what a full disk looks like from inside."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_full_disk_leaves_the_old_record_and_names_the_file(tmp_path):
+def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    """Atomic writes and full disks are the business of test_files.py."""
     path = tmp_path / "record.json"
     records.write({"schema": records.SCHEMA, "results": {}}, path)
-    with largest_file(1000), pytest.raises(StudyError, match="record.json"):
-        records.write({"schema": records.SCHEMA, "results": list(range(5000))}, path)
     with pytest.raises(ValueError):
-        records.write({"ppl": float("nan")}, path)
+        records.write({"schema": records.SCHEMA, "ppl": float("nan")}, path)
     assert records.read(path)["results"] == {}
     assert names_in(tmp_path) == ["record.json"]
 

@@ -14,63 +14,46 @@ from llmstudy.kinds import KINDS
 PROFILE = ROOT / "slurm" / "config.yaml"
 LINES = PROFILE.read_text().splitlines()
 SETTINGS = yaml.safe_load(PROFILE.read_text())
-KEY = re.compile(r"^( *)([a-z_-]+):")
-
-
 MEASURING = {kind.rule for kind in KINDS.values()}
+RULES = {path.name: path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk")}
 
 
 def test_every_key_is_explained_where_it_comes_first():
-    known = set()
-    for number, line in enumerate(LINES):
-        found = KEY.match(line)
-        # Rules are named by the rules themselves.
-        if found and found[2] not in known | MEASURING:
-            assert LINES[number - 1].lstrip().startswith("#"), line
-        known.update([found[2]] if found else [])
+    known = MEASURING.copy()  # rules explain themselves
+    for line, before in zip(LINES[1:], LINES):
+        key = re.match(r" *([a-z_-]+):", line)
+        assert not key or key[1] in known or before.lstrip().startswith("#"), line
+        known.update([key[1]] if key else [])
 
 
-def test_lines_that_a_site_edits_are_marked():
+def test_lines_that_a_site_edits_are_marked_and_alternatives_shown_as_comments():
     marked = [number for number, line in enumerate(LINES) if "SITE" in line and number > 2]
     below = "\n".join("\n".join(LINES[number : number + 4]) for number in marked)
     for setting in ("jobs:", "slurm_partition: cpu", "slurm_partition: &measuring gpu", "slurm_account:", "gpu_model:"):
         assert setting in below, setting
+    comments = "\n".join(line for line in LINES if line.lstrip().startswith("#"))
+    for alternative in ("device=cuda", "gres:", "constraint:", "software-deployment-method: conda"):
+        assert alternative in comments, alternative
 
 
-@pytest.mark.parametrize("alternative", ["device=cuda", "gres:", "constraint:", "software-deployment-method: conda"])
-def test_alternatives_are_shown_as_comments(alternative):
-    assert any(alternative in line and line.lstrip().startswith("#") for line in LINES)
-
-
-def test_every_measuring_rule_goes_to_the_same_partition():
-    assert set(SETTINGS["set-resources"]) == MEASURING
-    assert len({values["slurm_partition"] for values in SETTINGS["set-resources"].values()}) == 1
-
-
-def test_what_measures_time_takes_a_whole_node():
-    exclusive = {rule for rule, values in SETTINGS["set-resources"].items() if "exclusive" in str(values)}
-    assert exclusive == {"measure_time"}
+def test_measuring_rules_share_a_partition_and_what_measures_time_a_node_with_nobody():
+    requested = SETTINGS["set-resources"]
+    assert set(requested) == MEASURING and len({values["slurm_partition"] for values in requested.values()}) == 1
+    assert {rule for rule, values in requested.items() if "exclusive" in str(values)} == {"measure_time"}
     assert {name for name, kind in KINDS.items() if kind.rule == "measure_time"} == {"speed", "profile", "attention"}
 
 
 def test_jobs_are_repeated_by_the_profile_and_by_downloads_alone():
     assert SETTINGS["retries"] > 0
-    for file in (ROOT / "workflow/rules").glob("*.smk"):
-        assert ("retries:" in file.read_text()) == (file.name == "fetch.smk")
+    assert {name for name, text in RULES.items() if "retries:" in text} == {"fetch.smk"}
+    for text in RULES.values():  # and rules request nothing that only SLURM knows
+        assert not re.search(r"slurm_(partition|account|extra)=|gres=|gpu_model=|constraint=", text)
 
 
-def test_rules_request_nothing_that_only_slurm_knows():
-    for file in (ROOT / "workflow/rules").glob("*.smk"):
-        assert not re.search(r"slurm_(partition|account|extra)=|gres=|gpu_model=|constraint=", file.read_text()), file
-
-
-def test_no_job_arrays_and_no_second_way_to_ask_for_gpus():
+def test_what_was_seen_to_go_wrong_is_left_out():
+    """Job arrays, two ways to request GPUs at once, sacct without accounting, and a first look after SLURM forgot."""
     text = "\n".join(line for line in LINES if not line.lstrip().startswith("#"))
-    assert "array" not in text
-    assert "gpus" not in text and not ("gres:" in text and "gpu_model:" in text)
-
-
-def test_states_come_from_squeue_and_are_looked_at_before_slurm_forgets_them():
+    assert "array" not in text and "gpus" not in text and not ("gres:" in text and "gpu_model:" in text)
     assert SETTINGS["slurm-status-command"] == "squeue"
     assert 3 * SETTINGS["slurm-init-seconds-before-status-checks"] <= 300  # SLURM's default MinJobAge
 
@@ -119,8 +102,7 @@ def test_a_measuring_job_requests_a_gpu_in_its_partition(planned, rule, count):
 @pytest.mark.parametrize("file", ["fetch.smk", "tables.smk", "report.smk"])
 def test_fetching_tables_and_report_stay_where_snakemake_runs(file):
     """Compute nodes often have no network, and a table takes a second."""
-    text = (ROOT / "workflow/rules" / file).read_text()
-    rules = re.findall(r"^ *rule ?(\w*):\n", text, re.MULTILINE)
-    listed = re.search(r"^localrules:\n((?: +\w+,\n)+)", text, re.MULTILINE)
-    local = re.findall(r"\w+", listed[1]) if listed else re.findall("localrule: True", text)
+    rules = re.findall(r"^ *rule ?(\w*):\n", RULES[file], re.MULTILINE)
+    listed = re.search(r"^localrules:\n((?: +\w+,\n)+)", RULES[file], re.MULTILINE)
+    local = re.findall(r"\w+", listed[1]) if listed else re.findall("localrule: True", RULES[file])
     assert len(rules) == len(local) > 0

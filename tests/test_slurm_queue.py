@@ -32,14 +32,10 @@ def answer(tmp_path, monkeypatch):
 
 
 def queue(folder: Path) -> str:
-    return "\n".join(
-        [
-            f"11|RUNNING|{RUN}|rule_measure_wildcards_memory_tiny_fp32|{folder}",
-            f"12|PENDING|{RUN}|rule_measure_wildcards_memory_tiny_bf16|{folder}",
-            f"13|RUNNING|{RUN}|rule_measure_wildcards_memory_tiny_fp32|{folder}/elsewhere",
-            f"14|RUNNING|bash||{folder}",
-        ]
-    )
+    return f"""11|RUNNING|{RUN}|rule_measure_wildcards_memory_tiny_fp32|{folder}
+12|PENDING|{RUN}|rule_measure_wildcards_memory_tiny_bf16|{folder}
+13|RUNNING|{RUN}|rule_measure_wildcards_memory_tiny_fp32|{folder}/elsewhere
+14|RUNNING|bash||{folder}"""
 
 
 def test_only_jobs_that_snakemake_submitted_from_this_folder_count(answer, tmp_path):
@@ -60,13 +56,10 @@ def test_a_start_is_refused_in_one_line_that_says_what_to_do(answer, tmp_path):
     slurm.check_nothing_queued(tmp_path / "another")
 
 
-def test_a_silent_slurm_is_an_error_and_not_an_empty_queue(answer, tmp_path):
+def test_a_silent_slurm_is_an_error_and_not_an_empty_queue(answer, tmp_path, monkeypatch):
     answer("squeue", "slurm_load_jobs error: Unable to contact slurm controller", status=1)
     with pytest.raises(StudyError, match="squeue: slurm_load_jobs error: Unable to contact"):
         slurm.queued_jobs(tmp_path)
-
-
-def test_no_slurm_commands_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StudyError, match="is this a machine of the cluster"):
         slurm.queued_jobs(tmp_path)
@@ -79,18 +72,10 @@ def test_partitions(answer):
         slurm.check_partitions({"cpu,fat"})
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("59", 59),
-        ("1:00", 60),
-        ("35:00", 2100),
-        ("2:00:01", 7201),
-        ("3-01:00:00", 262_800),
-        ("UNLIMITED", None),
-        ("", None),
-    ],
-)
+DURATIONS = {"59": 59, "1:00": 60, "35:00": 2100, "2:00:01": 7201, "3-01:00:00": 262_800, "UNLIMITED": None, "": None}
+
+
+@pytest.mark.parametrize(("text", "seconds"), DURATIONS.items())
 def test_durations(text, seconds):
     assert slurm.parse_duration(text) == seconds
 

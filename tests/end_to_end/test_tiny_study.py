@@ -224,7 +224,7 @@ def test_comments_docstrings_and_a_new_precision_repeat_nothing(study):
     [
         ("models/precisions/four_bit", ("\n", "\nCHANGED = 1 + 1\n"), {}),  # no precision of this study
         ("measure/footprint", (" * ", " / "), {"measure_time": 4, "measure": 4}),
-        ("measure/__init__", (" > ", " >= "), {"measure_time": 4, "measure": 6, **QUALITY}),
+        ("measure/__init__", ("> context", ">= context"), {"measure_time": 4, "measure": 6, **QUALITY}),
         ("fetch/wikipedia", (" == ", " != "), {"fetch_corpus": 1}),
     ],
 )
