@@ -83,7 +83,7 @@ def quality(sources: Sources) -> list[dict]:
                 arrays = read_arrays(record["path"], f"{corpus}/{name}/")
                 row |= perplexities(entry, arrays)
                 if "kl" not in arrays:
-                    row["kl_reason"] = LATER_PROTOCOL if number else NO_REFERENCE
+                    row["kl_reason"] = entry.get("unpaired") or (LATER_PROTOCOL if number else NO_REFERENCE)
                 if reference is record:
                     row |= divergences(arrays)
                 elif not other or other["status"] != "ok":
