@@ -337,6 +337,12 @@ def test_every_normalization_comes_from_the_same_loss(tmp_path):
     assert math.isnan(row["kl_nats"]) and row["kl_reason"] == quality.NO_REFERENCE
 
 
+def test_a_measurement_says_why_it_was_not_paired(tmp_path):
+    entry, arrays = scored(np.ones(100))
+    row = only(quality_of(tmp_path, quality_record(tmp_path, "fp32", (entry | {"unpaired": "disk full"}, arrays))))
+    assert math.isnan(row["kl_nats"]) and row["kl_reason"] == "disk full"
+
+
 def test_differences_are_paired_with_the_reference(tmp_path):
     base = np.random.default_rng(0).gamma(2.0, 1.5, 200)
     agree = np.tile([1.0, 1.0, 1.0, 0.0], 20).astype(np.float32)
