@@ -71,6 +71,10 @@ class Checkout:
         config = tiny.study(self.folder / "data", **(self.study | study))
         return self.snakemake(self.write(config), *arguments, **environment)
 
+    def dry_run(self, *arguments: str, **environment: str) -> dict[str, int]:
+        """Return the jobs that a run would do now, by rule."""
+        return jobs(self.snakemake("-n", *arguments, **environment))
+
     def planned(self, **study) -> dict[str, int]:
         """Return the jobs that a run of the tiny study would do now, by rule."""
         return jobs(self.tiny("-n", **study))

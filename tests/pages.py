@@ -1,10 +1,8 @@
-"""Markdown pages taken apart, and a checkout to try their commands in."""
+"""Markdown pages taken apart."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -85,26 +83,3 @@ def anchors(text: str) -> set[str]:
     titles = re.findall(r"^#+ (.*)$", prose(text), re.M)
     slugs = {re.sub(r"[^\w\- ]", "", title.replace("`", "").lower()).strip().replace(" ", "-") for title in titles}
     return slugs | set(re.findall(r'<a (?:id|name)="([^"]+)"', text))
-
-
-def workspace(folder: Path) -> Path:
-    """A folder that Snakemake takes for a checkout; results and fetched files of the real one are not in it."""
-    for name in ("Snakefile", "config", "envs", "slurm", "workflow"):
-        (folder / name).symlink_to(REPOSITORY / name)
-    return folder
-
-
-def dry_run(folder: Path, *arguments: str) -> str:
-    """What ``snakemake -n`` prints in a workspace; fails the test where it fails."""
-    run = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n", *arguments], cwd=folder, capture_output=True, text=True, timeout=120
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout + run.stderr
-
-
-def job_counts(output: str) -> dict[str, int]:
-    """Rule → number of jobs, from a dry run."""
-    found = re.search(r"^Job stats:\n.*\n[- ]+\n((?:\w+ +\d+\n)+)", output, re.M)
-    assert found, output
-    return {name: int(count) for name, count in (line.split() for line in found[1].splitlines())}

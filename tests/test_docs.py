@@ -12,6 +12,7 @@ import pages
 import pytest
 import tiny
 import yaml
+from checkout import Checkout
 from llmstudy import cli, kinds, runtimes
 from llmstudy import config as study_config
 
@@ -70,24 +71,24 @@ def test_every_command_is_one_that_is_checked(page):
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory) -> Path:
+def workspace(tmp_path_factory) -> Checkout:
     """A checkout with the studies that README.md and config/README.md tell the reader to write."""
-    folder = pages.workspace(tmp_path_factory.mktemp("checkout"))
+    checkout = Checkout(tmp_path_factory.mktemp("checkout"))
     for page in ("README.md", "config/README.md"):
         for block in pages.blocks(pages.read(page), "yaml"):
             if name := yaml.safe_load(block).get("study"):
-                (folder / f"{name}.yaml").write_text(block)
-    return folder
+                (checkout.folder / f"{name}.yaml").write_text(block)
+    return checkout
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory) -> Path:
+def measured(tmp_path_factory) -> Checkout:
     """A checkout in which the shipped studies were measured."""
-    folder = pages.workspace(tmp_path_factory.mktemp("measured"))
-    (folder / "results").mkdir()
+    checkout = Checkout(tmp_path_factory.mktemp("measured"))
+    (checkout.folder / "results").mkdir()
     for name, committed in (("default", "cpu"), ("h200", "h200")):
-        (folder / "results" / name).symlink_to(pages.REPOSITORY / "results" / committed)
-    return folder
+        (checkout.folder / "results" / name).symlink_to(pages.REPOSITORY / "results" / committed)
+    return checkout
 
 
 @pytest.mark.slow
@@ -103,15 +104,15 @@ def test_snakemake_commands_work(command, workspace, measured):
     if not arguments or {"--unlock", "--report", "--use-conda", "--rerun-incomplete"} & set(arguments):
         return
     # A file that the reader writes may lie anywhere.
-    arguments = [Path(word).name if (workspace / Path(word).name).exists() else word for word in arguments]
+    arguments = [Path(word).name if (workspace.folder / Path(word).name).exists() else word for word in arguments]
     if "--profile" in arguments:
         arguments += ["--sdm", "env-modules"]
-    assert pages.job_counts(pages.dry_run(measured if "measure=nothing" in arguments else workspace, *arguments))
+    assert (measured if "measure=nothing" in arguments else workspace).dry_run(*arguments)
 
 
 @pytest.mark.slow
 def test_merging_replaces_lists_and_keeps_what_mappings_do_not_name(workspace):
-    counts = pages.job_counts(pages.dry_run(workspace, "--configfile", "config/config.yaml", "quick.yaml"))
+    counts = workspace.dry_run("--configfile", "config/config.yaml", "quick.yaml")
     # two precisions × two attention kernels, one repeat; a profile of each precision, and two kernels alone
     assert counts["measure_time"] == 4 + 2 + 2
     # two precisions, and what the default study measures for quality alone

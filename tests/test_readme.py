@@ -13,6 +13,7 @@ import pages
 import pytest
 import tiny
 import yaml
+from checkout import Checkout
 from llmstudy import tables
 from llmstudy.runner import record as records
 from llmstudy.tables.columns import SHARED
@@ -67,9 +68,8 @@ def test_the_added_precision_is_measured(tmp_path):
 @pytest.mark.slow
 def test_a_model_of_your_own_takes_a_few_lines(tmp_path):
     (block,) = pages.blocks(pages.section(README, "Study your own model"), "yaml")
-    folder = pages.workspace(tmp_path)
-    (folder / "my-study.yaml").write_text(block)
-    counts = pages.job_counts(pages.dry_run(folder, "--cores", "1", "--configfile", "my-study.yaml"))
+    (tmp_path / "my-study.yaml").write_text(block)
+    counts = Checkout(tmp_path).dry_run("--configfile", "my-study.yaml")
     # four precisions × two runtimes, three repeats by default; quality once a precision
     assert (counts["measure_time"], counts["measure_quality"], counts["render_report"]) == (24, 4, 1)
 
@@ -77,10 +77,9 @@ def test_a_model_of_your_own_takes_a_few_lines(tmp_path):
 @pytest.mark.slow
 def test_a_fresh_checkout_measures_although_a_report_is_committed(tmp_path):
     """Snakemake goes back from REPORT.md only as far as files are missing or old; every record must be a goal too."""
-    folder = pages.workspace(tmp_path)
-    shutil.copytree(pages.REPOSITORY / "results" / "cpu", folder / "results" / "cpu")
-    (folder / "REPORT.md").write_text("the report of another machine\n")
-    counts = pages.job_counts(pages.dry_run(folder, "--cores", "1"))
+    shutil.copytree(pages.REPOSITORY / "results" / "cpu", tmp_path / "results" / "cpu")
+    (tmp_path / "REPORT.md").write_text("the report of another machine\n")
+    counts = Checkout(tmp_path).dry_run()
     # six precisions × two attention kernels, two repeats; six profiles, and two kernels alone
     assert (counts["measure_time"], counts["render_report"]) == (24 + 6 + 2, 1)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import local_task
 import numpy as np
+import pages
 import pytest
 import tiny
 from checkout import Checkout, jobs, measuring
@@ -110,33 +111,16 @@ def test_a_folder_of_tasks_becomes_a_table(study):
     assert (bf16["answers_changed"] >= bf16["wrong_to_correct"] + bf16["correct_to_wrong"]).all()
 
 
-def cells(report: str, precision: str, header: str) -> dict[str, str]:
-    """A precision's row in the report's table whose header holds ``header``, under sdpa if attention is a column."""
-    lines = report.splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("| precision |") and header in line)
-    names = [name.strip() for name in lines[start].strip("|").split("|")]
-    for line in lines[start + 2 :]:
-        values = [value.strip() for value in re.split(r"(?<!\\)\|", line.strip("|"))]
-        found = dict(zip(names, values))
-        if values[0].split(" ")[0] == f"`{precision}`" and found.get("attention", "sdpa") == "sdpa":
-            return found
-    raise AssertionError(f"no row of {precision} under {header}")
-
-
-def number(cell: str) -> float:
-    """The first number of a cell, per cent signs and thousands separators aside."""
-    return float(re.match(r"[-+]?[\d,.]+(e[-+]\d+)?", cell)[0].replace(",", ""))
-
-
 def test_the_report_says_what_the_records_say(study):
     report = (study.folder / "REPORT.md").read_text()
     assert all(word in report[:3000] for word in ("Take ", "`fp32`", "`bf16`", "trade_off.svg"))  # the answer first
-    assert number(cells(report, "bf16", "TPOT, ms")["TPOT, ms"]) == pytest.approx(tpot_of(study), rel=0.01)
     ppl = math.exp(study.record("quality", "bf16")["results"]["protocols"][0]["mean_nll"])
-    assert number(cells(report, "bf16", "top-1 agreement")["token PPL"]) == pytest.approx(ppl, rel=0.001)
     weights = study.record("memory", "bf16")["results"]["weights"]
     gib = sum(sum(counts.values()) for counts in weights.values()) / 2**30
-    assert number(cells(report, "bf16", "workspace, GiB")["weights, GiB"]) == pytest.approx(gib, rel=0.01)
+    for title, value in (("TPOT, ms", tpot_of(study)), ("token PPL", ppl), ("weights, GiB", gib)):
+        rows = [row for row in pages.table_with(title, report) if "`bf16`" in row["precision"]]
+        (cell,) = [row[title] for row in rows if row.get("attention", "sdpa") == "sdpa"]
+        assert float(re.match(r"[\d,.]+", cell)[0].replace(",", "")) == pytest.approx(value, rel=0.01), title
     prompt = study.record("generations", "fp32")["results"]["prompts"][0]
     assert prompt["prompt"] in report and len(prompt["tokens"]) == 8
 
