@@ -24,6 +24,7 @@ from llmstudy.measure.scoring import Protocol  # noqa: E402
 from llmstudy.measure.session import Session, resolve_device  # noqa: E402
 from llmstudy.measure.text import TokenStream, token_stream, windows  # noqa: E402
 from llmstudy.runner.job import Identity, Job  # noqa: E402
+from llmstudy.runtimes import BASE  # noqa: E402
 
 TARGET = 0.9
 
@@ -77,7 +78,7 @@ def session_of(options: argparse.Namespace, folder: Path) -> Session:
         "kl_tokens": options.tokens,
     }
     job = Job(
-        identity=Identity("bench", "quality", options.model.name, options.precision, options.attention, "generate"),
+        identity=Identity("bench", "quality", options.model.name, options.precision, options.attention, BASE),
         module="measure.quality",
         cases="protocols",
         alone=True,

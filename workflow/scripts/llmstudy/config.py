@@ -44,7 +44,6 @@ class Model:
     """One model of a study, with the study's values where the model has none."""
 
     name: str
-    source: dict
     real: bool  # whether the weights are trained; random ones have no quality
     precisions: tuple[str, ...]
     runtimes: tuple[str, ...]
@@ -54,7 +53,6 @@ class Model:
     memory_workloads: tuple[dict, ...]
     context: int | None  # longest sequence in tokens; None where only fetching can tell
     parameters: float  # for memory and GPU requests
-    shape: dict  # sizes of a synthetic model, else empty
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,6 @@ class Study:
         context = shape.get(CONTEXT) if source["type"] != "path" else _context_of_folder(source["folder"])
         return Model(
             name=entry["name"],
-            source=source,
             real=source["type"] != "synthetic",
             precisions=names,
             runtimes=tuple(entry["runtimes"] or self.runtimes),
@@ -146,7 +143,6 @@ class Study:
             memory_workloads=tuple(entry["workloads"] or self.memory["workloads"] or workloads),
             context=entry["context"] or context,
             parameters=Shape.of(shape).parameters if shape else 1e6 * (entry["parameters_millions"] or 1000),
-            shape=shape,
         )
 
 

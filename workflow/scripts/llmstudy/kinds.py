@@ -281,7 +281,7 @@ def inputs(study: Study, identity: Identity) -> dict[str, str | list[str]]:
         "manifest": f"{its.model_folder}/manifest.json",
         "text": [f"{folder}/text.jsonl" for folder in its.corpora.values()],
     }
-    if identity.kind == "quality":
+    if its.reference_folder and identity.kind != "reference":  # which makes it
         files["reference"] = its.reference_folder
     if "memory_record" in its.settings:
         files["memory"] = its.settings["memory_record"]

@@ -17,7 +17,7 @@ SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention
 
 
 class Fetched(NamedTuple):
-    """What a source gave: the folder of the files, their names, the number of parameters and a note."""
+    """The result of a source: the folder of the files, their names, the number of parameters and a note."""
 
     folder: Path
     names: list[str]

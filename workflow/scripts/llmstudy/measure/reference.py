@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from llmstudy.errors import StudyError
+from llmstudy.files import atomic_write
 from llmstudy.measure.scoring import Protocol, score
 from llmstudy.measure.session import Session, log
 from llmstudy.measure.text import Excerpt, TokenStream, token_stream
@@ -84,9 +85,8 @@ def store(session: Session, model, stream: TokenStream, corpus: str, settings: S
             file.write(rounded.cpu().numpy().tobytes())
             top5[positions.start : positions.start + rows] = exact.topk(5).indices.cpu().numpy()
         size = file.tell()
-    partial = session.artifacts / "partial.npy"
-    np.save(partial, top5)
-    partial.replace(_top5_file(session.artifacts, corpus))
+    with atomic_write(_top5_file(session.artifacts, corpus), "wb") as file:
+        np.save(file, top5)
     kl = torch.cat(rounding)
     return {
         "tokens": tokens,

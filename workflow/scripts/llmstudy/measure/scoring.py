@@ -20,7 +20,7 @@ ROWS = {"cpu": 32, "cuda": 512}
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a text is cut into windows: ``window`` input tokens, of which each begins ``stride`` after the last."""
+    """The windows that a text is cut into: ``window`` input tokens, of which each begins ``stride`` after the last."""
 
     window: int
     stride: int

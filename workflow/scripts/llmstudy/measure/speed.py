@@ -28,7 +28,7 @@ PROOF_TOKENS = 2  # one prefill and one decode step under the profiler
 
 @dataclass(frozen=True)
 class Warmup:
-    """When a warm-up ends: when the last ``minimum`` end-to-end times spread, as (max − min) / median, by less than
+    """The end of a warm-up: when the last ``minimum`` end-to-end times spread, as (max − min) / median, by less than
     ``tolerance``, or after ``maximum`` calls."""
 
     minimum: int

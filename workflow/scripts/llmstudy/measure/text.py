@@ -23,7 +23,7 @@ CHARACTERS = 12  # more than a token has: the first 12 n characters of a text ar
 
 @dataclass(frozen=True)
 class Excerpt:
-    """How much of a corpus is read; None sets no limit.
+    """The part of a corpus that is read; None sets no limit.
 
     Attributes:
         documents: documents from the start of the corpus.

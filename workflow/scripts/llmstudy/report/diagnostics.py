@@ -227,7 +227,7 @@ def sensitivity_rows(study: Study) -> pd.DataFrame:
 
 
 def draw_sensitivity(rows: pd.DataFrame) -> Figure:
-    """What rounding one part to int8 costs: for each model a panel along the layers, one over kinds of linear layer."""
+    """Draw what rounding one part to int8 costs: per model a panel along the layers, one over kinds of linear layer."""
     text = (
         "KL divergence from the unrounded model when this part alone is rounded to int8; bars: 95 % over documents\n"
         "shaded: what any change of a model in 16 bit does, since it moves every rounding after it"

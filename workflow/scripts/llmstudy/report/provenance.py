@@ -1,4 +1,4 @@
-"""Where a study was measured, and its models, in words and as tables."""
+"""The origin of a study and its models, in words and as tables."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Workload:
 
 @dataclass(frozen=True, order=True)
 class Identity:
-    """What identifies a record: study and kind, then model, configuration and number of the process."""
+    """The identity of a record: study and kind, then model, configuration and number of the process."""
 
     study: str
     kind: str
@@ -44,7 +44,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a job may take."""
+    """The limits of a job."""
 
     seconds: float  # of measuring
     oom_attempts: int = 1  # the submission whose lack of memory becomes the record; earlier ones are tried again

@@ -24,7 +24,7 @@ LIBRARY = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a child ended: status and reason as in a record, what it reported, seconds that it lived."""
+    """The end of a child: status and reason as in a record, what it reported, seconds that it lived."""
 
     status: str
     reason: str

@@ -1,4 +1,4 @@
-"""Where a record was measured: code, versions, hardware. No hostnames, users or tokens."""
+"""The origin of a record: code, versions, hardware. No hostnames, users or tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the workflow's scripts share: from Snakemake's object to a call of this library."""
+"""The shared part of the workflow's scripts: from Snakemake's object to a call of this library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where one configuration overtakes another along a grid of batch sizes or context lengths."""
+"""The point where one configuration overtakes another along a grid of batch sizes or context lengths."""
 
 from __future__ import annotations
 

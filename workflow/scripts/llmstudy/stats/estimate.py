@@ -1,4 +1,4 @@
-"""What every module shares: a value with its interval, Student's t, percentiles, many comparisons."""
+"""The base of all modules here: a value with its interval, Student's t, percentiles, many comparisons."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """How a table is made: its module below ``llmstudy``, the kinds of record and other tables that it reads, what a
+    """The making of a table: its module below ``llmstudy``, the kinds of record and other tables that it reads, what a
     row is, its heading in Snakemake's HTML report, whether it reads the arrays beside the records too, and the digits
     of its numbers, more than six where another table goes on calculating with them."""
 
@@ -68,7 +68,7 @@ def every() -> dict[str, Table]:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a table is made of: records with their ``path``, other tables by name, and what the study says of itself.
+    """The sources of a table: records with their ``path``, other tables by name, and what the study says of itself.
 
     ``study`` has ``headline`` (per model the reference precision, and the workload, corpus and protocol of its rows in
     summary.csv), ``limits``, ``smallest_effect_percent``, ``attention``, ``kernels`` and ``capacity``.
@@ -101,8 +101,9 @@ def make(name: str, records: list[str], tables: dict[str, Path], study: dict, ou
     from llmstudy.tables.records import read_records
 
     sources = Sources(read_records(records), {key: read_table(path) for key, path in tables.items()}, study)
-    rows = getattr(import_module(f"llmstudy.{every()[name].module}"), name)(sources)
-    write_table(rows, columns_of(name), output, every()[name].digits)
+    table = every()[name]
+    module = import_module(f"llmstudy.{table.module}")
+    write_table(getattr(module, name)(sources), module.COLUMNS[name], output, table.digits)
 
 
 def columns_of(name: str) -> list[Column]:

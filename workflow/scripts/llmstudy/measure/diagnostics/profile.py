@@ -1,4 +1,4 @@
-"""Why a decode step takes as long as it does: launches, host waits, device time, bytes and arithmetic per token.
+"""The time of a decode step explained: launches, host waits, device time, bytes and arithmetic per token.
 
 Two generations of the same prompt that differ by ``steps`` decode steps are profiled; what the longer one has more,
 divided by ``steps``, belongs to one step. That holds for every runtime, and excludes the prefill. Times of the step

@@ -40,7 +40,7 @@ class Settings(Excerpt):
 
 @dataclass(frozen=True)
 class Part:
-    """What is rounded together; ``layer`` None is every layer, ``linear`` None every linear layer."""
+    """The weights that are rounded together; ``layer`` None is every layer, ``linear`` None every linear layer."""
 
     layer: int | None
     linear: str | None

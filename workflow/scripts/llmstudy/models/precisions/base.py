@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """What a precision needs to load a model.
+    """The needs of a precision that loads a model.
 
     Attributes:
         weights: where the parameters come from (files or a seed).

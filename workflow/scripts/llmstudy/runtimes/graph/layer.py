@@ -14,7 +14,7 @@ from llmstudy.runtimes.graph.weights import Layer, LlamaWeights
 
 
 class Operations(Protocol):
-    """What a decoder layer is made of.
+    """The operations that make up a decoder layer.
 
     ``plain.CpuEngine`` is the reference; ``prompt.Prompt`` and ``step.DecodeStep`` are CUDA's prefill and decode step.
     """

@@ -85,7 +85,7 @@ class LlamaWeights:
 
     @property
     def fused(self) -> bool:
-        """Whether the kernels can read the weights of every projection."""
+        """Return whether the kernels can read the weights of every projection."""
         projections = [self.head]
         for layer in self.layers:
             projections += [layer.qkv, layer.output, layer.gate_up, layer.down]
@@ -138,8 +138,8 @@ def fuse(parts: Sequence[nn.Module]) -> nn.Module:
 
 
 def _dense(weight: torch.Tensor) -> bool:
-    """Whether a weight is a plain tensor: torchao keeps ``nn.Linear`` and makes its weight a subclass of Tensor, which
-    has no memory of its own that a kernel could read."""
+    """Return whether a weight is a plain tensor: torchao keeps ``nn.Linear`` and makes its weight a subclass of Tensor,
+    which has no memory of its own that a kernel could read."""
     return type(weight) in (nn.Parameter, torch.Tensor)
 
 
