@@ -44,39 +44,68 @@ def row_of(table, **values):
     return table.iloc[0]
 
 
+def entry_of(study, precision: str, again: bool = False) -> dict:
+    """The entry of a precision in the panel's record."""
+    entries = study.record("panel", "fp32")["results"]["entries"]
+    (entry,) = [
+        one for one in entries if (one["precision"], one["attention"], one["again"]) == (precision, "sdpa", again)
+    ]
+    assert entry["status"] == "ok" and all(len(call["itl_ms"]) == 5 for call in entry["calls"])
+    return entry
+
+
+def tpots_of(study, precision: str, again: bool = False) -> list[float]:
+    """The TPOT of a precision in each round, ms, from the record."""
+    return [sum(call["itl_ms"]) / 5 for call in entry_of(study, precision, again)["calls"]]
+
+
 def tpot_of(study) -> float:
     """The TPOT of bf16, ms, from the record."""
-    (entry,) = study.record("speed", "bf16")["results"]["workloads"]
-    assert entry["status"] == "ok" and all(len(run["itl_ms"]) == 5 for run in entry["runs"])
-    return statistics.median(sum(run["itl_ms"]) / 5 for run in entry["runs"])
+    return statistics.median(tpots_of(study, "bf16"))
 
 
 def test_everything_that_a_study_promises_is_there(study):
     for name in (
         "processes",
         "speed",
-        "memory",
+        "probes",
         "quality",
         "generations",
         "text",
         "summary",
-        "recommendation",
+        "advice",
         "tasks",
     ):
         assert len(study.table(name)) > 0, name
-    figures = {path.name for path in (study.folder / "results/tiny/figures").iterdir()}
-    assert {"speed.svg", "memory.svg", "perplexity.svg", "agreement.svg", "trade_off.svg", "trade_off.png"} <= figures
-    logs = study.folder / "results/tiny/logs/records/quality/tiny-llama"
-    assert "windows scored" in (logs / "bf16.sdpa.generate.r0.log").read_text()  # progress
+    results = study.folder / "results/tiny"
+    figures = {path.name for path in (results / "figures").iterdir()}
+    assert {"trade_off.svg", "trade_off.png", "distance.svg"} <= figures
+    assert "windows scored" in (results / "logs/records/quality/tiny-llama/bf16.sdpa.generate.r0.log").read_text()
+    assert (results / "details.md").exists() and "`bf16`" in (results / "first_answer.md").read_text()
 
 
 def test_tpot_is_that_of_the_record_in_every_table(study):
     row = row_of(study.table("processes"))
     assert row["tpot_ms"] == pytest.approx(tpot_of(study), rel=1e-5)
-    runs = study.record("speed", "bf16")["results"]["workloads"][0]["runs"]
-    assert row["ttft_ms"] == pytest.approx(statistics.median(run["ttft_ms"] for run in runs), rel=1e-5)
+    assert [float(time) for time in row["tpot_rounds_ms"].split()] == pytest.approx(tpots_of(study, "bf16"), rel=1e-5)
+    ttft = statistics.median(call["ttft_ms"] for call in entry_of(study, "bf16")["calls"])
+    assert row["ttft_ms"] == pytest.approx(ttft, rel=1e-5)
     for name in ("speed", "summary"):
         assert row_of(study.table(name))["tpot_ms"] == pytest.approx(tpot_of(study), rel=1e-5)
+
+
+def test_a_speedup_is_that_of_calls_of_the_same_round(study):
+    speed = study.table("speed")
+    speed = speed[(speed["attention"] == "sdpa") & (speed["again"] == "no")].set_index("precision")
+    base = speed["against"].iloc[0].split(" ")[0]
+    other = {"fp32": "bf16", "bf16": "fp32"}[base]
+    logs = [math.log(a / b) for a, b in zip(tpots_of(study, base), tpots_of(study, other))]
+    assert speed.loc[other, "tpot_speedup"] == pytest.approx(math.exp(statistics.median(logs)), rel=1e-5)
+    assert speed.loc[base, ["tpot_speedup", "tpot_verdict"]].tolist() == [1, "base"]
+    assert speed.loc[other, "tpot_verdict"] == "not enough data" and math.isnan(speed.loc[other, "tpot_speedup_low"])
+    again = row_of(study.table("speed"), precision="fp32", again="yes")
+    logs = [math.log(a / b) for a, b in zip(tpots_of(study, "fp32"), tpots_of(study, "fp32", again=True))]
+    assert again["tpot_speedup"] == pytest.approx(math.exp(statistics.median(logs)), rel=1e-5)
 
 
 def test_perplexity_is_that_of_the_losses_of_the_tokens(study):
@@ -112,34 +141,33 @@ def test_a_folder_of_tasks_becomes_a_table(study):
 
 
 def test_the_report_says_what_the_records_say(study):
-    report = (study.folder / "REPORT.md").read_text()
-    assert all(word in report[:3000] for word in ("Take ", "`fp32`", "`bf16`", "trade_off.svg"))  # the answer first
+    report, details = ((study.folder / name).read_text() for name in ("REPORT.md", "results/tiny/details.md"))
+    assert all(word in report[:4000] for word in ("one user", "`fp32`", "`bf16`"))  # the answer first
     ppl = math.exp(study.record("quality", "bf16")["results"]["protocols"][0]["mean_nll"])
-    weights = study.record("memory", "bf16")["results"]["weights"]
+    weights = study.record("probe", "bf16")["results"]["weights"]
     gib = sum(sum(counts.values()) for counts in weights.values()) / 2**30
     for title, value in (("TPOT, ms", tpot_of(study)), ("token PPL", ppl), ("weights, GiB", gib)):
-        rows = [row for row in pages.table_with(title, report) if "`bf16`" in row["precision"]]
+        rows = [row for row in pages.table_with(title, details) if "`bf16`" in row["precision"]]
         (cell,) = [row[title] for row in rows if row.get("attention", "sdpa") == "sdpa"]
         assert float(re.match(r"[\d,.]+", cell)[0].replace(",", "")) == pytest.approx(value, rel=0.01), title
     prompt = study.record("generations", "fp32")["results"]["prompts"][0]
-    assert prompt["prompt"] in report and len(prompt["tokens"]) == 8
+    assert prompt["prompt"] in details and len(prompt["tokens"]) == 8
 
 
 def test_what_cannot_run_here_is_a_result_with_its_reason(study):
-    for kind, table in (("speed", "processes"), ("memory", "memory")):
-        record = study.record(kind, "bf16", "sdpa-cudnn")
-        assert record["status"] == "unsupported" and "sdpa-cudnn" in record["reason"]
-        for name in (table, "speed"):
-            row = row_of(study.table(name), attention="sdpa-cudnn")
-            assert row["status"] == "unsupported" and "no such kernel" in row["reason"]
+    record = study.record("probe", "bf16", "sdpa-cudnn")
+    assert record["status"] == "unsupported" and "sdpa-cudnn" in record["reason"]
+    for name in ("probes", "processes", "speed"):
+        row = row_of(study.table(name), attention="sdpa-cudnn")
+        assert row["status"] == "unsupported" and "no such kernel" in row["reason"]
     assert math.isnan(row_of(study.table("processes"), attention="sdpa-cudnn")["tpot_ms"])
-    report = (study.folder / "REPORT.md").read_text()
-    assert "`unsupported`" in report and "no such kernel" in report
+    details = (study.folder / "results/tiny/details.md").read_text()
+    assert "`unsupported`" in details and "no such kernel" in details
 
 
 def test_records_name_the_machine_but_no_host_or_user(study):
     records = [path.read_text() for path in (study.folder / "results/tiny/records").rglob("*.json")]
-    assert len(records) == 4 + 4 + 1 + 2 + 2 + 2  # speed, memory, reference, quality, generations, tasks
+    assert len(records) == 4 + 1 + 1 + 2 + 2 + 2  # probes, a panel, reference, quality, generations, tasks
     for word in {platform.node(), getpass.getuser()} - {"", "vm", "root", "localhost", "runner"}:
         assert not any(word in text for text in records)
     assert all(json.loads(text)["provenance"]["packages"]["torch"] for text in records)
@@ -150,11 +178,11 @@ def test_two_studies_are_compared(study, tmp_path, capsys):
     assert cli.main(["compare", str(before), str(before), "--output", str(tmp_path / "all.csv")]) == 0
     assert "no change past its limit" in capsys.readouterr().out and (tmp_path / "all.csv").exists()
     shutil.copytree(before, after, ignore=shutil.ignore_patterns("records", "logs", "figures"))
-    table = study.table("memory")
-    table["weights_gib"] *= 1.1
-    table.to_csv(after / "memory.csv", index=False)
+    table = study.table("probes")
+    table["memory_gib"] *= 1.1
+    table.to_csv(after / "probes.csv", index=False)
     assert cli.main(["compare", str(before), str(after)]) == 1
-    assert "weights_gib" in capsys.readouterr().out
+    assert "memory_gib" in capsys.readouterr().out
     assert cli.main(["compare", str(before), str(after), "--memory-percent", "20"]) == 0
     assert cli.main(["compare", str(before), str(tmp_path / "nowhere")]) == 1
     assert capsys.readouterr().err.startswith("error: ")
@@ -169,7 +197,8 @@ def test_nothing_is_repeated_for_what_a_job_may_take(study):
 
 def test_another_precision_measures_itself_alone_and_one_less_nothing(study):
     planned = study.planned(precisions=["fp32", "nf4"])
-    assert measuring(planned) == {"measure_time": 2, "measure": 2 + 1, "measure_quality": 1, "measure_tasks": 1}
+    # its probes and text, and the panel in which it is compared
+    assert measuring(planned) == {"measure_time": 1, "measure": 2 + 1, "measure_quality": 1, "measure_tasks": 1}
     assert planned["render_report"] == planned["tabulate_processes"] == 1
 
 
@@ -207,8 +236,8 @@ def test_comments_docstrings_and_a_new_precision_repeat_nothing(study):
     ("module", "change", "rules"),
     [
         ("models/precisions/four_bit", ("\n", "\nCHANGED = 1 + 1\n"), {}),  # no precision of this study
-        ("measure/footprint", (" * ", " / "), {"measure_time": 4, "measure": 4}),
-        ("measure/__init__", ("> context", ">= context"), {"measure_time": 4, "measure": 6, **QUALITY}),
+        ("measure/footprint", (" * ", " / "), {"measure_time": 1, "measure": 4}),
+        ("measure/__init__", ("> context", ">= context"), {"measure_time": 1, "measure": 6, **QUALITY}),
         ("fetch/wikipedia", (" == ", " != "), {"fetch_corpus": 1}),
     ],
 )
@@ -258,7 +287,7 @@ def test_a_kind_is_added_in_one_place(study):
         for path, text in modules.items():
             path.write_text(text)
         planned = study.planned(runtimes=["generate", "torch-compile"])
-        assert measuring(planned) == {"measure_time": 4, "measure": 4 + 2} and planned["tabulate_echo"] == 1
+        assert measuring(planned) == {"measure_time": 1, "measure": 4 + 2} and planned["tabulate_echo"] == 1
         rules = ["measure", "tabulate_echo", "render_report"]  # other tables and figures stay, to be quick
         output = study.tiny("--cores", "2", "--allowed-rules", *rules, "--", "REPORT.md", "results/tiny/echo.csv")
         for path in modules:
@@ -266,13 +295,13 @@ def test_a_kind_is_added_in_one_place(study):
     assert measuring(jobs(output)) == {"measure": 2}, output
     assert study.record("echo", "bf16")["results"] == {"answer": "HELLO bf16"}
     assert study.table("echo")["answer"].tolist() == ["HELLO fp32", "HELLO bf16"]
-    report = (study.folder / "REPORT.md").read_text()
-    assert "Echo of a made-up kind" in report and "HELLO bf16" in report
+    details = (study.folder / "results/tiny/details.md").read_text()
+    assert "Echo of a made-up kind" in details and "HELLO bf16" in details
 
 
 def test_the_walk_to_a_number_names_files_that_exist(repository):
     page = (repository / "workflow/README.md").read_text()
     walk = page.split("## How a number is made")[1].split("\n\nBetween")[0]
     files = [Path("workflow") / target for target in re.findall(r"\]\(([^)]+)\)", walk)]
-    assert [path.name for path in files] == ["Snakefile", "measure.smk", "kinds.py", "speed.py"]
+    assert [path.name for path in files] == ["Snakefile", "measure.smk", "kinds.py", "panel.py"]
     assert all((repository / path).exists() for path in files)

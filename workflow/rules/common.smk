@@ -5,6 +5,7 @@ The work is done by pure functions in workflow/scripts/llmstudy: config.py (the 
 """
 
 import sys
+from glob import glob
 from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
@@ -14,6 +15,7 @@ from llmstudy import config as study_config
 from llmstudy.errors import StudyError
 from llmstudy.runner import slurm
 from llmstudy.runner.job import Identity
+from llmstudy.runner.script import plan
 from snakemake.exceptions import WorkflowError
 
 try:
@@ -56,14 +58,15 @@ def of_record(function):
     return lambda wildcards: function(study, identity(wildcards))
 
 
-def existing(paths):
-    """All paths; with ``measure: nothing`` only those that exist."""
-    return [path for path in paths if MEASURES or Path(path).exists()]
-
-
 def records(*names):
-    """The paths of the study's records of some kinds, or of all."""
-    return existing(one.path for one in kinds.records(study, *names))
+    """The paths of the study's records of some kinds, or of all; with ``measure: nothing`` those that exist, of older
+    configs too."""
+    planned = [one.path for one in kinds.records(study, *names)]
+    if MEASURES:
+        return planned
+    patterns = [f"{RESULTS}/records/{name}/{model.name}/*.json" for name in names or kinds.KINDS for model in study.models]
+    found = sorted(path for pattern in patterns for path in glob(pattern))
+    return [path for path in planned if path in found] + [path for path in found if path not in planned]
 
 
 def is_tabulated(name, table):
@@ -105,5 +108,6 @@ onstart:
         if workflow.executor_plugin.name == "slurm":
             slurm.check_nothing_queued(Path.cwd())
             slurm.check_partitions({job.resources.get("slurm_partition") for job in needed if not job.is_local})
+        plan(RESULTS, [str(output) for job in needed for output in job.output])
     except StudyError as error:
         raise WorkflowError(str(error))

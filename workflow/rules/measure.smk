@@ -5,7 +5,7 @@ REQUIRED INPUTS:
     resources/models/<model>/manifest.json
     resources/corpora/<corpus>/text.jsonl
     resources/reference/<study>/<model>/…       for quality: the reference's log-probabilities
-    results/<study>/records/memory/…            for capacity: what its prediction rests on
+    results/<study>/records/probe/…             for panels: what runs, and fits together; for capacity: what it predicts from
 
 OUTPUTS:
     results/<study>/records/<kind>/<model>/<precision>.<attention>.<runtime>.r<repeat>.json
@@ -13,8 +13,8 @@ OUTPUTS:
     resources/reference/<study>/<model>/…        by measure_reference
 
 STEPS:
-    1. measure_time        speed, and diagnostics that measure time
-       measure             memory, generated text and the other diagnostics
+    1. measure             probes, generated text and most diagnostics
+       measure_time        panels after the probes, one after the other once enough may be known; diagnostics of time
     2. measure_reference   keep the reference's log-probabilities
     3. measure_quality     compare every precision with them
     4. measure_tasks       accuracy in tasks of lm-eval
@@ -46,7 +46,7 @@ rule measure:
         oom_attempts=study.jobs["oom_attempts"],
     params:
         job=lambda wildcards: kinds.job(study, identity(wildcards)).to_dict(),
-        code=lambda wildcards: kinds.code_of(identity(wildcards)),
+        code=of_record(kinds.code_of),
     script:
         "../scripts/measure.py"
 

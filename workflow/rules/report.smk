@@ -72,7 +72,6 @@ rule render_report:
     conda:
         "../../envs/report.yaml"
     params:
-        lead=study.report["lead"],
         study=study.name,
         code=code.digest("report.render"),
     script:

@@ -18,7 +18,9 @@ STEPS:
 
 TABLES = {name: table for name, table in tables.every().items() if is_tabulated(name, table)}
 PLANNED = [one.path for one in kinds.records(study)]
-RECORDS = existing(PLANNED)
+RECORDS = records()
+MANIFESTS = [f"resources/models/{model.name}/manifest.json" for model in study.models]
+MANIFESTS = [path for path in MANIFESTS if MEASURES or Path(path).exists()]
 if not RECORDS:
     raise WorkflowError(f"measure: nothing, but {RESULTS}/records has no record of this study; allowed: all")
 
@@ -54,7 +56,7 @@ for name, table in TABLES.items():
 rule provenance:
     input:
         records=RECORDS,
-        manifests=existing(f"resources/models/{model.name}/manifest.json" for model in study.models),
+        manifests=MANIFESTS,
     output:
         # What it says of a model whose weights are not here stays.
         update(f"{RESULTS}/provenance.json"),

@@ -28,6 +28,12 @@ _THRESHOLDS = "llm-int8-t<threshold> among precisions or quality_only"
 _COMPARE = "the command llmstudy compare BEFORE AFTER"
 RENAMED = {
     "latency": "speed",
+    "memory": "probe",
+    "report": "nothing: REPORT.md is the report of the study that runs",
+    "speed.repeats": "speed.panels.minimum",
+    "speed.minimum_runs": "speed.panels.rounds",
+    "speed.minimum_seconds": "speed.panels.seconds",
+    "verdict.smallest_effect_percent": "verdict.margin_percent, with speed, memory and perplexity",
     "samples": "generations",
     "extras.sweep": _THRESHOLDS,
     "extras": "diagnostics",
@@ -48,9 +54,9 @@ class Model:
     precisions: tuple[str, ...]
     runtimes: tuple[str, ...]
     reference: str  # the study's reference precision, or the model's first where it lacks that
-    repeats: int
+    panels: dict  # ``minimum`` and ``maximum`` processes that time all configurations
     workloads: tuple[dict, ...]
-    memory_workloads: tuple[dict, ...]
+    probe_workloads: tuple[dict, ...]
     context: int | None  # longest sequence in tokens; None where only fetching can tell
     parameters: float  # for memory and GPU requests
 
@@ -120,11 +126,17 @@ class Study:
             "reference": self.reference,
             "headline": self.headline,
             "limits": self.limits,
-            "smallest_effect_percent": self.verdict["smallest_effect_percent"],
+            "margin_percent": self.verdict["margin_percent"],
             "attention": self.attention,
+            "runtime": runtimes.BASE,
+            "dense": [name for name in self._measured() if precisions.get(name).family == "dense"],
             "kernels": self.diagnostics["attention"]["kernels"] or self.attention,
             "capacity": {key: self.diagnostics["capacity"][key] for key in ("contexts", "device_gib")},
+            "workloads": {model.name: list(model.workloads) for model in self.models},
         }
+
+    def _measured(self) -> list[str]:
+        return list(dict.fromkeys(name for model in self.models for name in model.precisions))
 
     def _model(self, entry: dict) -> Model:
         source, names = entry["source"], tuple(entry["precisions"] or self.precisions)
@@ -138,9 +150,9 @@ class Study:
             precisions=names,
             runtimes=tuple(entry["runtimes"] or self.runtimes),
             reference=self.reference if self.reference in names else names[0],
-            repeats=entry["repeats"] or self.speed["repeats"],
+            panels=entry["panels"] or {key: self.speed["panels"][key] for key in ("minimum", "maximum")},
             workloads=tuple(workloads),
-            memory_workloads=tuple(entry["workloads"] or self.memory["workloads"] or workloads),
+            probe_workloads=tuple(entry["workloads"] or self.probe["workloads"] or workloads),
             context=entry["context"] or context,
             parameters=Shape.of(shape).parameters if shape else 1e6 * (entry["parameters_millions"] or 1000),
         )
@@ -340,9 +352,10 @@ def _check_precision(key: str, name: str, device: str) -> None:
 
 def _check_numbers(study: Study) -> None:
     """Raise StudyError for numbers that contradict each other; ``kinds.check`` compares sequences with contexts."""
-    least, most = study.speed["warmup"]["minimum"], study.speed["warmup"]["maximum"]
-    if least > most:
-        raise StudyError(f"speed.warmup.minimum: {least} is more than speed.warmup.maximum {most}")
+    overrides = [(f"models.{model.name}.panels", model.panels) for model in study.models]
+    for key, panels in [("speed.panels", study.speed["panels"]), *overrides]:
+        if panels["minimum"] > panels["maximum"]:
+            raise StudyError(f"{key}.minimum: {panels['minimum']} is more than {key}.maximum {panels['maximum']}")
     for protocol in study.quality["protocols"]:
         stride, window = protocol["stride"], protocol["window"]
         if stride > window:

@@ -10,17 +10,16 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from llmstudy import code, runtimes
 from llmstudy.config import Model, Study, check_known
 from llmstudy.errors import StudyError
 from llmstudy.models import attention, precisions
-from llmstudy.runner.job import Identity, Job, sequences
+from llmstudy.runner.job import Configuration, Identity, Job, sequences
 
 GIB = 2**30
-Configuration = tuple[str, str, str]  # precision, attention, runtime
 Plan = Callable[[Study, Model], list[Configuration]]
 Settings = Callable[[Study, Model, Configuration], dict]
 
@@ -41,7 +40,7 @@ class Kind:
     cases: str = ""  # the key of the results whose entries have a status each
     text: Callable[[Study], list[str]] = lambda study: []  # corpora, beside that of prompts and calibration
     logprobs: bool = False  # whether it keeps the reference's log-probabilities or compares with them
-    repeats: Callable[[Model], int] = lambda model: 1  # processes for each configuration
+    repeats: Callable[[Model], int] = lambda model: 1  # processes for each configuration, at most
     rule: str = "measure"  # the rule that measures it: this one, or a variant with other outputs or resources
     allocator: str | None = None  # settings of PyTorch's CUDA allocator
 
@@ -69,7 +68,7 @@ class Kind:
 def configurations(study: Study, model: Model) -> list[Configuration]:
     """Return every precision × runtime × attention kernel of a model."""
     return [
-        (precision, kernel, runtime)
+        Configuration(precision, kernel, runtime)
         for precision in model.precisions
         for runtime in model.runtimes
         for kernel in runtimes.kernels_of(runtime, study.attention)
@@ -78,33 +77,33 @@ def configurations(study: Study, model: Model) -> list[Configuration]:
 
 def each_precision(study: Study, model: Model) -> list[Configuration]:
     """Return every precision of a model under quality's attention kernel."""
-    return [(name, study.quality_attention, runtimes.BASE) for name in model.precisions]
+    return [Configuration(name, study.quality_attention, runtimes.BASE) for name in model.precisions]
 
 
 def graded_precisions(study: Study, model: Model) -> list[Configuration]:
     """Return every precision whose quality is measured."""
     names = dict.fromkeys([*model.precisions, *study.quality_only])
-    return [(name, study.quality_attention, runtimes.BASE) for name in names]
+    return [Configuration(name, study.quality_attention, runtimes.BASE) for name in names]
 
 
 def the_reference(study: Study, model: Model) -> list[Configuration]:
     """Return the reference under quality's attention kernel."""
-    return [(model.reference, study.quality_attention, runtimes.BASE)]
+    return [Configuration(model.reference, study.quality_attention, runtimes.BASE)]
 
 
 def profiled(study: Study, model: Model) -> list[Configuration]:
     """Return one attention kernel of each precision and runtime: quality's where it is measured, else the first."""
     chosen: dict[tuple[str, str], Configuration] = {}
-    for precision, kernel, runtime in configurations(study, model):
-        if (precision, runtime) not in chosen or kernel == study.quality_attention:
-            chosen[precision, runtime] = (precision, kernel, runtime)
+    for one in configurations(study, model):
+        if (one.precision, one.runtime) not in chosen or one.attention == study.quality_attention:
+            chosen[one.precision, one.runtime] = one
     return list(chosen.values())
 
 
 def every_kernel(study: Study, model: Model) -> list[Configuration]:
     """Return each attention kernel, in 16 bit: no weights are loaded."""
     kernels = study.diagnostics["attention"]["kernels"] or study.attention
-    return [("bf16", name, runtimes.BASE) for name in kernels]
+    return [Configuration("bf16", name, runtimes.BASE) for name in kernels]
 
 
 def quality_settings(study: Study, model: Model, configuration: Configuration) -> dict:
@@ -119,15 +118,31 @@ def reference_settings(study: Study, model: Model, configuration: Configuration)
     return quality_settings(study, model, configuration) | {"protocols": study.quality["protocols"][:1]}
 
 
-def speed_settings(study: Study, model: Model, configuration: Configuration) -> dict:
-    """Return the settings of speed."""
-    keys = ("warmup", "minimum_runs", "minimum_seconds")
-    return {"workloads": list(model.workloads)} | {key: study.speed[key] for key in keys}
+def panel_reference(study: Study, model: Model) -> list[Configuration]:
+    """Return the configuration that every group of a panel holds: the reference under the runtime that the study names
+    last, the one with the least noise."""
+    own = [one for one in configurations(study, model) if one.precision == model.reference]
+    own = [one for one in own if one.runtime == model.runtimes[-1]]
+    return [next((one for one in own if one.attention == study.quality_attention), own[0])]
 
 
-def memory_settings(study: Study, model: Model, configuration: Configuration) -> dict:
-    """Return the settings of memory."""
-    return {"workloads": list(model.memory_workloads)}
+def panel_settings(study: Study, model: Model, configuration: Configuration) -> dict:
+    """Return the settings of a panel; ``job`` adds what depends on the number of the process."""
+    members = [configuration, *(one for one in configurations(study, model) if one != configuration)]
+    panels = {key: study.speed["panels"][key] for key in ("rounds", "seconds")}
+    return panels | {
+        "configurations": [list(one) for one in members],
+        "probes": [Identity(study.name, "probe", model.name, *one).path for one in members],
+        "workloads": list(model.workloads),
+        "warmup": study.speed["warmup"],
+        "order_seed": study.speed["order_seed"],
+        "until": None,
+    }
+
+
+def probe_settings(study: Study, model: Model, configuration: Configuration) -> dict:
+    """Return the settings of a probe."""
+    return {"workloads": list(model.probe_workloads)}
 
 
 def diagnostic(name: str, title: str, plan: Plan, corpus: Callable[[Study], str] | None = None, **facts) -> Kind:
@@ -151,28 +166,28 @@ def diagnostic(name: str, title: str, plan: Plan, corpus: Callable[[Study], str]
 
 
 def capacity_settings(study: Study, model: Model, configuration: Configuration) -> dict:
-    """Return the settings of the verification of capacity, which is around what a memory record predicts."""
+    """Return the settings of the verification of capacity, which is around what a probe predicts."""
     capacity = study.diagnostics["capacity"]
     context = capacity["verify"]["context"]
     return {
         "contexts": [context] if context else capacity["contexts"],
         "device_gib": capacity["device_gib"],
-        "memory_record": Identity(study.name, "memory", model.name, *configuration).path,
+        "probe": Identity(study.name, "probe", model.name, *configuration).path,
     }
 
 
 KINDS = {
-    "speed": Kind(
-        "Speed",
-        "measure.speed",
-        configurations,
-        speed_settings,
+    "probe": Kind("Probes", "measure.probe", configurations, probe_settings, alone=True, cases="workloads"),
+    "panel": Kind(
+        "Panels",
+        "measure.panel",
+        panel_reference,
+        panel_settings,
         alone=True,
-        cases="workloads",
-        repeats=lambda model: model.repeats,
+        cases="entries",
+        repeats=lambda model: model.panels["maximum"],
         rule="measure_time",
     ),
-    "memory": Kind("Memory", "measure.memory", configurations, memory_settings, alone=True, cases="workloads"),
     "reference": Kind(
         "Reference",
         "measure.reference",
@@ -250,6 +265,13 @@ def job(study: Study, identity: Identity) -> Job:
     take is a resource of the rule instead.
     """
     kind, model = KINDS[identity.kind], study.model(identity.model)
+    settings = kind.settings(study, model, identity.configuration)
+    if identity.kind == "panel" and identity.repeat >= model.panels["minimum"]:
+        settings["until"] = {
+            "margin_percent": study.verdict["margin_percent"]["speed"],
+            "minutes": study.speed["panels"]["minutes"],
+            "dense": [name for name in model.precisions if precisions.get(name).family == "dense"],
+        }
     corpora = dict.fromkeys([*kind.text(study), study.prompt_corpus])
     return Job(
         identity=identity,
@@ -263,7 +285,7 @@ def job(study: Study, identity: Identity) -> Job:
         prompt_corpus=study.prompt_corpus,
         # A job that got it without need would be measured again for another reference.
         reference_folder=reference_folder(study, model) if kind.logprobs else "",
-        settings=kind.settings(study, model, (identity.precision, identity.attention, identity.runtime)),
+        settings=settings,
         allocator=kind.allocator,
     )
 
@@ -283,8 +305,12 @@ def inputs(study: Study, identity: Identity) -> dict[str, str | list[str]]:
     }
     if its.reference_folder and identity.kind != "reference":  # which makes it
         files["reference"] = its.reference_folder
-    if "memory_record" in its.settings:
-        files["memory"] = its.settings["memory_record"]
+    if "probe" in its.settings:
+        files["probe"] = its.settings["probe"]
+    if identity.kind == "panel":
+        files["probes"] = its.settings["probes"]
+        if its.settings["until"]:
+            files["panels"] = [replace(identity, repeat=number).path for number in range(identity.repeat)]
     if identity.kind == "tasks":
         files |= {"tasks": f"resources/tasks/{study.name}.json", "files": task_files(study)}
     return files
@@ -296,25 +322,40 @@ def task_files(study: Study) -> list[str]:
     return sorted(str(path) for path in Path(folder).rglob("*") if path.is_file()) if folder else []
 
 
-def modules(identity: Identity) -> list[str]:
+def members(study: Study, identity: Identity) -> list[Configuration]:
+    """Return the configurations that a job loads: all of its model for a panel, else its own."""
+    if identity.kind == "panel":
+        return configurations(study, study.model(identity.model))
+    return [identity.configuration]
+
+
+def modules(study: Study, identity: Identity) -> list[str]:
     """Return the modules below ``llmstudy`` that a job runs through, beside what they import."""
-    chosen = [precisions.module_of(identity.precision), runtimes.module_of(identity.runtime)]
-    return ["runner.child", KINDS[identity.kind].module, *chosen]
+    chosen = [
+        module
+        for one in members(study, identity)
+        for module in (precisions.module_of(one.precision), runtimes.module_of(one.runtime))
+    ]
+    return list(dict.fromkeys(["runner.child", KINDS[identity.kind].module, *chosen]))
 
 
-def code_of(identity: Identity) -> str:
+def code_of(study: Study, identity: Identity) -> str:
     """Return the digest of the code that a job runs through, and its registry entries, which the digest omits."""
-    facts = runtimes.facts(identity.runtime), attention.get(identity.attention)
-    return f"{code.digest(*modules(identity))} {facts}"
+    loaded = members(study, identity)
+    facts = [runtimes.facts(name) for name in dict.fromkeys(one.runtime for one in loaded)]
+    kernels = [attention.get(name) for name in dict.fromkeys(one.attention for one in loaded)]
+    return f"{code.digest(*modules(study, identity))} {facts + kernels}"
 
 
 def start_order(study: Study, identity: Identity) -> int:
     """Return a priority that depends on the seed and the record alone.
 
-    Jobs start in a random but repeatable order: a machine that warms up or slows down favors no precision.
+    Probes come first and then the first panel, so that a first answer is there early. The rest starts in a random but
+    repeatable order: what a machine does in the course of hours meets all panels of a model alike.
     """
     text = json.dumps([study.speed["order_seed"], asdict(identity)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:3], "big")
+    early = {"probe": 2, "panel": int(identity.repeat == 0)}.get(identity.kind, 0)
+    return (early << 24) + int.from_bytes(hashlib.sha256(text.encode()).digest()[:3], "big")
 
 
 def weight_gib(study: Study, identity: Identity, precision: str) -> float:
@@ -339,7 +380,8 @@ def memory_mb(study: Study, identity: Identity, attempt: int = 1) -> int:
     if study.device == "cuda":
         needed = 6000 + 1024 * min(10.0, sixteen_bit)
     else:
-        needed = 2500 + 1024 * (weight_gib(study, identity, identity.precision) + 2 * sixteen_bit)
+        held = {one.precision for one in members(study, identity)}
+        needed = 2500 + 1024 * (sum(weight_gib(study, identity, name) for name in held) + 2 * sixteen_bit)
     return int(needed * attempt)
 
 

@@ -1,39 +1,55 @@
-"""The conditions of a measurement: whatever may have disturbed it is recorded and flagged, never hidden."""
+"""The conditions of a measurement: whatever may have disturbed it is recorded and named, never hidden."""
 
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
+from pathlib import Path
 
 from llmstudy.measure.device import read_nvml
 
-# NVML throttle reasons that slow the clocks down: software power cap, hardware slowdown, sync boost, software and
-# hardware thermal slowdown, power brake. Idle (1) and application clocks (2) are not disturbances.
+# NVML throttle reasons that mean trouble: hardware slowdown, sync boost, software and hardware thermal slowdown, power
+# brake. Idle (1), application clocks (2) and the card's power limit (4), at which it works in use, are none.
 _SLOWING = {
-    0x4: "power cap",
     0x8: "hardware slowdown",
     0x10: "sync boost",
     0x20: "software thermal slowdown",
     0x40: "hardware thermal slowdown",
     0x80: "power brake",
 }
-CLOCK_DROP = 0.1  # share by which the SM clock may fall between two snapshots without a flag
+OTHER_WORK = 0.2  # share of the cores that other work may take without a word
+SHORTEST_S = 0.2  # the kernel counts time in hundredths of a second: a shorter span says nothing
 
 
 def snapshot() -> dict:
-    """Return the load average of the last minute, the number of cores, and the state of the GPU if there is one."""
-    state = {"load_average": round(os.getloadavg()[0], 2), "cores": os.cpu_count()}
+    """Return the time, the work so far of this process and of all on its cores, seconds, and the state of the GPU."""
+    state = {"time_s": time.perf_counter(), "own_s": time.process_time(), "busy_s": busy_seconds()}
     if gpu := read_nvml(gpu_state):
         state["gpu"] = gpu
     return state
 
 
+def busy_seconds() -> float | None:
+    """Return the seconds that the cores of this process have worked since boot, for whomever; None without /proc."""
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return None
+    own = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    ticks = 0
+    for name, *counts in map(str.split, lines):
+        if name in own:
+            user, nice, system, _, _, irq, softirq, steal = map(int, counts[:8])
+            ticks += user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def gpu_state(nvml, gpu) -> dict:
-    """Return clocks (MHz), temperature (°C), power (W), throttle reasons (bit mask) and the number of other compute
-    processes of a GPU; what it does not report is left out."""
+    """Return the SM clock (MHz), temperature (°C), power (W), throttle reasons (bit mask) and the number of other
+    compute processes of a GPU; what it does not report is left out."""
     readings = {
         "sm_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
         "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
         "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
         "throttle_reasons": lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu),
@@ -48,20 +64,17 @@ def gpu_state(nvml, gpu) -> dict:
     return state
 
 
-def flags(before: dict, after: dict, steady: bool) -> list[str]:
-    """Return a phrase for each disturbance between two snapshots, and one if the warm-up did not end ``steady``.
-
-    Both snapshots count: the work is over when the second is taken, and the GPU may have raised its clocks again.
-    """
+def disturbances(before: dict, after: dict) -> list[str]:
+    """Return a phrase for each disturbance between two snapshots."""
     phrases = []
-    if not steady:
-        phrases.append("not steady")
-    states = [snapshot.get("gpu", {}) for snapshot in (before, after)]
+    seconds = after["time_s"] - before["time_s"]
+    if before["busy_s"] is not None and seconds > SHORTEST_S:
+        others = after["busy_s"] - before["busy_s"] - (after["own_s"] - before["own_s"])
+        share = others / seconds / len(os.sched_getaffinity(0))
+        if share > OTHER_WORK:
+            phrases.append(f"other work took {100 * share:.0f} % of the cores")
+    states = [one.get("gpu", {}) for one in (before, after)]
     if others := max(state.get("foreign_processes") or 0 for state in states):
         phrases.append(f"{others} other GPU process{'es' * (others != 1)}")
     slowing = states[0].get("throttle_reasons", 0) | states[1].get("throttle_reasons", 0)
-    phrases += [f"throttled: {word}" for bit, word in _SLOWING.items() if slowing & bit]
-    clocks = [state.get("sm_clock_mhz") for state in states]
-    if all(clocks) and clocks[1] < (1 - CLOCK_DROP) * clocks[0]:
-        phrases.append(f"SM clock fell from {clocks[0]} to {clocks[1]} MHz")
-    return phrases
+    return phrases + [f"throttled: {word}" for bit, word in _SLOWING.items() if slowing & bit]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,20 @@ class Workload:
     new_tokens: int
 
 
+class Configuration(NamedTuple):
+    """One way to run a model."""
+
+    precision: str
+    attention: str
+    runtime: str
+
+
 @dataclass(frozen=True, order=True)
 class Identity:
-    """The identity of a record: study and kind, then model, configuration and number of the process."""
+    """The identity of a record: study and kind, then model, configuration and number of the process.
+
+    The configuration of a panel, which holds many, is the one that every other is called beside.
+    """
 
     study: str
     kind: str
@@ -30,6 +42,11 @@ class Identity:
     runtime: str
     repeat: int = 0
     weights: str = "real"  # or ``synthetic``
+
+    @property
+    def configuration(self) -> Configuration:
+        """Return the configuration that was measured."""
+        return Configuration(self.precision, self.attention, self.runtime)
 
     @property
     def name(self) -> str:
@@ -56,7 +73,7 @@ class Job:
     """Everything that the numbers of a measurement depend on, and its limits."""
 
     identity: Identity
-    module: str  # the measuring module below ``llmstudy``, for instance ``measure.speed``
+    module: str  # the measuring module below ``llmstudy``, for instance ``measure.panel``
     cases: str  # the key of the results whose entries have a status each; empty if the whole record has one
     alone: bool  # whether another process on the same GPU would falsify the measurement
     device: str  # ``auto``, ``cpu`` or ``cuda``

@@ -1,7 +1,8 @@
 """The record: what one measuring job writes, whatever happens to the measurement.
 
 identity    study, kind, model, weights (real | synthetic), precision, attention, runtime, repeat, device
-status      ok | oom | unsupported | timeout | error, with a reason in one line and the traceback's tail
+status      ok | oom | unsupported | timeout | error, with a reason in one line and the traceback's tail; skipped for a
+            panel that was not needed
 settings    of the job: workloads, protocols, prompts
 provenance  versions, hardware, git commit, times
 results     what was measured, one entry per workload, protocol or prompt
@@ -10,6 +11,7 @@ results     what was measured, one entry per workload, protocol or prompt
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from dataclasses import asdict
@@ -22,8 +24,8 @@ from llmstudy.runner.job import Job
 from llmstudy.runner.parent import Outcome, run_child
 from llmstudy.runner.provenance import of_repository
 
-SCHEMA = 2
-STATUSES = ("ok", "oom", "unsupported", "timeout", "error")
+SCHEMA = 3
+STATUSES = ("ok", "oom", "unsupported", "timeout", "error", "skipped")
 
 
 def measure(job: Job, record: Path, log: Path, artifacts: dict[str, Path] | None = None, attempt: int = 1) -> None:
@@ -58,6 +60,11 @@ def measure(job: Job, record: Path, log: Path, artifacts: dict[str, Path] | None
     write(compose(job, outcome, code, attempt), record)
 
 
+def skip(job: Job, record: Path, reason: str) -> None:
+    """Write the record of a measurement that is not needed."""
+    write(compose(job, Outcome("skipped", reason), of_repository()), record)
+
+
 def compose(job: Job, outcome: Outcome, code: dict, attempt: int = 1) -> dict[str, Any]:
     """Return the record of a job and its outcome; ``code``: the commit that measured (``provenance.of_repository``)."""
     result = outcome.result
@@ -76,9 +83,11 @@ def compose(job: Job, outcome: Outcome, code: dict, attempt: int = 1) -> dict[st
 
 def write(record: dict, path: Path) -> None:
     """Write a record atomically."""
+    text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
+    # A list of numbers on one line: a panel has thousands of times between tokens.
+    text = re.sub(r"\[\s+([-+.\de][-+.\de,\s]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     with atomic_write(path) as file:
-        json.dump(record, file, indent=1, sort_keys=True, allow_nan=False)
-        file.write("\n")
+        file.write(f"{text}\n")
 
 
 def read(path: Path) -> dict:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ UNCOUNTED_MB = 700
 # What is kept of a SLURM job's time to write the record: seconds, but at most this share of what is left.
 WRITING_S = 60
 WRITING_SHARE = 0.25
+PLAN = "logs/plan.json"  # below the results of a study
 
 
 @contextmanager
@@ -45,11 +48,12 @@ def step(log: str) -> Iterator[None]:
         sys.exit(1)
 
 
-def measure(snakemake) -> None:
+def measure(snakemake, unneeded: Callable[[list[Path], dict], str | None]) -> None:
     """Run the measuring job of a rule: ``params.job``, ``output.record`` and any other named output as an artifact.
 
-    Time and memory limits are resources of the rule, not params: they change no number, and a change of them reruns
-    nothing.
+    Where the job has records of earlier panels as ``input.panels``, ``unneeded(records, settings)`` may give a reason
+    not to run it. Time and memory limits are resources of the rule, not params: they change no number, and a change of
+    them reruns nothing.
     """
     resources = snakemake.resources
     limits = granted(Limits(resources["limit_s"], resources["oom_attempts"]), resources)
@@ -58,8 +62,45 @@ def measure(snakemake) -> None:
     others = [Path(path) for path in snakemake.output if Path(path) != target]
     # The child calls a file beside the record ``arrays``; a folder elsewhere takes all of its files.
     artifacts = {f"arrays{path.suffix}" if path.parent == target.parent else "": path for path in others}
+    earlier = [Path(path) for path in snakemake.input.get("panels", [])]
     with step(snakemake.log[0]):
-        record.measure(job, target, log, artifacts, resources.get("attempt", 1))
+        if earlier and (reason := unneeded(earlier, job.settings)):
+            record.skip(job, target, reason)
+        else:
+            record.measure(job, target, log, artifacts, resources.get("attempt", 1))
+    print(progress(target), file=sys.stderr)
+
+
+def plan(results: str, outputs: list[str]) -> None:
+    """Write down which records a run will measure, so that each job can say what is left."""
+    file = Path(results, PLAN)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps([path for path in outputs if path.startswith(f"{results}/records/")]))
+
+
+def progress(target: Path) -> str:
+    """Return one line about a record that was written: what became of it, and what this run has left."""
+    done = record.read(target)
+    kind, seconds = done["identity"]["kind"], done["provenance"].get("wall_s", 0)
+    line = f"{kind} {done['identity']['model']} {target.stem}: {done['status']}, {seconds:.0f} s"
+    file = target.parents[3] / PLAN
+    if not file.exists():
+        return line
+    planned = [Path(path) for path in json.loads(file.read_text()) if path.endswith(".json")]
+    began = file.stat().st_mtime
+    measured = [path for path in planned if path.exists() and path.stat().st_mtime >= began]
+    took: dict[str, list[float]] = {}
+    for path in measured:
+        took.setdefault(path.parts[-3], []).append(record.read(path)["provenance"].get("wall_s", 0))
+    usual = sum(map(sum, took.values())) / max(1, len(measured))
+    left = Counter(path.parts[-3] for path in planned if path not in measured)
+    needed = sum(count * (sum(took[name]) / len(took[name]) if name in took else usual) for name, count in left.items())
+    rest = ", ".join(f"{count} {name}" for name, count in left.items())
+    return (
+        f"{line}; left: {rest}, about {max(1, round(needed / 60))} min"
+        if rest
+        else f"{line}; nothing is left to measure"
+    )
 
 
 def granted(limits: Limits, resources) -> Limits:

@@ -48,9 +48,9 @@ def student_p(t: float, degrees: float) -> float:
     return 2 * float(stdtr(degrees, -abs(t)))
 
 
-def critical_value(degrees: float) -> float:
-    """Return the t with P(|T| ≤ t) = 95 %: 12.706 for one degree of freedom, 1.960 in the limit."""
-    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
+def critical_value(degrees: float, confidence: float = CONFIDENCE) -> float:
+    """Return the t with P(|T| ≤ t) = ``confidence``: 12.706 for 95 % and one degree of freedom, 1.960 in the limit."""
+    return float(stdtrit(degrees, (1 + confidence) / 2))
 
 
 def is_supported(size: int, q: float) -> bool:

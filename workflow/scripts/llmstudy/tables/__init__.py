@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Table:
     """The making of a table: its module below ``llmstudy``, the kinds of record and other tables that it reads, what a
-    row is, its heading in Snakemake's HTML report, whether it reads the arrays beside the records too, and the digits
-    of its numbers, more than six where another table goes on calculating with them."""
+    row is, its heading in Snakemake's HTML report, and whether it reads the arrays beside the records too."""
 
     module: str
     kinds: tuple[str, ...] = ()
@@ -29,19 +28,20 @@ class Table:
     title: str = ""
     category: str = "Tables"
     arrays: bool = False
-    digits: int = 6
 
 
 EXPLAINS = "Diagnostics"
 TABLES = {
-    "processes": Table("tables.processes", ("speed",), (), "Times of one process at one workload"),
-    "speed": Table("tables.speed", (), ("processes",), "Speed of a configuration at a workload", digits=9),
-    "memory": Table("tables.memory", ("memory",), (), "Memory of a configuration at a workload"),
+    "probes": Table("tables.probes", ("probe",), (), "A configuration alone, at a workload"),
+    "processes": Table("tables.processes", ("panel",), (), "Times of a configuration in one process, at a workload"),
+    "speed": Table("tables.speed", (), ("processes",), "Speed of a configuration at a workload"),
     "quality": Table("tables.quality", ("quality",), (), "Quality of a precision", arrays=True),
     "generations": Table("tables.generations", ("generations",), (), "Generated text of a prompt"),
     "text": Table("tables.generations", (), ("generations",), "Generated text over all prompts"),
-    "summary": Table("tables.summary", (), ("speed", "memory", "quality"), "Verdict of a configuration", "Answer"),
-    "recommendation": Table("tables.recommendation", (), ("summary",), "Answer for a model", "Answer"),
+    "summary": Table("tables.summary", (), ("speed", "probes", "quality"), "Verdict of a configuration", "Answer"),
+    "advice": Table(
+        "tables.advice", ("probe",), ("processes", "speed", "probes", "summary"), "What to take for a use", "Answer"
+    ),
     "outliers": Table("tables.diagnostics", ("outliers",), (), "Outliers of a linear layer", EXPLAINS),
     "sensitivity": Table("tables.diagnostics", ("sensitivity",), (), "Loss by rounding a part", EXPLAINS),
     "invariance": Table("tables.diagnostics", ("invariance",), (), "Influence of neighbors", EXPLAINS),
@@ -49,7 +49,7 @@ TABLES = {
     "attention": Table("tables.diagnostics", ("attention",), (), "An attention kernel alone", EXPLAINS),
     "tasks": Table("tables.quality", ("tasks",), (), "Accuracy of a precision in a task", arrays=True),
     "crossover": Table("tables.crossover", ("attention",), ("processes",), "A change of leader", EXPLAINS),
-    "capacity": Table("tables.capacity", ("memory", "capacity"), ("memory",), "Largest batch", EXPLAINS),
+    "capacity": Table("tables.capacity", ("probe", "capacity"), ("probes",), "Largest batch", EXPLAINS),
 }
 
 
@@ -70,8 +70,9 @@ def every() -> dict[str, Table]:
 class Sources:
     """The sources of a table: records with their ``path``, other tables by name, and what the study says of itself.
 
-    ``study`` has ``headline`` (per model the reference precision, and the workload, corpus and protocol of its rows in
-    summary.csv), ``limits``, ``smallest_effect_percent``, ``attention``, ``kernels`` and ``capacity``.
+    ``study`` is what `config.Study.for_tables` returns: ``headline`` (per model the reference precision, and the
+    workload, corpus and protocol of its rows in summary.csv), ``workloads``, ``limits``, ``margin_percent``, ``dense``
+    (precisions without quantization), ``runtime`` (the library's), ``attention``, ``kernels`` and ``capacity``.
     """
 
     records: list[dict]
@@ -103,7 +104,7 @@ def make(name: str, records: list[str], tables: dict[str, Path], study: dict, ou
     sources = Sources(read_records(records), {key: read_table(path) for key, path in tables.items()}, study)
     table = every()[name]
     module = import_module(f"llmstudy.{table.module}")
-    write_table(getattr(module, name)(sources), module.COLUMNS[name], output, table.digits)
+    write_table(getattr(module, name)(sources), module.COLUMNS[name], output)
 
 
 def columns_of(name: str) -> list[Column]:

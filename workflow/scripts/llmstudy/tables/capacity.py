@@ -1,7 +1,7 @@
-"""capacity.csv: the largest batch that fits the device at each context, predicted by the fitted memory model.
+"""capacity.csv: the largest batch that fits a GPU at each context, predicted by the fitted memory model.
 
 ``largest_batch`` has the predicted peak ``fits_gib``, ``first_too_large`` has ``too_large_gib``. ``largest_ok`` and
-``smallest_oom`` are what memory.csv has at that context, empty where none was tried. ``residual_gib`` is the largest
+``smallest_oom`` are what probes.csv has at that context, empty where none was tried. ``residual_gib`` is the largest
 error of the fit on its ``fitted_rows``. A configuration without a memory model says why in status and reason.
 
 Where the frontier was verified, ``usable_gib`` is what the verifying process could take of ``device_gib``, and the
@@ -19,7 +19,7 @@ import pandas as pd
 from llmstudy.stats.capacity import MemoryModel, Usage, fit_memory
 from llmstudy.tables import Sources
 from llmstudy.tables.columns import CONFIGURATION, IDENTITY, SHARED, columns
-from llmstudy.tables.memory import PEAKS, peak_gib, peaks_that_count
+from llmstudy.tables.probes import PEAKS
 
 COLUMNS = {
     "capacity": columns(
@@ -32,25 +32,29 @@ COLUMNS = {
 
 
 def capacity(sources: Sources) -> list[dict]:
-    """Predict the frontier of every configuration in memory.csv, for the configured device or the measured one: a row
-    per configuration and context, or one per configuration that says why nothing was predicted."""
+    """Predict the frontier of every configuration that probes.csv has of a GPU, for the configured device or the
+    measured one: a row per configuration and context, or one per configuration that says why nothing was predicted.
+
+    None on a CPU: the peak of a process is one reading of chance there, and nothing can be predicted from it.
+    """
     settings = sources.study["capacity"]
     device_gib = settings["device_gib"]
     if device_gib is None:
-        sizes = (device_memory_gib(record["provenance"]) for record in sources.of_kind("memory"))
+        sizes = (device_memory_gib(record["provenance"]) for record in sources.of_kind("probe"))
         device_gib = min(sizes, default=0.0)
     verified = {
         tuple(record["identity"][key] for key in CONFIGURATION): record for record in sources.of_kind("capacity")
     }
     rows = []
-    for key, measured in sources.tables["memory"].groupby(CONFIGURATION, sort=False):
+    probes = sources.tables["probes"]
+    for key, measured in probes[probes["device"] == "cuda"].groupby(CONFIGURATION, sort=False):
         record = verified.get(key)
         usable_gib = record["results"].get("usable_gib") if record else None
         shared = measured.iloc[0][IDENTITY].to_dict() | {"device_gib": device_gib, "usable_gib": usable_gib}
         try:
             model = fit(measured)
         except ValueError as error:
-            row = {"status": "unsupported", "reason": f"memory.csv: {error}"}
+            row = {"status": "unsupported", "reason": f"probes.csv: {error}"}
             if (measured["status"] != "ok").all():
                 row = measured.iloc[0][["status", "reason"]].to_dict()
             rows.append(shared | row)
@@ -75,15 +79,14 @@ def device_memory_gib(provenance: dict) -> float:
     return provenance.get("gpu", {}).get("memory_gib") or provenance.get("host_memory_gib") or math.inf
 
 
-def fit(memory: pd.DataFrame) -> MemoryModel:
-    """Fit the memory model to the rows of one configuration that have status ok and a peak."""
-    peaks = peak_gib(memory, PEAKS[1:])
-    measured = memory[(memory["status"] == "ok") & peaks.notna()].assign(peak=peaks)
+def fit(probes: pd.DataFrame) -> MemoryModel:
+    """Fit the memory model to the rows of one configuration that have status ok."""
+    measured = probes[probes["status"] == "ok"]
     contexts = measured["prompt_tokens"] + measured["new_tokens"]
-    sizes = measured.reindex(columns=["weights_gib", "kv_cache_gib", "peak"]).astype(float).fillna(0.0)
+    sizes = measured[["weights_gib", "kv_cache_gib"]].astype(float).fillna(0.0)
+    sizes["peak"] = measured[list(PEAKS[1:])].astype(float).max(axis=1)
     usages = [Usage(*row) for row in zip(measured["batch"], contexts, *(sizes[name] for name in sizes))]
-    load = peaks_that_count(measured, PEAKS[:1]).max().fillna(0.0).iloc[0]
-    return fit_memory(usages, float(load))
+    return fit_memory(usages, float(measured[PEAKS[0]].astype(float).max()))
 
 
 def verification(record: dict) -> dict:

@@ -2,11 +2,11 @@
 
 Every configuration, workload, corpus and protocol that both studies have is compared:
 
-- TPOT and TTFT: ratio of geometric means over processes, Student's t with the noise shared over both studies;
+- TPOT and TTFT: ratio of geometric means over processes, Student's t from the spread of each side's processes. The two
+  studies are two sittings: what changed beside the code (clocks, other work) is in the ratio too;
 - PPL, KL divergence, top-1 agreement: paired by token through the per-token arrays, where both studies kept them for
   the same tokens; else from the intervals in the tables (unpaired, hence much wider);
-- memory: the peak on a GPU, which repeats; on a CPU the weights, since the peak of a process is one reading of a noisy
-  quantity. Neither has a sampling error, so the limit alone decides;
+- memory: ``memory_gib`` of probes.csv, which has no sampling error, so the limit alone decides;
 - status: a configuration that was ``ok`` and is not any more (or is gone, lost a figure or a process, or was measured
   on another text) is always a failure.
 
@@ -26,16 +26,15 @@ import numpy as np
 import pandas as pd
 
 from llmstudy.errors import StudyError
-from llmstudy.stats.estimate import Estimate, critical_value, holm, without_interval
+from llmstudy.stats.estimate import CONFIDENCE, Estimate, critical_value, holm, without_interval
 from llmstudy.stats.processes import ratio, student_interval
 from llmstudy.stats.quality import bootstrap_mean, document_blocks
 from llmstudy.tables.columns import CONFIGURATION, PROTOCOL, WORKLOAD, number, percent, read_table
-from llmstudy.tables.memory import peak_gib
 from llmstudy.tables.records import read_arrays
-from llmstudy.tables.speed import SharedNoise, shared_noise
-from llmstudy.tables.verdict import SIGNIFICANCE
+from llmstudy.tables.speed import geometric_mean
 
 TIMES = ("tpot_ms", "ttft_ms")
+SIGNIFICANCE = 1 - CONFIDENCE
 # column of quality.csv: key of the arrays, ends of its interval
 QUALITIES = {
     "ppl": ("nll", "ppl_low", "ppl_high"),
@@ -43,7 +42,7 @@ QUALITIES = {
     "top1_agreement": ("top1", "top1_low", "top1_high"),
 }
 UNITS = {"kl_nats": "nats", "top1_agreement": "share"}  # of others percent
-LIMITED = {"tpot_ms": "tpot", "memory_gib": "memory", "weights_gib": "memory", "ppl": "ppl"}
+LIMITED = {"tpot_ms": "tpot", "memory_gib": "memory", "ppl": "ppl"}
 COLUMNS = ["quantity", *CONFIGURATION, *WORKLOAD, *PROTOCOL, "baseline", "candidate", "change", "change_low"]
 COLUMNS += ["change_high", "unit", "method", "p_holm", "significant", "limit", "exceeded", "note"]
 
@@ -52,21 +51,19 @@ def compare(before: Path, after: Path, limits: Mapping[str, float | None]) -> tu
     """Return the table of all comparisons of two finished studies (``change`` is in percent, for KL in nats and for
     agreement in points of 0 … 1), and a sentence per exceeded limit: the comparison fails if there are any.
 
-    Both folders have processes.csv, memory.csv and quality.csv, and the arrays in ``records/quality/<model>/`` where
+    Both folders have processes.csv, probes.csv and quality.csv, and the arrays in ``records/quality/<model>/`` where
     quality can be paired. ``limits`` has the largest allowed changes for the worse, ``tpot_percent``,
     ``memory_percent`` and ``ppl_percent``; None or absent means no limit. Raise StudyError if a table is missing or
     nothing was measured before.
     """
     folders = Path(before), Path(after)
-    processes, memory, quality = (
+    processes, probes, quality = (
         [_read(folder / file, [*CONFIGURATION, *keys, "status", "reason"]) for folder in folders]
-        for file, keys in (("processes.csv", WORKLOAD), ("memory.csv", WORKLOAD), ("quality.csv", PROTOCOL))
+        for file, keys in (("processes.csv", WORKLOAD), ("probes.csv", WORKLOAD), ("quality.csv", PROTOCOL))
     )
-    # the studies may have the same name
-    both = pd.concat([table.assign(study=side) for side, table in enumerate(processes)])
-    noise = {quantity: shared_noise(both, quantity) for quantity in TIMES}
-    rows = _rows(processes, WORKLOAD, lambda *sides: _times(*sides, noise))
-    rows += _rows(memory, WORKLOAD, _memory) + _rows(quality, PROTOCOL, lambda *sides: _quality(*sides, folders))
+    processes = [table[table["again"] == "no"] for table in processes]
+    rows = _rows(processes, WORKLOAD, _times) + _rows(probes, WORKLOAD, _memory)
+    rows += _rows(quality, PROTOCOL, lambda *sides: _quality(*sides, folders))
     if not rows:
         raise StudyError(f"{before}: nothing was measured there, so there is nothing to compare with")
     table = pd.DataFrame(rows).reindex(columns=[*COLUMNS, "p"])
@@ -74,7 +71,7 @@ def compare(before: Path, after: Path, limits: Mapping[str, float | None]) -> tu
     table["significant"] = table["p_holm"] < SIGNIFICANCE
     table["limit"] = [limits.get(f"{LIMITED.get(quantity)}_percent") for quantity in table["quantity"]]
     table["limit"] = table["limit"].astype(float)
-    decided = table["significant"] | (table["p"].isna() & table["quantity"].isin(["ppl", "memory_gib", "weights_gib"]))
+    decided = table["significant"] | (table["p"].isna() & table["quantity"].isin(["ppl", "memory_gib"]))
     beyond = table["change"] > table["limit"]
     table["exceeded"] = (table["quantity"] == "status") | (decided & beyond)
     table.loc[beyond & ~decided, "note"] = "beyond the limit, but not significant"
@@ -127,20 +124,18 @@ def _change(quantity: str, before: float, after: float, change: Estimate, method
     return [row | dict(zip(("change", "change_low", "change_high"), ends)) | {"unit": unit, "method": method}]
 
 
-def _times(before: pd.DataFrame, after: pd.DataFrame, noise: Mapping[str, SharedNoise]) -> list[dict]:
+def _times(before: pd.DataFrame, after: pd.DataFrame) -> list[dict]:
     rows = []
     for quantity in TIMES:
-        shared = noise[quantity].of(before.iloc[0])
-        means = [float(np.exp(np.log(side[quantity]).mean())) for side in (before, after)]
-        change = ratio(after[quantity], before[quantity], shared, shared)
+        means = [geometric_mean(side[quantity]) for side in (before, after)]
+        change = ratio(after[quantity], before[quantity])
         rows += _change(quantity, *means, change, "between processes")
     return rows
 
 
 def _memory(before: pd.DataFrame, after: pd.DataFrame) -> list[dict]:
-    quantity = "weights_gib" if before["device"].iloc[0] == "cpu" else "memory_gib"
-    old, new = (side.assign(memory_gib=peak_gib)[quantity].max() for side in (before, after))
-    return _change(quantity, old, new, without_interval(new / old), "one value per study")
+    old, new = (side["memory_gib"].max() for side in (before, after))
+    return _change("memory_gib", old, new, without_interval(new / old), "one value per study")
 
 
 def _quality(before: pd.DataFrame, after: pd.DataFrame, folders: tuple[Path, Path]) -> list[dict]:

@@ -1,10 +1,11 @@
-"""processes.csv: the times of one process at one workload, as its record has them.
+"""processes.csv: the times of one configuration at one workload in one process, a panel.
 
-``ttft_ms``, ``tpot_ms`` and ``e2e_ms`` are medians over the timed calls of the process; TPOT of a call is
-(t_last − t_first) / (n − 1). ``itl_p50_ms`` and ``itl_p90_ms`` are percentiles of all its inter-token times.
-``tokens_per_s`` counts the generated tokens of all rows of the batch over the whole call. ``step_bytes`` is what a
-decode step must read: weights without the embedding table, and the KV cache at the mean context. ``mbu`` is
-``step_bytes`` ÷ TPOT ÷ the copy bandwidth measured in the same process.
+``ttft_ms``, ``tpot_ms`` and ``e2e_ms`` are medians over the rounds of the process; the times of every round are in
+``ttft_rounds_ms``, ``tpot_rounds_ms`` and ``e2e_rounds_ms``, in the order of the rounds, the same for all
+configurations of a ``group``. TPOT of a call is (t_last − t_first) / (n − 1). ``itl_p50_ms`` and ``itl_p90_ms`` are
+percentiles of all inter-token times of the process. ``tokens_per_s`` counts the generated tokens of all rows of the
+batch over the whole call. ``step_bytes`` is what a decode step must read: weights without the embedding table, and the
+KV cache at the mean context. ``again`` marks the second call of the reference in each round.
 """
 
 from __future__ import annotations
@@ -15,73 +16,94 @@ import numpy as np
 
 from llmstudy.stats.estimate import percentile
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import AT_WORKLOAD, SHARED, Column, columns
-from llmstudy.tables.records import identity, planned_workloads
+from llmstudy.tables.columns import AT_WORKLOAD, CONFIGURATION, SHARED, Column, columns
+from llmstudy.tables.records import identity
+
+QUANTITIES = ("ttft_ms", "tpot_ms", "e2e_ms")
+
+
+def rounds(quantity: str) -> str:
+    """Return the column with the rounds of a quantity: ``tpot_rounds_ms``."""
+    return quantity.replace("_ms", "_rounds_ms")
+
 
 COLUMNS = {
     "processes": [
         *SHARED,
         *AT_WORKLOAD,
-        Column("repeat", "process", "count"),
-        *columns("ttft_ms tpot_ms itl_p50_ms itl_p90_ms e2e_ms"),
+        Column("process", "process", "count"),
+        *columns("group:count again:text ttft_ms tpot_ms e2e_ms itl_p50_ms itl_p90_ms"),
         Column("tokens_per_s", "tokens/s, whole call"),
-        *columns("cold_ms load_s compile_s"),
-        Column("bandwidth_gb_s", "copy bandwidth, GB/s"),
-        *columns("mbu:percent"),
-        Column("joules_per_token", "J/token"),
-        *columns("flags:text"),
-        Column("runs", "timed calls", "count"),
+        *columns("rounds:count"),
+        *(Column(rounds(name), f"{name}, by round", "text") for name in QUANTITIES),
+        Column("copy_gb_s", "copy bandwidth, GB/s"),
+        Column("read_gb_s", "read bandwidth, GB/s"),
         Column("step_bytes", "bytes a step", "count"),
-        *columns("attention_kernels:text threads:count"),
+        *columns("flags:text threads:count"),
     ]
 }
-UNEVEN = 0.2  # (largest - smallest) / median of the end-to-end times
 
 
 def processes(sources: Sources) -> list[dict]:
-    """Return a row for every workload that a process was to measure, measured or not."""
+    """Return a row for every configuration and workload that a panel was to call, called or not."""
     rows = []
     for record in sources.records:
-        results, threads = record["results"], record["provenance"].get("threads")
-        for workload, entry in planned_workloads(record):
-            row = identity(record, entry) | workload | {"repeat": record["identity"]["repeat"], "threads": threads}
-            row |= {key: results.get(key) for key in ("load_s", "bandwidth_gb_s")}
-            if entry and entry["status"] == "ok":
-                row |= timing(entry, results, workload) | {"flags": "; ".join(flags(entry, threads))}
-            rows.append(row)
+        if record["status"] == "skipped":
+            continue
+        results, settings = record["results"], record["settings"]
+        entries = {key_of(entry): entry for entry in results.get("entries", [])}
+        shared = {"process": record["identity"]["repeat"], "threads": record["provenance"].get("threads")}
+        shared |= {f"{name}_gb_s": rate for name, rate in results.get("bandwidth_gb_s", {}).items()}
+        for workload in settings["workloads"]:
+            for number, names in enumerate(settings["configurations"]):
+                configuration = dict(zip(CONFIGURATION[1:], names))
+                for again in [False, True][: 1 + (number == 0)]:
+                    entry = entries.get(key_of(configuration | {"again": again, "workload": workload}))
+                    if again and not entry:
+                        continue
+                    row = identity(record, entry) | configuration | workload | shared
+                    row["again"] = "yes" if again else "no"
+                    if not entry and record["status"] == "ok":
+                        row |= {"status": "error", "reason": "the panel has no entry of this configuration"}
+                    if entry and entry["status"] == "ok":
+                        row |= timing(entry) | {"flags": flags(results["rounds"], entry)}
+                    rows.append(row)
     return rows
 
 
-def flags(entry: dict, threads: int) -> list[str]:
-    """Return the flags of a measured workload, and more if the load average shows other work or if its timed calls lie
-    so far apart that their median says little."""
-    found, before = list(entry["flags"]), entry["conditions"]["before"]
-    # On a GPU too: a step that waits for launches is as slow as the host. The measurement's threads count in the load.
-    if before["load_average"] > threads + 1:
-        found.append(f"load average {before['load_average']:.1f} on {before['cores']} cores")
-    times = [run["e2e_ms"] for run in entry["runs"]]
-    spread = (max(times) - min(times)) / median(times)
-    return found + [f"timed calls {100 * spread:.0f} % apart"] * (spread > UNEVEN)
+def key_of(entry: dict) -> tuple:
+    """Return what distinguishes an entry of a panel."""
+    names = (entry["precision"], entry["attention"], entry["runtime"], entry["again"])
+    return names + tuple(entry["workload"][name] for name in ("batch", "prompt_tokens", "new_tokens"))
 
 
-def timing(entry: dict, results: dict, workload: dict) -> dict:
-    """Return the columns of one measured workload."""
-    runs = entry["runs"]
-    gaps = np.array([gap for run in runs for gap in run["itl_ms"]])
-    tpot_ms = median(fmean(run["itl_ms"]) for run in runs)
-    e2e_ms = median(run["e2e_ms"] for run in runs)
+def timing(entry: dict) -> dict:
+    """Return the columns of one measured configuration."""
+    calls, workload = entry["calls"], entry["workload"]
+    gaps = np.array([gap for call in calls for gap in call["itl_ms"]])
+    times = {
+        "ttft_ms": [call["ttft_ms"] for call in calls],
+        "tpot_ms": [fmean(call["itl_ms"]) for call in calls],
+        "e2e_ms": [call["e2e_ms"] for call in calls],
+    }
+    columns: dict = {name: median(values) for name, values in times.items()}
+    columns |= {rounds(name): " ".join(f"{value:.6g}" for value in values) for name, values in times.items()}
     context = workload["prompt_tokens"] + workload["new_tokens"] / 2
-    step_bytes = results["step_weight_bytes"] + results["kv_bytes_per_token"] * workload["batch"] * context
-    return {key: entry[key] for key in ("cold_ms", "compile_s")} | {
-        "ttft_ms": median(run["ttft_ms"] for run in runs),
-        "tpot_ms": tpot_ms,
+    step_bytes = entry["step_weight_bytes"] + entry["kv_bytes_per_token"] * workload["batch"] * context
+    return columns | {
+        "group": entry["group"],
         "itl_p50_ms": percentile(gaps, 50),
         "itl_p90_ms": percentile(gaps, 90),
-        "e2e_ms": e2e_ms,
-        "tokens_per_s": 1e3 * workload["batch"] * workload["new_tokens"] / e2e_ms,
-        "mbu": step_bytes / (tpot_ms / 1e3) / (results["bandwidth_gb_s"] * 1e9),
-        "joules_per_token": entry["joules_per_token"] or None,  # 0 in records that took "no more than idling" for none
-        "runs": len(runs),
+        "tokens_per_s": 1e3 * workload["batch"] * workload["new_tokens"] / columns["e2e_ms"],
+        "rounds": len(calls),
         "step_bytes": int(step_bytes),
-        "attention_kernels": "; ".join(entry["attention_kernels"]),
     }
+
+
+def flags(all_rounds: list[dict], entry: dict) -> str:
+    """Return what disturbed the rounds of an entry, and how many of them: "1 other GPU process (2 of 7 rounds)"."""
+    own = [one for one in all_rounds if (one["group"], one["workload"]) == (entry["group"], entry["workload"])]
+    found = [flag for one in own for flag in one["flags"]]
+    kinds = dict.fromkeys(flag.split(" took ")[0] for flag in found)  # the share differs from round to round
+    counts = {kind: sum(flag.startswith(kind) for flag in found) for kind in kinds}
+    return "; ".join(f"{kind} ({count} of {len(own)} rounds)" for kind, count in counts.items())

@@ -1,71 +1,147 @@
-"""speed.csv: one row per configuration and workload; every mean and interval over processes is computed here.
+"""speed.csv: one row per configuration and workload; every mean, ratio and interval of a time is computed here.
 
-``ttft_ms``, ``tpot_ms``, ``e2e_ms``, ``tokens_per_s`` and ``mbu`` are geometric means over the ``processes`` with
-status ok, the ends of intervals Student's t on the log scale; other numbers are medians over processes. ``floor_ms``
-is the shortest possible TPOT: ``step_bytes`` ÷ ``bandwidth_gb_s``. ``speedup`` is the TPOT of the reference precision
-under runtime ``generate``, with the same attention and workload, ÷ TPOT; that configuration itself has 1 without an
-interval. ``tpot_degrees`` are the degrees of freedom of the interval of TPOT.
+Times are geometric means over the ``processes`` with status ok, ``_min`` and ``_max`` their range: they describe this
+sitting. What carries over are ratios, from calls of the same round: ``tpot_speedup``, ``ttft_speedup`` and
+``e2e_speedup`` are the time of ``against`` ÷ the own time, with the ends of an interval that is adjusted for all
+configurations compared, and a verdict (see ``stats.panels``). ``against`` is the fastest configuration without
+quantization at that workload; ``generate_speedup`` is against the reference precision under the library's runtime.
+A row with ``again`` is the reference compared with itself. Where two configurations were in no process together (what
+does not fit beside others) they are compared between processes.
 
-Two processes per configuration say little about their spread, and large models are measured by one alone. What moves
-a time from process to process is the machine and the way in which steps are launched: a captured graph repeats within
-a per cent where steps launched one by one depend on the host. So the spread is pooled within a runtime, never over two.
+``bandwidth_gb_s`` is one figure for the device: the best copy or read in any process of the study. ``floor_ms``, the
+shortest possible TPOT, is ``step_bytes`` ÷ it, and ``mbu`` the floor ÷ TPOT.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 
-from llmstudy.stats.estimate import without_interval
-from llmstudy.stats.processes import Noise, pooled_noise, process_interval, ratio
+from llmstudy.stats import panels
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import CONFIGURATION, IDENTITY, SHARED, WORKLOAD, Column, cells, columns, interval, pick
+from llmstudy.tables.columns import CONFIGURATION, IDENTITY, SHARED, WORKLOAD, Column, columns, interval, pick
 from llmstudy.tables.processes import COLUMNS as PROCESSES
+from llmstudy.tables.processes import QUANTITIES, rounds
 
-QUANTITIES = ("ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s")  # with an interval over processes
-MEDIANS = ("itl_p50_ms", "itl_p90_ms", "cold_ms", "load_s", "compile_s", "bandwidth_gb_s", "joules_per_token")
-_TITLES = {column.name: column.title for column in PROCESSES["processes"]}
+KEY = CONFIGURATION[1:]
+BASE = "base"  # the verdict of the configuration that the others are compared with
+OF_PROCESSES = {column.name: column for column in PROCESSES["processes"]}
+TIMES = (*QUANTITIES, "tokens_per_s")
+RATIOS = {"tpot": "speed-up of TPOT", "ttft": "speed-up of TTFT", "e2e": "speed-up of a whole call"}
 COLUMNS = {
     "speed": [
         *SHARED,
-        *pick(PROCESSES["processes"], "batch prompt_tokens new_tokens"),
+        *pick(OF_PROCESSES.values(), "batch prompt_tokens new_tokens again"),
         *columns("processes:count"),
-        *(end for name in QUANTITIES for end in interval(name, f"{name}_low", f"{name}_high", _TITLES[name])),
-        *columns("tpot_degrees:count"),
-        *pick(PROCESSES["processes"], "itl_p50_ms itl_p90_ms cold_ms load_s compile_s mbu bandwidth_gb_s step_bytes"),
-        *columns("floor_ms"),
-        *pick(PROCESSES["processes"], "joules_per_token"),
-        *interval("speedup", "speedup_low", "speedup_high", "speed-up"),
-        Column("speedup_p", "p of the speed-up", "p"),
-        *pick(PROCESSES["processes"], "flags attention_kernels"),
+        *(
+            Column(f"{name}{end}", OF_PROCESSES[name].title + end.replace("_", ", "))
+            for name in TIMES
+            for end in ("", "_min", "_max")
+        ),
+        *columns("itl_p50_ms itl_p90_ms"),
+        Column("bandwidth_gb_s", "bandwidth, GB/s"),
+        *pick(OF_PROCESSES.values(), "step_bytes"),
+        *columns("mbu:percent floor_ms against:text"),
+        *(
+            column
+            for name, title in RATIOS.items()
+            for column in [
+                *interval(f"{name}_speedup", f"{name}_speedup_low", f"{name}_speedup_high", title),
+                Column(f"{name}_verdict", f"{title.removeprefix('speed-up of ')}, verdict", "text"),
+            ]
+        ),
+        *interval("generate_speedup", "generate_speedup_low", "generate_speedup_high", "speed-up over generate"),
+        *columns("flags:text"),
     ]
 }
-NEAR = ["model", "runtime", *WORKLOAD]
-REPEATED = ["study", *CONFIGURATION]  # a process of its own
 
 
 def speed(sources: Sources) -> list[dict]:
     """Return a row for every configuration and workload in processes.csv, measured or not."""
-    processes = sources.tables["processes"]
-    noise = {quantity: shared_noise(processes, quantity) for quantity in QUANTITIES}
-    groups = dict(list(processes.groupby([*CONFIGURATION, *WORKLOAD], sort=False)))
+    table, study = sources.tables["processes"], sources.study
+    margin = study["margin_percent"]["speed"] / 100
+    bandwidth = table[["copy_gb_s", "read_gb_s"]].max().max()
     rows = []
-    for key, repeats in groups.items():
-        model, _, attention, _, *workload = key
-        base = (model, sources.reference(model), attention, "generate", *workload)
-        measured, reference = ok(repeats), ok(groups.get(base, repeats[:0]))
-        row = repeats.iloc[0][[*IDENTITY, *WORKLOAD]].to_dict() | outcome(repeats) | {"processes": len(measured)}
-        if len(measured):
-            row |= times(measured, noise)
-            gain = without_interval(1.0)
-            if key != base:
-                shared = [noise["tpot_ms"].of(side.iloc[0]) if len(side) else None for side in (reference, measured)]
-                gain = ratio(reference["tpot_ms"], measured["tpot_ms"], *shared)
-            row |= cells(gain, "speedup", "speedup_low", "speedup_high") | {"speedup_p": gain.p}
-        rows.append(row)
+    for (model, *_), here in table.groupby(["model", *WORKLOAD], sort=False):
+        compared = comparisons(here, study["dense"])
+        reference = sources.reference(model)
+        for key, own in here.groupby([*KEY, "again"], sort=False):
+            measured = ok(own)
+            row = own.iloc[0][[*IDENTITY, *WORKLOAD, "again"]].to_dict() | outcome(own) | {"processes": len(measured)}
+            if len(measured):
+                row |= times(measured, bandwidth)
+                base = key[:-1] if key[-1] == "yes" else compared.base
+                row |= ratios(compared, key, base, margin)
+                over = next((one for one in compared.keys if one == (reference, key[1], study["runtime"])), None)
+                row |= cells(compared.of("tpot_ms", over).get(key) if over else None, "generate_speedup")
+            rows.append(row)
     return rows
+
+
+class Comparisons:
+    """The comparisons of all configurations of a model at one workload, computed once for each base.
+
+    Attributes:
+        keys: the measured configurations, (precision, attention, runtime).
+        base: the fastest of them without quantization; None if none was measured.
+    """
+
+    def __init__(self, blocks: Mapping[str, list[dict]], tpot_ms: Mapping[tuple, float], dense: list[str]):
+        self.blocks, self.keys = blocks, list(tpot_ms)
+        self.base = min((key for key in tpot_ms if key[0] in dense), key=tpot_ms.get, default=None)
+        self._of: dict = {}
+
+    def of(self, quantity: str, base: tuple) -> dict[tuple, panels.Comparison]:
+        """Return the comparison of each key, ``again`` at its end, with a base."""
+        if (quantity, base) not in self._of:
+            family = {key: key[2] for block in self.blocks[quantity] for key in block}
+            self._of[quantity, base] = panels.compare(self.blocks[quantity], (*base, "no"), family)
+        return self._of[quantity, base]
+
+
+def comparisons(here: pd.DataFrame, dense: list[str]) -> Comparisons:
+    """Return the comparisons within the rows of processes.csv of one model and workload."""
+    measured = ok(here)
+    means = {
+        key: geometric_mean(own["tpot_ms"]) for key, own in measured[measured["again"] == "no"].groupby(KEY, sort=False)
+    }
+    return Comparisons({quantity: blocks(measured, quantity) for quantity in QUANTITIES}, means, dense)
+
+
+def blocks(measured: pd.DataFrame, quantity: str) -> list[dict[Hashable, np.ndarray]]:
+    """Return for each process and group the times of its configurations by round: those of one round are compared."""
+    return [
+        {
+            tuple(row[name] for name in [*KEY, "again"]): np.array(row[rounds(quantity)].split(), dtype=float)
+            for row in own.to_dict("records")
+        }
+        for _, own in measured.groupby(["process", "group"], sort=True)
+    ]
+
+
+def ratios(compared: Comparisons, key: tuple, base: tuple | None, margin: float) -> dict:
+    """Return the columns that compare one configuration with its base."""
+    if base is None:
+        return {}
+    columns: dict = {"against": name_of(base)}
+    for name in RATIOS:
+        if key == (*base, "no"):
+            columns |= {f"{name}_speedup": 1.0, f"{name}_verdict": BASE}
+        elif found := compared.of(f"{name}_ms", base).get(key):
+            columns |= cells(found, f"{name}_speedup") | {f"{name}_verdict": panels.verdict(found, margin)}
+    return columns
+
+
+def cells(found: panels.Comparison | None, name: str) -> dict:
+    """Return the cells of a comparison and the ends of its interval."""
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high} if found else {}
+
+
+def name_of(configuration: tuple) -> str:
+    """Return the name of a configuration in a table: "bf16 (sdpa, graph)"."""
+    return f"{configuration[0]} ({configuration[1]}, {configuration[2]})"
 
 
 def ok(rows: pd.DataFrame) -> pd.DataFrame:
@@ -81,52 +157,23 @@ def outcome(rows: pd.DataFrame) -> dict:
     first = failed.iloc[0][["status", "reason"]].to_dict()
     if len(failed) == len(rows):
         return first
-    return {"status": "ok", "reason": f"{len(failed)} of {len(rows)} repeats failed ({': '.join(first.values())})"}
+    return {"status": "ok", "reason": f"{len(failed)} of {len(rows)} processes failed ({': '.join(first.values())})"}
 
 
-def times(measured: pd.DataFrame, noise: Mapping[str, SharedNoise]) -> dict:
-    """Return means, intervals and medians over the measured processes of a configuration at a workload."""
-    shared = {quantity: noise[quantity].of(measured.iloc[0]) for quantity in QUANTITIES}
-    columns: dict = {"tpot_degrees": shared["tpot_ms"] and shared["tpot_ms"].degrees}
-    for quantity in QUANTITIES:
-        mean = process_interval(measured[quantity], shared[quantity])
-        columns |= cells(mean, quantity, f"{quantity}_low", f"{quantity}_high")
-    columns |= {name: measured[name].median() for name in MEDIANS}
-    columns |= {"mbu": process_interval(measured["mbu"]).value, "step_bytes": int(measured["step_bytes"].median())}
-    columns["floor_ms"] = columns["step_bytes"] / columns["bandwidth_gb_s"] / 1e6
-    for name in ("flags", "attention_kernels"):
-        words = {word for cell in measured[name].dropna() for word in str(cell).split("; ") if word}
-        columns[name] = "; ".join(sorted(words))
-    return columns
+def times(measured: pd.DataFrame, bandwidth_gb_s: float) -> dict:
+    """Return means, ranges and what follows from them over the measured processes of a configuration."""
+    columns: dict = {}
+    for name in TIMES:
+        columns |= {name: geometric_mean(measured[name]), f"{name}_min": measured[name].min()}
+        columns |= {f"{name}_max": measured[name].max()}
+    columns |= {name: measured[name].median() for name in ("itl_p50_ms", "itl_p90_ms")}
+    step_bytes = int(measured["step_bytes"].median())
+    floor_ms = step_bytes / bandwidth_gb_s / 1e6
+    words = {word for cell in measured["flags"].dropna() for word in str(cell).split("; ") if word}
+    columns |= {"bandwidth_gb_s": bandwidth_gb_s, "step_bytes": step_bytes, "floor_ms": floor_ms}
+    return columns | {"mbu": floor_ms / columns["tpot_ms"], "flags": "; ".join(sorted(words))}
 
 
-@dataclass(frozen=True)
-class SharedNoise:
-    """Noise of one quantity between the processes of a study, or of several studies of one machine: by (model, runtime,
-    batch, prompt tokens, new tokens), and by runtime over all models and workloads."""
-
-    near: Mapping[tuple[Hashable, ...], Noise | None]
-    far: Mapping[str, Noise]
-
-    def of(self, row: Mapping) -> Noise | None:
-        """Return the noise of a configuration at a workload: that of its model, else of the study; None if unknown."""
-        return self.near.get(tuple(row[column] for column in NEAR)) or self.far.get(row["runtime"])
-
-
-def shared_noise(processes: pd.DataFrame, quantity: str) -> SharedNoise:
-    """Return the noise of a column of processes.csv, of one study or of several below each other.
-
-    Workloads of one process share what distinguishes it from the next, so the noise of a whole study has only the
-    degrees of freedom of its processes, however many workloads they measured.
-    """
-
-    def pooled(rows: pd.DataFrame) -> Noise | None:
-        return pooled_noise(sample for _, sample in rows.groupby([*REPEATED, *WORKLOAD])[quantity])
-
-    measured = processes[(processes["status"] == "ok") & processes[quantity].notna()]
-    far = {}
-    for runtime, rows in measured.groupby("runtime"):
-        if noise := pooled(rows):
-            most = rows.groupby([*REPEATED, *WORKLOAD]).size().groupby(level=REPEATED).max()
-            far[runtime] = replace(noise, degrees=int((most - 1).sum()))
-    return SharedNoise({key: pooled(rows) for key, rows in measured.groupby(NEAR)}, far)
+def geometric_mean(values: pd.Series) -> float:
+    """Return the geometric mean of positive values."""
+    return float(np.exp(np.log(values.astype(float)).mean()))

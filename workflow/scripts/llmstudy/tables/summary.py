@@ -1,106 +1,172 @@
-"""summary.csv: each configuration at the headline workload and protocol of its model, judged against the reference.
+"""summary.csv: each configuration at the headline workload and protocol of its model, with a verdict for each quantity.
 
-``status`` is that of its speed; what else failed is in ``reason``. Times are those of speed.csv. ``memory_gib`` is the
-highest peak of memory.csv, at the workload with the nearest number of new tokens where the headline's was not
-measured; ``memory_ratio`` is against the reference precision with the same attention under runtime ``generate``.
-Quality belongs to the precision: where it was measured with another attention or runtime, ``quality_from`` names those
-("sdpa-math, generate"). The reference precision has a PPL ratio of 1. See ``verdict`` for the columns after ``flags``.
+``status`` is that of its speed; what else failed is in ``reason``. Times and their comparison with ``against``, the
+fastest configuration without quantization, are those of speed.csv. ``memory_gib`` is that of probes.csv, at the
+workload with the nearest number of new tokens where the headline's was not tried; ``memory_ratio`` is to ``against``,
+and ``memory_verdict`` ``less`` or ``more`` beyond the margin, else ``same``: it is one figure, without an interval.
+
+Quality belongs to the precision: where it was measured with another attention or runtime, ``quality_from`` names those.
+``ppl_ratio`` is to the reference precision's perplexity, with the ends of an interval that is adjusted for all
+precisions compared (Bonferroni; Student's t from the standard error over documents). ``ppl_verdict`` is ``same`` where
+two one-sided tests put the ratio within the margin (its 90 % interval lies inside), else ``higher`` or ``lower`` where
+the adjusted interval excludes 1, else ``not enough text``.
+
+``pareto``: no other configuration is as good, within the margins, in memory, TPOT and perplexity, and better by more
+than the margin in one of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
+from llmstudy.stats.estimate import CONFIDENCE, critical_value
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import CONFIGURATION, IDENTITY, PROTOCOL, SHARED, WORKLOAD, Column, columns, pick
-from llmstudy.tables.memory import nearest_workload, peak_gib
+from llmstudy.tables.columns import CONFIGURATION, IDENTITY, PROTOCOL, SHARED, WORKLOAD, columns, pick
+from llmstudy.tables.probes import COLUMNS as PROBES
+from llmstudy.tables.probes import nearest_workload
 from llmstudy.tables.quality import COLUMNS as QUALITY
 from llmstudy.tables.speed import COLUMNS as SPEED
-from llmstudy.tables.speed import ok, outcome
-from llmstudy.tables.verdict import judge
+from llmstudy.tables.speed import name_of, ok, outcome
 
-OF_SPEED = "processes e2e_ms ttft_ms tpot_ms tpot_ms_low tpot_ms_high tpot_degrees tokens_per_s mbu speedup speedup_low"
-RENAMED = {"processes": "repeats", "tpot_ms_low": "tpot_low_ms", "tpot_ms_high": "tpot_high_ms"}
-TIMES = {RENAMED.get(name, name): name for name in [*OF_SPEED.split(), "speedup_high", "speedup_p", "flags"]}
-OF_QUALITY = [
-    *("ppl", "ppl_low", "ppl_high", "ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "ppl_ratio_p"),
-    *("kl_nats", "kl_low_nats", "kl_high_nats", "top1_agreement", "top1_low", "top1_high"),
-]
+OF_SPEED = (
+    "processes ttft_ms tpot_ms tpot_ms_min tpot_ms_max e2e_ms tokens_per_s mbu against tpot_speedup tpot_speedup_low "
+    "tpot_speedup_high tpot_verdict generate_speedup generate_speedup_low generate_speedup_high flags"
+)
+OF_PROBES = ["memory_gib", "weights_gib", "peak_load_gib"]
+OF_QUALITY = ["ppl", "ppl_low", "ppl_high", "kl_nats", "kl_low_nats", "kl_high_nats"]
+OF_QUALITY += ["top1_agreement", "top1_low", "top1_high"]
 COLUMNS = {
     "summary": [
         *SHARED,
-        *(replace(column, name=name) for name, source in TIMES.items() for column in pick(SPEED["speed"], source)),
-        *columns("memory_gib weights_gib memory_ratio:ratio"),
-        *pick(QUALITY["quality"], " ".join(OF_QUALITY)),
-        *columns("quality_from:text"),
-        Column("speedup_p_holm", "adjusted p of the speed-up", "p"),
-        Column("ppl_ratio_p_holm", "adjusted p of the PPL ratio", "p"),
-        *columns("pareto:text verdict:text verdict_reason:text"),
+        *pick(SPEED["speed"], OF_SPEED),
+        *pick(PROBES["probes"], " ".join(OF_PROBES)),
+        *columns("memory_ratio:ratio memory_verdict:text"),
+        *pick(QUALITY["quality"], "ppl ppl_low ppl_high ppl_ratio ppl_ratio_low ppl_ratio_high"),
+        *columns("ppl_verdict:text"),
+        *pick(QUALITY["quality"], " ".join(OF_QUALITY[3:])),
+        *columns("quality_from:text pareto:text"),
     ]
 }
+REFERENCE = "reference"
+COSTS = {"memory_gib": "memory", "tpot_ms": "speed", "ppl_ratio": "perplexity"}  # of the front, with their margins
 
 
 def summary(sources: Sources) -> list[dict]:
     """Return a row for every configuration in speed.csv, by model in the order of the study."""
-    rows, smallest = [], sources.study["smallest_effect_percent"]
+    rows, margins = [], sources.study["margin_percent"]
     for model, headline in sources.study["headline"].items():
-        tables = [_where(sources.tables[name], {"model": model}) for name in ("speed", "memory", "quality")]
-        if found := rows_of(*tables, headline):
-            rows += judge(pd.DataFrame(found), headline["reference"], smallest).to_dict("records")
+        tables = [where(sources.tables[name], {"model": model}) for name in ("speed", "probes", "quality")]
+        found = rows_of(*tables, headline, margins)
+        for row, front in zip(found, pareto(pd.DataFrame(found), margins) if found else []):
+            rows.append(row | {"pareto": "yes" if front else "no"})
     return rows
 
 
-def rows_of(speed: pd.DataFrame, memory: pd.DataFrame, quality: pd.DataFrame, headline: Mapping) -> list[dict]:
-    """Return the rows of one model without their verdict."""
-    at_headline = _where(speed, {name: headline[name] for name in WORKLOAD})
-    peaks = _where(memory, nearest_workload(memory, headline)).assign(memory_gib=peak_gib)
-    quality = _where(quality, {name: headline[name] for name in PROTOCOL})
+def rows_of(
+    speed: pd.DataFrame, probes: pd.DataFrame, quality: pd.DataFrame, headline: Mapping, margins: Mapping[str, float]
+) -> list[dict]:
+    """Return the rows of one model without the front."""
+    speed = speed[speed["again"] == "no"]
+    at_headline = where(speed, {name: headline[name] for name in WORKLOAD})
+    tried = where(probes, nearest_workload(probes, headline))
+    losses = losses_of(where(quality, {name: headline[name] for name in PROTOCOL}), headline["reference"], margins)
     rows = []
-    for key, rows_of_configuration in speed.groupby(CONFIGURATION, sort=False):
+    for key, own in speed.groupby(CONFIGURATION, sort=False):
         configuration = dict(zip(CONFIGURATION, key))
-        base = configuration | {"precision": headline["reference"], "runtime": "generate"}
-        own_speed, own_peaks = _where(at_headline, configuration), _where(peaks, configuration)
-        own_quality = _where(quality, {"precision": configuration["precision"]})
-        row = rows_of_configuration.iloc[0][IDENTITY].to_dict() | _outcome(own_speed, own_peaks, own_quality)
-        row |= dict.fromkeys(TIMES, math.nan) | {"repeats": 0, "flags": ""}
-        if len(own_speed):
-            row |= {name: own_speed.iloc[0][source] for name, source in TIMES.items()}
-        row |= ok(own_peaks)[["memory_gib", "weights_gib"]].max().to_dict()
-        row["memory_ratio"] = row["memory_gib"] / ok(_where(peaks, base))["memory_gib"].max()
-        row |= _quality(ok(own_quality), configuration)
-        if configuration["precision"] == base["precision"] and not math.isnan(row["ppl"]):
-            row["ppl_ratio"] = 1.0
+        timed, probed = where(at_headline, configuration), where(tried, configuration)
+        graded = losses[losses["precision"] == configuration["precision"]]
+        row = own.iloc[0][IDENTITY].to_dict() | outcome_of(timed, probed, graded)
+        if len(timed):
+            row |= timed.iloc[0][OF_SPEED.split()].to_dict()
+        if len(measured := ok(probed)):
+            row |= measured.iloc[0][OF_PROBES].to_dict()
+        if len(measured := ok(graded)):
+            row |= nearest(measured, configuration)
         rows.append(row)
+    bases = {name_of(tuple(row[name] for name in CONFIGURATION[1:])): row.get("memory_gib") for row in rows}
+    for row in rows:
+        row |= memory_of(row.get("memory_gib"), bases.get(row.get("against")), margins["memory"])
     return rows
 
 
-def _where(table: pd.DataFrame, values: Mapping) -> pd.DataFrame:
+def where(table: pd.DataFrame, values: Mapping) -> pd.DataFrame:
+    """Return the rows of a table that have these values."""
     return table[(table[list(values)] == list(values.values())).all(axis=1)]
 
 
-def _outcome(speed: pd.DataFrame, memory: pd.DataFrame, quality: pd.DataFrame) -> dict:
+def outcome_of(speed: pd.DataFrame, probes: pd.DataFrame, quality: pd.DataFrame) -> dict:
+    """Return status and reason of a configuration: those of its speed, with notes on what else failed."""
     if speed.empty:
         return {"status": "error", "reason": "this workload was not measured"}
     first = speed.iloc[0][["status", "reason"]].to_dict()
     if first["status"] != "ok":
         return first
     notes = [first["reason"]] if first["reason"] else []
-    for name, rows in (("memory", memory), ("quality", quality)):
+    for name, rows in (("probe", probes), ("quality", quality)):
         if len(rows) and (failed := outcome(rows))["status"] != "ok":
             notes.append(f"{name}: {failed['reason'] or failed['status']}")
     return {"status": "ok", "reason": "; ".join(notes)}
 
 
-def _quality(measured: pd.DataFrame, configuration: Mapping[str, str]) -> dict:
+def memory_of(own: float | None, base: float | None, margin_percent: float) -> dict:
+    """Return the ratio of two sizes and its verdict; nothing without both."""
+    if not own or not base or math.isnan(own) or math.isnan(base):
+        return {}
+    ratio, margin = own / base, 1 + margin_percent / 100
+    word = "less" if ratio < 1 / margin else "more" if ratio > margin else "same"
+    return {"memory_ratio": ratio, "memory_verdict": word}
+
+
+def losses_of(quality: pd.DataFrame, reference: str, margins: Mapping[str, float]) -> pd.DataFrame:
+    """Return rows of quality.csv of one model and protocol, with the adjusted ends of the perplexity ratio and its
+    verdict."""
+    compared = quality[(quality["status"] == "ok") & quality["ppl_ratio"].notna() & (quality["precision"] != reference)]
+    number, margin = max(1, compared["precision"].nunique()), math.log1p(margins["perplexity"] / 100)
+    quality = quality.assign(ppl_verdict="")
+    for index, row in compared.iterrows():
+        ratio, se, degrees = row["delta_nll"], row["delta_nll_se"], int(row["blocks"].split()[0]) - 1
+        if math.isnan(se) or degrees < 1:
+            quality.loc[index, ["ppl_ratio_low", "ppl_ratio_high"]] = math.nan
+            quality.loc[index, "ppl_verdict"] = "not enough text"
+            continue
+        half = critical_value(degrees, 1 - (1 - CONFIDENCE) / number) * se
+        quality.loc[index, ["ppl_ratio_low", "ppl_ratio_high"]] = np.exp([ratio - half, ratio + half])
+        quality.loc[index, "ppl_verdict"] = loss_verdict(ratio, se, degrees, half, margin)
+    own = (quality["precision"] == reference) & quality["ppl"].notna()
+    quality.loc[own, "ppl_ratio"] = 1.0
+    quality.loc[own, "ppl_verdict"] = REFERENCE
+    return quality
+
+
+def loss_verdict(ratio: float, se: float, degrees: int, half: float, margin: float) -> str:
+    """Return the verdict on a log perplexity ratio with its standard error; ``half``: of the adjusted interval."""
+    inner = critical_value(degrees, 2 * CONFIDENCE - 1) * se
+    if -margin < ratio - inner and ratio + inner < margin:
+        return "same"
+    return "higher" if ratio - half > 0 else "lower" if ratio + half < 0 else "not enough text"
+
+
+def nearest(measured: pd.DataFrame, configuration: Mapping[str, str]) -> dict:
     """Return the quality of the configuration, else of the nearest one with the same precision."""
-    if measured.empty:
-        return dict.fromkeys(OF_QUALITY, math.nan) | {"quality_from": ""}
     same = (measured[column] == configuration[column] for column in ("attention", "runtime"))
     nearness = next(same) * 2 + next(same)
     row = measured.loc[nearness.idxmax()]
     elsewhere = "" if nearness.max() == 3 else f"{row['attention']}, {row['runtime']}"
-    return row.reindex(OF_QUALITY).to_dict() | {"quality_from": elsewhere}
+    own = [*OF_QUALITY, "ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "ppl_verdict"]
+    return row[own].to_dict() | {"quality_from": elsewhere}
+
+
+def pareto(rows: pd.DataFrame, margins: Mapping[str, float]) -> list[bool]:
+    """Return which rows no other dominates; a quantity that no row has is left out."""
+    costs = rows.reindex(columns=list(COSTS)).astype(float)
+    costs = costs.loc[:, costs.notna().any()]
+    able = (rows["status"] == "ok").to_numpy() & costs.notna().all(axis=1).to_numpy() & (costs.shape[1] > 0)
+    slack = np.log1p([margins[COSTS[name]] / 100 for name in costs])
+    logs = np.log(costs.to_numpy())
+    lead = logs[None, :, :] - logs[:, None, :]  # [other, own, quantity]: how much more the own row costs
+    dominates = (lead >= -slack).all(axis=2) & (lead > slack).any(axis=2) & able[:, None]
+    return list(able & ~dominates.any(axis=0))

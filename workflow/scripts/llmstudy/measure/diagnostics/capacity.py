@@ -1,6 +1,6 @@
 """The frontier of a GPU at one context: run a batch that fits by the memory model, and one that does not.
 
-The model is fitted to the memory record of the same configuration. A batch a little below the predicted largest and one
+The model is fitted to the probe of the same configuration. A batch a little below the predicted largest and one
 a little above it are run, a prefill and one decode step each. If the prediction misses, a few more runs search for the
 frontier. The allocator's segments may grow here (the job's ``allocator``): what its default loses to fragments depends
 on the order of allocations, not on their sum.
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from llmstudy.errors import Unsupported
-from llmstudy.measure.memory import PeakProbe, peaks_of_generation
+from llmstudy.measure.probe import PeakProbe, peaks_of_generation
 from llmstudy.measure.session import Session, log
 from llmstudy.measure.text import prompt_batch
 from llmstudy.runner import record as records
@@ -34,11 +34,11 @@ FURTHER_RUNS = 3  # after a prediction that missed
 @dataclass(frozen=True)
 class Settings:
     """Contexts, prompt plus new tokens, of which the longest that the model takes is run; size of the device to verify,
-    None for the present one; and path of the record that the prediction is fitted to."""
+    None for the present one; and path of the probe's record, which the prediction is fitted to."""
 
     contexts: tuple[int, ...]
     device_gib: float | None
-    memory_record: str
+    probe: str
 
 
 def measure(session: Session) -> dict:
@@ -52,7 +52,7 @@ def measure(session: Session) -> dict:
     results: dict = {"context_tokens": context, "runs": []}
     session.save(results)
     require_one_gpu(session.device)
-    memory = memory_model(Path(settings.memory_record))
+    memory = memory_model(Path(settings.probe))
     limit_device(settings.device_gib)
     probe = PeakProbe(session.device)
     model, _ = session.load_model()
@@ -111,7 +111,7 @@ def require_one_gpu(device: str) -> None:
 
 
 def memory_model(record: Path) -> MemoryModel:
-    """Return the memory model fitted to a memory record of a GPU. Raise Unsupported if too few of its workloads were
+    """Return the memory model fitted to a probe of a GPU. Raise Unsupported if too few of its workloads were
     measured."""
     results = records.read(record)["results"]
     measured = [entry for entry in results.get("workloads", []) if entry["status"] == "ok"]

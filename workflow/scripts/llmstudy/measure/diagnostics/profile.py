@@ -22,10 +22,11 @@ from torch.profiler import ProfilerActivity
 from llmstudy.errors import Unsupported
 from llmstudy.llama import Shape
 from llmstudy.measure import footprint
-from llmstudy.measure.device import copy_bandwidth_gb_s, matmul_tflops
+from llmstudy.measure.calls import timed_call
+from llmstudy.measure.device import bandwidth_gb_s, matmul_tflops
 from llmstudy.measure.session import Session, log
-from llmstudy.measure.speed import timed_call
 from llmstudy.measure.text import prompt_batch
+from llmstudy.models import precisions
 from llmstudy.runner.job import PROFILE_TOKENS, Workload
 
 RUNS = 3  # of each generation, with and without the profiler
@@ -57,9 +58,9 @@ def measure(session: Session) -> dict:
     settings = session.settings_as(Settings)
     short = Workload(settings.batch, settings.prompt_tokens, PROFILE_TOKENS)
     long = Workload(settings.batch, settings.prompt_tokens, PROFILE_TOKENS + settings.steps)
-    bandwidth = copy_bandwidth_gb_s(session.device, session.synchronize)
+    bandwidth = max(bandwidth_gb_s(session.device, session.synchronize).values())
     session.free()
-    dtype = getattr(torch, session.precision.compute_dtype)
+    dtype = getattr(torch, precisions.get(session.job.identity.precision).compute_dtype)
     tflops = matmul_tflops(session.device, dtype, session.synchronize)
     model, _ = session.load_model()
     results = {"workload": asdict(long), "bandwidth_gb_s": bandwidth, "matmul_tflops": tflops}

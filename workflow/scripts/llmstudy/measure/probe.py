@@ -1,7 +1,7 @@
-"""Memory: weights by component and dtype, KV cache by formula and measured, peaks by phase, host RSS.
+"""Probe: one configuration alone in a process: whether it runs, load, cold call, memory by phase, proof of the kernel.
 
-Phases: load, prefill (a generate of one token), decode (the whole workload). On CUDA the peaks are the allocator's; on
-the CPU they are the growth of the process's peak RSS over the state before loading.
+Phases: load, decode (the whole workload), prefill (a generate of one token). On CUDA the peaks are the allocator's; on
+the CPU they are the growth of the process's peak RSS over the state before loading, one reading of a process.
 """
 
 from __future__ import annotations
@@ -15,32 +15,37 @@ import torch
 
 from llmstudy import runtimes
 from llmstudy.measure import footprint
+from llmstudy.measure.calls import prove_attention, timed_call
 from llmstudy.measure.device import read_nvml
-from llmstudy.measure.session import Session
+from llmstudy.measure.session import Session, log
 from llmstudy.measure.text import prompt_batch
 from llmstudy.runner.job import Workload
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The workloads whose memory is measured."""
+    """The workloads that are tried."""
 
     workloads: tuple[Workload, ...]
 
 
 def measure(session: Session) -> dict:
-    """Return ``{"load", "weights", "kv_bytes_per_token", "workloads": [{"workload", "status", "reason", "prefill",
-    "decode", "kv_cache_bytes", "kv_cache_measured_prefill_bytes"}]}``, all in bytes; ``load``, ``prefill`` and
-    ``decode`` are readings of ``PeakProbe``."""
+    """Return ``{"load_s", "load", "weights", "kv_bytes_per_token", "workloads": [{"workload", "status", "reason",
+    "compile_s", "cold_ms", "decode", "prefill", "kv_cache_bytes", "kv_cache_measured_prefill_bytes",
+    "attention_kernels"}]}``; sizes in bytes; ``load``, ``decode`` and ``prefill`` are readings of ``PeakProbe``."""
     settings = session.settings_as(Settings)
+    session.weights.tokenizer  # noqa: B018 - some 50 MB that are not the model's
+    session.free()
     probe = PeakProbe(session.device)
-    model, _ = session.load_model()
+    model, load_s = session.load_model()
     results: dict = {
+        "load_s": load_s,
         "load": probe.reading(),
         "weights": footprint.weight_bytes(model),
         "kv_bytes_per_token": footprint.kv_bytes_per_token(model),
         "workloads": [],
     }
+    log(f"loaded in {load_s:.1f} s")
     session.save(results)
     for workload in settings.workloads:
         # A workload that runs out of memory locates the limit; the others still count.
@@ -50,18 +55,23 @@ def measure(session: Session) -> dict:
 
 
 def measure_workload(session: Session, model, workload: Workload, probe: PeakProbe) -> dict:
-    """Return peaks of prefill and decode, and the KV cache by formula and, of the library's, from its tensors."""
+    """Return the cold call, peaks of decode and prefill, the KV cache by formula and, of the library's, from its
+    tensors, and the attention kernels that ran."""
     input_ids = prompt_batch(session, workload.batch, workload.prompt_tokens)
-    entry: dict = {
-        "prefill": peaks_of_generation(session, model, input_ids, 1, probe),
-        "decode": peaks_of_generation(session, model, input_ids, workload.new_tokens, probe),
-    }
+    session.free()
+    probe.reset()
+    with session.runtime(model, workload) as runtime:
+        compile_s = runtime.prepare().compile_s
+        cold = timed_call(runtime, input_ids, workload)
+        entry: dict = {"compile_s": compile_s, "cold_ms": cold["e2e_ms"], "decode": probe.reading()}
+    entry["prefill"] = peaks_of_generation(session, model, input_ids, 1, probe)
     tokens = workload.batch * (workload.prompt_tokens + workload.new_tokens)
     entry["kv_cache_bytes"] = footprint.kv_bytes_per_token(model) * tokens
     session.free()
     if not runtimes.facts(session.job.identity.runtime).own_cache:  # else the runtime's has the formula's size
         entry["kv_cache_measured_prefill_bytes"] = measured_kv_bytes(session, model, input_ids)
-    return entry
+    session.free()
+    return entry | {"attention_kernels": prove_attention(session, model, workload, input_ids)}
 
 
 def peaks_of_generation(session: Session, model, input_ids: torch.Tensor, new_tokens: int, probe: PeakProbe) -> dict:

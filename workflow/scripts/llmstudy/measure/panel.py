@@ -1,0 +1,271 @@
+"""Panel: one process holds all configurations of a model that fit together and calls them in turn, round after round.
+
+A machine that slows down or warms up meets all of them alike, so the ratio of two times of one round is far steadier
+than either time. Configurations that do not fit together are measured in groups, one after the other, the first one
+(the reference) in each. The reference is called twice in a round, the second time as ``again``: what differs between
+the two is the noise of the measurement.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmstudy import runtimes
+from llmstudy.measure import conditions, footprint
+from llmstudy.measure.calls import timed_call
+from llmstudy.measure.device import bandwidth_gb_s
+from llmstudy.measure.session import Session, log
+from llmstudy.measure.text import prompt_batch
+from llmstudy.models import attention
+from llmstudy.runner import record as records
+from llmstudy.runner.failures import classify
+from llmstudy.runner.job import Configuration, Workload
+
+ROOM = 0.9  # share of the free memory that a group may take by the peaks of its probes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a panel.
+
+    Attributes:
+        configurations: what is called; the first one is the reference.
+        probes: the record of each configuration's probe.
+        workloads: what is called, one after the other.
+        warmup: calls before the first round, of each configuration at each workload.
+        rounds: rounds at least.
+        seconds: seconds of rounds at least, for each entry of the group.
+        order_seed: seed of the order within the rounds, together with the number of the process.
+        until: with ``margin_percent`` and ``minutes``, for a process that runs only if those before it did not settle
+            the verdicts; the parent reads it.
+    """
+
+    configurations: tuple[Configuration, ...]
+    probes: tuple[str, ...]
+    workloads: tuple[Workload, ...]
+    warmup: int
+    rounds: int
+    seconds: float
+    order_seed: int
+    until: dict | None
+
+
+@dataclass(eq=False)
+class Member:
+    """One entry of a group: a configuration, or the reference again, with its model and what became of it."""
+
+    configuration: Configuration
+    again: bool
+    model: Any
+    runtime: runtimes.Runtime | None = None
+    warmup_e2e_ms: list[float] = field(default_factory=list)
+    calls: list[dict] = field(default_factory=list)
+    error: tuple[str, str] | None = None
+
+    def call(self, input_ids: torch.Tensor, workload: Workload) -> dict | None:
+        """Return the times of one call under the configured attention kernel alone; None if it fails, now or before."""
+        if self.error is None:
+            try:
+                with attention.forced(self.configuration.attention):
+                    return timed_call(self.runtime, input_ids, workload)
+            except Exception as error:
+                self.error = classify(error)
+        return None
+
+
+def measure(session: Session) -> dict:
+    """Return ``{"bandwidth_gb_s": {"copy", "read"}, "rounds": [{"group", "workload", "round", "flags"}], "entries":
+    [{"precision", "attention", "runtime", "again", "workload", "status", "reason", "group", "step_weight_bytes",
+    "kv_bytes_per_token", "warmup_e2e_ms", "calls": [{"round", "ttft_ms", "itl_ms", "e2e_ms"}]}]}``.
+
+    A configuration whose probe failed has entries with the status of its probe.
+    """
+    settings = session.settings_as(Settings)
+    results: dict = {
+        "bandwidth_gb_s": bandwidth_gb_s(session.device, session.synchronize),
+        "rounds": [],
+        "entries": [],
+    }
+    session.free()
+    probed = [records.read(Path(path)) for path in settings.probes]
+    able = {one: probe for one, probe in zip(settings.configurations, probed) if probe["status"] == "ok"}
+    for one, probe in zip(settings.configurations, probed):
+        if one not in able:
+            for workload in settings.workloads:
+                results["entries"].append(failed(one, workload, probe["status"], f"probe: {probe['reason']}"))
+    session.save(results)
+    sizes = {one: needed_bytes(probe, session.device) for one, probe in able.items()}
+    for number, group in enumerate(groups(sizes, settings.configurations[0], ROOM * free_bytes(session))):
+        log(f"group {number}: {', '.join(map('.'.join, group))}")
+        measure_group(session, settings, number, group, able, results)
+        session.free()
+    return results
+
+
+def failed(configuration: Configuration, workload: Workload, status: str, reason: str, again: bool = False) -> dict:
+    """Return the entry of a configuration that was not measured."""
+    outcome = {"status": status, "reason": reason}
+    return configuration._asdict() | {"again": again, "workload": asdict(workload)} | outcome
+
+
+def needed_bytes(probe: dict, device: str) -> int:
+    """Return the most memory that a configuration took in its probe: reserved by CUDA's allocator, or of the host."""
+    key = "peak_reserved_bytes" if device == "cuda" else "peak_rss_growth_bytes"
+    results = probe["results"]
+    phases = [entry[phase] for entry in results["workloads"] for phase in ("prefill", "decode") if phase in entry]
+    return max(reading[key] for reading in [results["load"], *phases])
+
+
+def free_bytes(session: Session) -> float:
+    """Return the memory that models may take: free on the GPU, or available on the host and within the job's limit."""
+    if session.device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    limits = (
+        [1e6 * session.job.limits.host_memory_mb] if session.job.limits and session.job.limits.host_memory_mb else []
+    )
+    with suppress(OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return min(limits, default=float("inf"))
+
+
+def groups(sizes: dict[Configuration, int], reference: Configuration, room: float) -> Iterator[list[Configuration]]:
+    """Yield the configurations in groups whose sizes fit into ``room`` together, the reference first in each.
+
+    What does not fit beside the reference is a group of its own, whose times compare with no other. Sizes are those of
+    single processes, so a group in which configurations share weights takes less than their sum.
+    """
+    others = [one for one in sizes if one != reference]
+    base = [reference] if reference in sizes else []
+    group, used = list(base), sum(sizes[one] for one in base)
+    alone = []
+    for one in others:
+        if base and sizes[reference] + sizes[one] > room:
+            alone.append([one])
+            continue
+        if used + sizes[one] > room and len(group) > len(base):
+            yield group
+            group, used = list(base), sum(sizes[one] for one in base)
+        group.append(one)
+        used += sizes[one]
+    if group:
+        yield group
+    yield from alone
+
+
+def measure_group(
+    session: Session, settings: Settings, number: int, group: list[Configuration], probes: dict, results: dict
+) -> None:
+    """Load a group, measure every workload, and add its entries and rounds to ``results``."""
+    models: dict[tuple, Any] = {}  # configurations that differ in the runtime alone share one
+    members = []
+    for one in group:
+        key = (one.precision, attention.get(one.attention).implementation)
+        try:
+            if key not in models:
+                models[key] = session.load_model(one)[0]
+        except Exception as error:
+            for workload in settings.workloads:
+                results["entries"].append(failed(one, workload, *classify(error)))
+            continue
+        members.append(one)
+    for workload in settings.workloads:
+        present = []
+        for one in members:
+            status, reason = probed_status(probes[one], workload)
+            if status == "ok":
+                model = models[one.precision, attention.get(one.attention).implementation]
+                present += [Member(one, again, model) for again in [False, True][: 1 + (one == group[0])]]
+            else:
+                results["entries"].append(failed(one, workload, status, f"probe: {reason}"))
+        results["rounds"] += measure_workload(session, settings, number, workload, present)
+        results["entries"] += [entry_of(member, number, workload) for member in present]
+        session.save(results)
+
+
+def probed_status(probe: dict, workload: Workload) -> tuple[str, str]:
+    """Return status and reason of a workload in a probe; ``ok`` for one that the probe was not asked for."""
+    for entry in probe["results"]["workloads"]:
+        if entry["workload"] == asdict(workload):
+            return entry["status"], entry["reason"]
+    return "ok", ""
+
+
+def measure_workload(
+    session: Session, settings: Settings, number: int, workload: Workload, members: Sequence[Member]
+) -> list[dict]:
+    """Prepare and warm up the members, call each once a round in random order, and return the rounds.
+
+    A disturbed round is repeated once; both stay.
+    """
+    input_ids = prompt_batch(session, workload.batch, workload.prompt_tokens)
+    order = random.Random(f"{settings.order_seed} {session.job.identity.repeat} {number} {workload}")
+    rounds: list[dict] = []
+    with ExitStack() as stack:
+        for member in members:
+            prepare(stack, member, members, workload)
+        for member in members:
+            for _ in range(settings.warmup):
+                if call := member.call(input_ids, workload):
+                    member.warmup_e2e_ms.append(call["e2e_ms"])
+
+        def one_round() -> bool:
+            alive = [member for member in members if member.error is None]
+            flags = run_round(len(rounds), order.sample(alive, len(alive)), input_ids, workload)
+            rounds.append({"group": number, "workload": asdict(workload), "round": len(rounds), "flags": flags})
+            return bool(flags)
+
+        start, planned = time.perf_counter(), 0
+        while any(member.error is None for member in members) and (
+            planned < settings.rounds or time.perf_counter() - start < settings.seconds * len(members)
+        ):
+            planned += 1
+            if one_round():
+                one_round()
+    log(f"  {asdict(workload)}: {len(rounds)} rounds of {len(members)} in {time.perf_counter() - start:.1f} s")
+    return rounds
+
+
+def prepare(stack: ExitStack, member: Member, members: Sequence[Member], workload: Workload) -> None:
+    """Give a member its runtime, prepared; ``again`` shares that of the reference."""
+    if member.again:
+        first = next(one for one in members if one.configuration == member.configuration)
+        member.runtime, member.error = first.runtime, first.error
+        return
+    try:
+        with attention.forced(member.configuration.attention):
+            member.runtime = runtimes.get(member.configuration.runtime)(member.model, **asdict(workload))
+            stack.callback(member.runtime.close)
+            member.runtime.prepare()
+    except Exception as error:
+        member.error = classify(error)
+
+
+def run_round(number: int, members: Sequence[Member], input_ids: torch.Tensor, workload: Workload) -> list[str]:
+    """Call each member once, in this order, and return what disturbed the round."""
+    before = conditions.snapshot()
+    for member in members:
+        if call := member.call(input_ids, workload):
+            member.calls.append({"round": number} | call)
+    return conditions.disturbances(before, conditions.snapshot())
+
+
+def entry_of(member: Member, group: int, workload: Workload) -> dict:
+    """Return the entry of a member; one that failed in some round keeps no time: its rounds are not those of others."""
+    if member.error:
+        return failed(member.configuration, workload, *member.error, again=member.again)
+    return failed(member.configuration, workload, "ok", "", again=member.again) | {
+        "group": group,
+        "step_weight_bytes": footprint.step_weight_bytes(member.model),
+        "kv_bytes_per_token": footprint.kv_bytes_per_token(member.model),
+        "warmup_e2e_ms": member.warmup_e2e_ms,
+        "calls": member.calls,
+    }

@@ -1,0 +1,235 @@
+"""advice.csv: which configuration to take for each use of a model, from the limits and margins of the config.
+
+Candidates are the measured configurations at the workload of the use that meet every limit with the worse end of what
+is known (the slowest process, the upper end of the interval of the loss). Where the config sets no limit on quality, a
+loss excludes a configuration only if it is *shown* to exceed the margin. Of the candidates the fastest by estimate is
+taken. Another stands before it only if it is shown to be within the margin of it, and saves at least 5 % of the
+device's memory. ``instead`` names candidates that are neither shown to be slower than the taken one nor shown to be as
+fast: the data cannot choose between them.
+
+- ``one user``: TPOT at batch 1. ``long context``: TPOT at batch 1 and the longest prompt. ``batch serving``: the time
+  of a whole call at the largest batch.
+- ``smallest memory``: the least memory, at the headline workload. ``closest to the original``: of the precisions beside
+  the reference the one with the least KL divergence from it, as its fastest configuration.
+
+``verdict`` is ``take``; ``too noisy to say`` where ``instead`` names others; ``fastest in this study`` or ``least
+memory in this study`` where the quality at this size is not known (random weights, or not measured); ``nothing meets
+the limits``; ``not measured``. ``evidence``: A for real weights and five processes or more, B for random
+weights or three or four processes, C for fewer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from llmstudy.stats import panels
+from llmstudy.tables import Sources
+from llmstudy.tables.capacity import device_memory_gib
+from llmstudy.tables.columns import AT_WORKLOAD, IDENTITY, SHARED, WORKLOAD, columns, interval, number, percent, pick
+from llmstudy.tables.probes import nearest_workload
+from llmstudy.tables.speed import COLUMNS as SPEED
+from llmstudy.tables.speed import KEY, blocks, name_of, ok
+from llmstudy.tables.summary import COLUMNS as SUMMARY
+from llmstudy.tables.summary import OF_QUALITY, where
+
+OF_SUMMARY = ["ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "ppl_verdict"]
+COLUMNS = {
+    "advice": [
+        *SHARED,
+        *columns("use:text"),
+        *AT_WORKLOAD,
+        *columns("verdict:text against:text"),
+        *interval("speedup", "speedup_low", "speedup_high", "speed-up"),
+        *pick(SPEED["speed"], "tpot_ms tokens_per_s"),
+        *pick(SUMMARY["summary"], "memory_gib memory_ratio " + " ".join(OF_SUMMARY) + " processes"),
+        *columns("evidence:text instead:text sentence:text"),
+    ]
+}
+ONE, LONG, BATCH, SMALL, CLOSE = USES = (
+    "one user",
+    "long context",
+    "batch serving",
+    "smallest memory",
+    "closest to the original",
+)
+# Key of the config's limits: column that must not lie beyond it, sign 1 for at most and −1 for at least, its words.
+LIMITS = {
+    "memory_gib": ("memory_gib", 1, "{} GiB of memory"),
+    "tpot_ms": ("tpot_ms_max", 1, "{} ms a token"),
+    "ppl_loss_percent": ("loss_percent", 1, "a perplexity loss of {} %"),
+    "top1_agreement": ("top1_low", -1, "a top-1 agreement of {}"),
+}
+ON_QUALITY = ("ppl_loss_percent", "top1_agreement")
+MANY, SOME = 5, 3  # processes
+
+
+@dataclass(frozen=True)
+class Case:
+    """A use: the workload that it looks at, and the time that counts there."""
+
+    use: str
+    workload: Mapping[str, int]
+    quantity: str = "tpot"
+
+
+def advice(sources: Sources) -> list[dict]:
+    """Return a row for every model and use."""
+    sizes = [device_memory_gib(record["provenance"]) for record in sources.records]
+    device_gib = min(sizes, default=math.inf)
+    rows = []
+    for model, own in sources.tables["summary"].groupby("model", sort=False):
+        tables = {name: where(sources.tables[name], {"model": model}) for name in ("speed", "probes", "processes")}
+        real = own["weights"].iloc[0] == "real"
+        for case in cases(sources.study["headline"][model], sources.study["workloads"][model], real):
+            rows.append(advise(case, own, tables, sources.study, device_gib))
+    return rows
+
+
+def cases(headline: Mapping, workloads: list[dict], real: bool) -> list[Case]:
+    """Return the uses that the workloads of a model tell something about; random weights are close to nothing."""
+    first = {name: headline[name] for name in WORKLOAD}
+    single = [one for one in workloads if one["batch"] == 1]
+    found = []
+    if single:
+        shortest = first if first["batch"] == 1 else min(single, key=lambda one: one["prompt_tokens"])
+        longest = max(single, key=lambda one: one["prompt_tokens"])
+        found.append(Case(ONE, shortest))
+        if longest["prompt_tokens"] > shortest["prompt_tokens"]:
+            found.append(Case(LONG, longest))
+    widest = max(workloads, key=lambda one: (one["batch"], -one["prompt_tokens"]))
+    if widest["batch"] > 1:
+        found.append(Case(BATCH, widest, "e2e"))
+    return found + [Case(SMALL, first)] + [Case(CLOSE, first)] * real
+
+
+def advise(case: Case, summary: pd.DataFrame, tables: dict, study: Mapping, device_gib: float) -> dict:
+    """Return the row of one model and use."""
+    rows = candidates_of(case, summary, tables)
+    identity = summary.iloc[0][IDENTITY].to_dict() | dict.fromkeys(KEY, "")
+    row = identity | {"status": "ok", "reason": "", "use": case.use} | dict(case.workload)
+    if rows.empty:
+        failed = "; ".join(f"{name_of(tuple(one[KEY]))}: {one['status']}" for _, one in summary.iterrows())
+        sentence = "No configuration was measured at this workload."
+        return (
+            row
+            | {"status": summary.iloc[0]["status"], "reason": failed, "verdict": "not measured"}
+            | {"sentence": sentence}
+        )
+    kept, missed = within(rows, study["limits"], study["margin_percent"]["perplexity"])
+    if kept.empty:
+        return row | {"verdict": "nothing meets the limits", "sentence": f"No configuration keeps {missed}."}
+    reference = study["headline"][row["model"]]["reference"]
+    taken, others = chosen(case, kept, tables["processes"], study, device_gib, reference)
+    if taken is None:
+        return row | {"verdict": "not measured", "sentence": "No other precision was compared with the original."}
+    speed = {end: taken[f"{case.quantity}_{end}"] for end in ("speedup", "speedup_low", "speedup_high")}
+    row |= taken[[*KEY, "against", "tpot_ms", "tokens_per_s", "memory_gib", "memory_ratio", *OF_SUMMARY]].to_dict()
+    row |= speed | {"processes": taken["processes"], "evidence": evidence(taken)}
+    row |= {"instead": "; ".join(name_of(key) for key in others), "verdict": verdict_of(case, taken, others)}
+    return row | {"sentence": sentence_of(row, taken)}
+
+
+def candidates_of(case: Case, summary: pd.DataFrame, tables: dict) -> pd.DataFrame:
+    """Return the measured configurations at a workload: their times there, memory there, quality of their precision."""
+    speed = where(tables["speed"], case.workload)
+    speed = ok(speed[speed["again"] == "no"])
+    probes = where(tables["probes"], nearest_workload(tables["probes"], case.workload))
+    quality = summary[[*KEY, *OF_QUALITY, *OF_SUMMARY]]
+    rows = speed.merge(ok(probes)[[*KEY, "memory_gib"]], how="left", on=KEY).merge(quality, how="left", on=KEY)
+    memory = {name_of(tuple(one[KEY])): one["memory_gib"] for _, one in rows.iterrows()}
+    rows["memory_ratio"] = rows["memory_gib"] / rows["against"].map(memory)
+    # A limit on the loss is kept with the worse end of its interval; the reference loses nothing.
+    rows["loss_percent"] = 100 * (rows["ppl_ratio_high"].fillna(rows["ppl_ratio"]) - 1)
+    return rows
+
+
+def within(rows: pd.DataFrame, limits: Mapping[str, float | None], margin_percent: float) -> tuple[pd.DataFrame, str]:
+    """Return the candidates, and in words what no configuration keeps if there are none."""
+    random = rows["weights"].iloc[0] == "synthetic"
+    kept, missed = rows, []
+    for key, (column, sign, words) in LIMITS.items():
+        bound = limits.get(key)
+        if bound is None or (random and key in ON_QUALITY):
+            continue
+        keeps = sign * (rows[column] - bound) <= 0
+        kept = kept[keeps.loc[kept.index]]
+        missed += [words.format(number(bound))] if not keeps.any() else []
+    if not random and all(limits.get(key) is None for key in ON_QUALITY):
+        shown = (kept["ppl_verdict"] == "higher") & (kept["ppl_ratio_low"] > 1 + margin_percent / 100)
+        kept = kept[~shown] if not shown.all() else kept
+    return kept, " and ".join(missed) or "all limits at once"
+
+
+def chosen(
+    case: Case, kept: pd.DataFrame, processes: pd.DataFrame, study: Mapping, device_gib: float, reference: str
+) -> tuple[pd.Series | None, tuple]:
+    """Return the row that is taken, and the keys of those that the data cannot tell from it."""
+    if case.use == CLOSE:
+        kept = kept[(kept["precision"] != reference) & kept["kl_nats"].notna()]
+        kept = kept[kept["kl_nats"] == kept["kl_nats"].min()]
+        return (None if kept.empty else kept.loc[kept["tpot_ms"].idxmin()]), ()
+    if case.use == SMALL:
+        known = kept[kept["memory_gib"].notna()]
+        if known.empty:
+            return None, ()
+        least = known[known["memory_gib"] <= known["memory_gib"].min() * (1 + 1e-6)]
+        return least.loc[least["tpot_ms"].idxmin()], ()
+    here = ok(where(processes, case.workload))
+    timed = blocks(here[here["again"] == "no"], f"{case.quantity}_ms")
+    keys = {(*row[KEY], "no"): index for index, row in kept.iterrows()}
+    family = {key: key[2] for block in timed for key in block}
+    memory = {key: float(kept.loc[index, "memory_gib"]) for key, index in keys.items()}
+    margin = study["margin_percent"]["speed"] / 100
+    choice = panels.choose(timed, list(keys), family, memory, device_gib, margin)
+    return kept.loc[keys[choice.taken]], tuple(key[:-1] for key in choice.unsettled)
+
+
+def verdict_of(case: Case, taken: pd.Series, others: tuple) -> str:
+    """Return the word for what the row says."""
+    if taken["weights"] == "synthetic" or pd.isna(taken["ppl_ratio"]):
+        return "fastest in this study" if case.use not in (SMALL, CLOSE) else "least memory in this study"
+    return "too noisy to say" if others else "take"
+
+
+def evidence(taken: pd.Series) -> str:
+    """Return the grade of what a row rests on."""
+    if taken["processes"] < SOME:
+        return "C"
+    return "A" if taken["weights"] == "real" and taken["processes"] >= MANY else "B"
+
+
+def sentence_of(row: Mapping, taken: pd.Series) -> str:
+    """Return the advice in plain sentences."""
+    name, facts = name_of(tuple(taken[KEY])), []
+    if name != row["against"] and pd.notna(row["speedup"]):
+        ends = (
+            "" if pd.isna(row["speedup_low"]) else f" ({number(row['speedup_low'])} to {number(row['speedup_high'])})"
+        )
+        facts.append(f"{number(row['speedup'])} times as fast as {row['against']}{ends}")
+    if pd.notna(row["memory_gib"]):
+        other = name != row["against"] and pd.notna(row["memory_ratio"])
+        facts.append(f"{number(row['memory_gib'])} GiB" + (f", {number(row['memory_ratio'])} times its memory" * other))
+    begin = {"take": f"Take {name}", "too noisy to say": f"Too noisy to say: {name} or {row['instead']}"}
+    said = begin.get(row["verdict"], f"{row['verdict'].capitalize()}: {name}")
+    return f"{', '.join([said, *facts])}. {loss_of(taken)}"
+
+
+def loss_of(taken: pd.Series) -> str:
+    """Return what is known of the loss, in a sentence."""
+    if taken["weights"] == "synthetic":
+        return "What it loses is not known: the weights are random."
+    if pd.isna(taken["ppl_ratio"]):
+        return "What it loses was not measured."
+    if taken["ppl_verdict"] == "reference":
+        return "It is the original."
+    shown = {
+        "same": "shown to lie within the margin",
+        "higher": "a loss that is shown",
+        "lower": "not a loss",
+        "not enough text": "a loss beyond the margin is not shown",
+    }
+    return f"Perplexity {percent(taken['ppl_ratio'])}, {shown[taken['ppl_verdict']]}."
