@@ -36,12 +36,12 @@ EXPLAINS = "Diagnostics"
 TABLES = {
     "processes": Table("tables.processes", ("speed",), (), "Times of one process at one workload"),
     "speed": Table("tables.speed", (), ("processes",), "Speed of a configuration at a workload", digits=9),
-    "memory": Table("tables.memory", ("memory",), (), "Memory of a configuration at a workload"),
+    "probes": Table("tables.memory", ("memory",), (), "A configuration alone: whether it runs, its memory"),
     "quality": Table("tables.quality", ("quality",), (), "Quality of a precision", arrays=True),
     "generations": Table("tables.generations", ("generations",), (), "Generated text of a prompt"),
     "text": Table("tables.generations", (), ("generations",), "Generated text over all prompts"),
-    "summary": Table("tables.summary", (), ("speed", "memory", "quality"), "Verdict of a configuration", "Answer"),
-    "recommendation": Table("tables.recommendation", (), ("summary",), "Answer for a model", "Answer"),
+    "summary": Table("tables.summary", (), ("speed", "probes", "quality"), "Verdict of a configuration", "Answer"),
+    "advice": Table("tables.recommendation", (), ("summary",), "What to take for a use", "Answer"),
     "outliers": Table("tables.diagnostics", ("outliers",), (), "Outliers of a linear layer", EXPLAINS),
     "sensitivity": Table("tables.diagnostics", ("sensitivity",), (), "Loss by rounding a part", EXPLAINS),
     "invariance": Table("tables.diagnostics", ("invariance",), (), "Influence of neighbors", EXPLAINS),
@@ -49,7 +49,7 @@ TABLES = {
     "attention": Table("tables.diagnostics", ("attention",), (), "An attention kernel alone", EXPLAINS),
     "tasks": Table("tables.quality", ("tasks",), (), "Accuracy of a precision in a task", arrays=True),
     "crossover": Table("tables.crossover", ("attention",), ("processes",), "A change of leader", EXPLAINS),
-    "capacity": Table("tables.capacity", ("memory", "capacity"), ("memory",), "Largest batch", EXPLAINS),
+    "capacity": Table("tables.capacity", ("memory", "capacity"), ("probes",), "Largest batch", EXPLAINS),
 }
 
 
@@ -103,7 +103,7 @@ def make(name: str, records: list[str], tables: dict[str, Path], study: dict, ou
     sources = Sources(read_records(records), {key: read_table(path) for key, path in tables.items()}, study)
     table = every()[name]
     module = import_module(f"llmstudy.{table.module}")
-    write_table(getattr(module, name)(sources), module.COLUMNS[name], output, table.digits)
+    write_table(getattr(module, name)(sources), module.COLUMNS[name], output)
 
 
 def columns_of(name: str) -> list[Column]:

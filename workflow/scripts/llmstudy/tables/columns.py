@@ -16,7 +16,9 @@ IDENTITY = ["study", "model", "weights", "precision", "attention", "runtime", "d
 WORKLOAD = ["batch", "prompt_tokens", "new_tokens"]
 PROTOCOL = ["corpus", "protocol"]
 # Text that is never missing; "NA" and "null" are words there.
-TEXT = ("reason", "flags", "text", "reference_text", "kl_reason")
+TEXT = ("reason", "flags", "text", "reference_text", "kl_reason", "again", "against", "instead", "sentence")
+TEXT += ("ttft_rounds_ms", "tpot_rounds_ms", "e2e_rounds_ms", "tpot_verdict", "ttft_verdict", "e2e_verdict")
+TEXT += ("memory_verdict", "ppl_verdict", "blocks")
 UNITS = {"ms": "ms", "s": "s", "gib": "GiB", "mib": "MiB", "nats": "nats"}
 TERMS = {word: word.upper() for word in ("ttft", "tpot", "itl", "mbu", "rss", "nll", "kv", "kl", "ppl")}
 TERMS |= {"e2e": "end to end", "se": "SE of", "delta": "Δ", "top1": "top-1", "top5": "top-5", "p999": "p99.9"}
@@ -72,15 +74,15 @@ AT_WORKLOAD = columns("batch:count prompt_tokens:count new_tokens:count")
 AT_PROTOCOL = columns("corpus:text protocol:text")
 
 
-def write_table(rows: Iterable[Mapping], columns: Sequence[Column], path: Path, digits: int = 6) -> None:
-    """Write rows as CSV with exactly these columns: floats with ``digits`` significant digits, counts in full, what is
+def write_table(rows: Iterable[Mapping], columns: Sequence[Column], path: Path) -> None:
+    """Write rows as CSV with exactly these columns: floats with six significant digits, counts in full, what is
     missing as an empty cell."""
     table = pd.DataFrame(list(rows), columns=[column.name for column in columns])
     for column in columns:
         if column.show == "count":  # a missing cell would make floats of the others, and of 1290591 "1.29059e+06"
             table[column.name] = table[column.name].astype("float64").astype("Int64")
     with atomic_write(path) as file:
-        table.to_csv(file, index=False, float_format=f"%.{digits}g")
+        table.to_csv(file, index=False, float_format="%.6g")
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -18,9 +18,11 @@ from llmstudy.tables.records import GIB, identity, planned_workloads
 PEAKS = ("peak_load_gib", "peak_prefill_gib", "peak_decode_gib")
 COMPONENTS = ("embeddings", "linears", "norms", "head", "other")
 COLUMNS = {
-    "memory": columns(
-        "weights_gib kv_cache_gib workspace_gib peak_load_gib peak_prefill_gib peak_decode_gib peak_rss_gib "
-        "peak_reserved_gib driver_gib kv_cache_measured_prefill_gib " + " ".join(f"{name}_gib" for name in COMPONENTS),
+    "probes": columns(
+        "load_s cold_ms compile_s memory_gib weights_gib kv_cache_gib workspace_gib peak_load_gib peak_prefill_gib "
+        "peak_decode_gib peak_rss_gib peak_reserved_gib driver_gib kv_cache_measured_prefill_gib "
+        + " ".join(f"{name}_gib" for name in COMPONENTS)
+        + " attention_kernels:text",
         SHARED + AT_WORKLOAD,
     )
 }

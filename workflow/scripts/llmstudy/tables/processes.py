@@ -22,17 +22,13 @@ COLUMNS = {
     "processes": [
         *SHARED,
         *AT_WORKLOAD,
-        Column("repeat", "process", "count"),
-        *columns("ttft_ms tpot_ms itl_p50_ms itl_p90_ms e2e_ms"),
+        *columns("process:count group:count again:text ttft_ms tpot_ms e2e_ms itl_p50_ms itl_p90_ms"),
         Column("tokens_per_s", "tokens/s, whole call"),
-        *columns("cold_ms load_s compile_s"),
-        Column("bandwidth_gb_s", "copy bandwidth, GB/s"),
-        *columns("mbu:percent"),
-        Column("joules_per_token", "J/token"),
-        *columns("flags:text"),
-        Column("runs", "timed calls", "count"),
+        *columns("rounds:count ttft_rounds_ms:text tpot_rounds_ms:text e2e_rounds_ms:text"),
+        Column("copy_gb_s", "copy, GB/s"),
+        Column("read_gb_s", "read, GB/s"),
         Column("step_bytes", "bytes a step", "count"),
-        *columns("attention_kernels:text threads:count"),
+        *columns("flags:text threads:count"),
     ]
 }
 UNEVEN = 0.2  # (largest - smallest) / median of the end-to-end times

@@ -30,7 +30,14 @@ from llmstudy.tables import Sources
 from llmstudy.tables.columns import SHARED, columns, number
 from llmstudy.tables.verdict import SIGNIFICANCE, span
 
-COLUMNS = {"recommendation": columns("meets_limits:text sentence:text", SHARED)}
+COLUMNS = {
+    "advice": columns(
+        "use:text batch:count prompt_tokens:count new_tokens:count verdict:text against:text speedup speedup_low "
+        "speedup_high tpot_ms tokens_per_s memory_gib memory_ratio:ratio ppl_ratio:ratio ppl_ratio_low:ratio "
+        "ppl_ratio_high:ratio ppl_verdict:text processes:count evidence:text instead:text sentence:text",
+        SHARED,
+    )
+}
 
 
 @dataclass(frozen=True)

@@ -21,25 +21,41 @@ import pandas as pd
 from llmstudy.stats.estimate import without_interval
 from llmstudy.stats.processes import Noise, pooled_noise, process_interval, ratio
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import CONFIGURATION, IDENTITY, SHARED, WORKLOAD, Column, cells, columns, interval, pick
-from llmstudy.tables.processes import COLUMNS as PROCESSES
+from llmstudy.tables.columns import (
+    AT_WORKLOAD,
+    CONFIGURATION,
+    IDENTITY,
+    SHARED,
+    WORKLOAD,
+    Column,
+    cells,
+    columns,
+    interval,
+)
 
 QUANTITIES = ("ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s")  # with an interval over processes
 MEDIANS = ("itl_p50_ms", "itl_p90_ms", "cold_ms", "load_s", "compile_s", "bandwidth_gb_s", "joules_per_token")
-_TITLES = {column.name: column.title for column in PROCESSES["processes"]}
+GAINS = {"tpot": "speed", "ttft": "speed of the first token", "e2e": "speed of the call"}
 COLUMNS = {
     "speed": [
         *SHARED,
-        *pick(PROCESSES["processes"], "batch prompt_tokens new_tokens"),
-        *columns("processes:count"),
-        *(end for name in QUANTITIES for end in interval(name, f"{name}_low", f"{name}_high", _TITLES[name])),
-        *columns("tpot_degrees:count"),
-        *pick(PROCESSES["processes"], "itl_p50_ms itl_p90_ms cold_ms load_s compile_s mbu bandwidth_gb_s step_bytes"),
-        *columns("floor_ms"),
-        *pick(PROCESSES["processes"], "joules_per_token"),
-        *interval("speedup", "speedup_low", "speedup_high", "speed-up"),
-        Column("speedup_p", "p of the speed-up", "p"),
-        *pick(PROCESSES["processes"], "flags attention_kernels"),
+        *AT_WORKLOAD,
+        *columns("again:text processes:count"),
+        *columns(" ".join(f"{name} {name}_min {name}_max" for name in QUANTITIES)),
+        *columns("itl_p50_ms itl_p90_ms"),
+        Column("bandwidth_gb_s", "bandwidth, GB/s"),
+        Column("step_bytes", "bytes a step", "count"),
+        *columns("mbu:percent floor_ms against:text"),
+        *(
+            column
+            for name, title in GAINS.items()
+            for column in (
+                *interval(f"{name}_speedup", f"{name}_speedup_low", f"{name}_speedup_high", title),
+                Column(f"{name}_verdict", f"{title}, verdict", "text"),
+            )
+        ),
+        *interval("generate_speedup", "generate_speedup_low", "generate_speedup_high", "against the library"),
+        *columns("flags:text"),
     ]
 }
 NEAR = ["model", "runtime", *WORKLOAD]

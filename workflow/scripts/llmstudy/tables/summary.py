@@ -11,35 +11,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 import pandas as pd
 
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import CONFIGURATION, IDENTITY, PROTOCOL, SHARED, WORKLOAD, Column, columns, pick
+from llmstudy.tables.columns import CONFIGURATION, IDENTITY, PROTOCOL, SHARED, WORKLOAD, columns, pick
 from llmstudy.tables.memory import nearest_workload, peak_gib
 from llmstudy.tables.quality import COLUMNS as QUALITY
 from llmstudy.tables.speed import COLUMNS as SPEED
 from llmstudy.tables.speed import ok, outcome
 from llmstudy.tables.verdict import judge
 
-OF_SPEED = "processes e2e_ms ttft_ms tpot_ms tpot_ms_low tpot_ms_high tpot_degrees tokens_per_s mbu speedup speedup_low"
-RENAMED = {"processes": "repeats", "tpot_ms_low": "tpot_low_ms", "tpot_ms_high": "tpot_high_ms"}
-TIMES = {RENAMED.get(name, name): name for name in [*OF_SPEED.split(), "speedup_high", "speedup_p", "flags"]}
+TIMES: dict = {}
 OF_QUALITY = [
-    *("ppl", "ppl_low", "ppl_high", "ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "ppl_ratio_p"),
+    *("ppl", "ppl_low", "ppl_high", "ppl_ratio", "ppl_ratio_low", "ppl_ratio_high"),
     *("kl_nats", "kl_low_nats", "kl_high_nats", "top1_agreement", "top1_low", "top1_high"),
 ]
 COLUMNS = {
     "summary": [
         *SHARED,
-        *(replace(column, name=name) for name, source in TIMES.items() for column in pick(SPEED["speed"], source)),
-        *columns("memory_gib weights_gib memory_ratio:ratio"),
-        *pick(QUALITY["quality"], " ".join(OF_QUALITY)),
-        *columns("quality_from:text"),
-        Column("speedup_p_holm", "adjusted p of the speed-up", "p"),
-        Column("ppl_ratio_p_holm", "adjusted p of the PPL ratio", "p"),
-        *columns("pareto:text verdict:text verdict_reason:text"),
+        *pick(
+            SPEED["speed"],
+            "processes ttft_ms tpot_ms tpot_ms_min tpot_ms_max e2e_ms tokens_per_s mbu against tpot_speedup "
+            "tpot_speedup_low tpot_speedup_high tpot_verdict generate_speedup generate_speedup_low "
+            "generate_speedup_high flags",
+        ),
+        *columns("memory_gib weights_gib memory_ratio:ratio memory_verdict:text peak_load_gib"),
+        *pick(QUALITY["quality"], " ".join(OF_QUALITY[:6])),
+        *columns("ppl_verdict:text"),
+        *pick(QUALITY["quality"], " ".join(OF_QUALITY[6:])),
+        *columns("quality_from:text pareto:text"),
     ]
 }
 
