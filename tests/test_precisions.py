@@ -80,7 +80,8 @@ def test_facts_of_every_precision():
         assert entry.own == (entry.name in OWN)
         of_bitsandbytes = entry.name.startswith("llm-int8") or entry.name in ("nf4", "fp4")
         assert entry.packages == (("bitsandbytes",) if of_bitsandbytes else ())
-        assert min(contrast(entry.color, page) for page in ("#ffffff", "#0d1117")) >= 3
+        assert contrast(entry.color, "#ffffff") >= 4.5  # its name is written in it
+        assert bool(entry.how) and entry.own == ("not in a library" in entry.how)
 
 
 @pytest.mark.parametrize("threshold", [0, 0.25, 2, 8, 20, 100])

@@ -1,17 +1,20 @@
 """Tables and sentences of the report by subject: the right row, the right numbers, nothing where there is none."""
 
 import dataclasses
+import math
 
 import hand_made
 import numpy as np
 import pages
 import pandas as pd
 import pytest
-from llmstudy.report import answer, diagnostics, markdown, memory, quality, speed
-from llmstudy.report.study import Study, load, of_family, ordered
-from llmstudy.tables.columns import Column, number
+from llmstudy.report import answer, diagnostics, markdown, memory, quality, render, speed
+from llmstudy.report.study import Study, ordered, quantized
+from llmstudy.stats import panels
+from llmstudy.tables.columns import CONFIGURATION, Column, number
 
 SMALL = "smollm2-135m"
+LARGE = "llama-2-7b"
 
 
 def changed(study, **tables) -> Study:
@@ -19,10 +22,9 @@ def changed(study, **tables) -> Study:
     return dataclasses.replace(study, tables=study.tables | tables)
 
 
-def rows_of(text, *names):
-    """Rows of a Markdown table as lists of cells, by the cells of its first columns without marks of code."""
-    _, *rows = pages.tables(text)[0]
-    return {tuple(cell.strip("`") for cell in row[: len(names) or 1]): row[len(names) or 1 :] for row in rows}
+def where(frame, **values):
+    """Which rows have these values."""
+    return (frame[list(values)] == list(values.values())).all(axis=1)
 
 
 # Markdown
@@ -33,7 +35,7 @@ def test_a_table_takes_titles_alignment_and_format_from_the_declarations():
         [
             {"model": "m", "status": "ok", "reason": "", "ppl_ratio": 1.01856, "ppl_ratio_low": 1.0181,
              "ppl_ratio_high": 1.019, "mbu": 0.0456, "tokens": 1290591.0, "mine": "**x**", "load_s": np.nan},
-            {"model": "n", "status": "oom", "reason": "a | *b*", "ppl_ratio": np.nan, "ppl_ratio_low": np.nan,
+            {"model": "n", "status": "unsupported", "reason": "a | *b*", "ppl_ratio": np.nan, "ppl_ratio_low": np.nan,
              "ppl_ratio_high": np.nan, "mbu": np.nan, "tokens": 12.0, "mine": None, "load_s": np.nan},
         ]
     )  # fmt: skip
@@ -42,10 +44,25 @@ def test_a_table_takes_titles_alignment_and_format_from_the_declarations():
         "| model | PPL ratio | MBU | tokens | own |",
         "| --- | ---: | ---: | ---: | --- |",
         "| `m` | 1.0186<br>[1.0181, 1.0190] | 4.56 % | 1,290,591 | **x** |",
-        r"| `n` | `oom`: a \| \*b\* | `oom` | 12 | `oom` |",
+        r"| `n` | does not run here: a \| \*b\* | – | 12 | – |",
     ]
     assert markdown.table(rows.iloc[:0], ["model"], ["mbu"]) is None
-    assert markdown.table(rows.iloc[1:], ["model"], ["load_s", "mbu"]).endswith(r"| `n` | `oom`: a \| \*b\* |")
+
+
+def test_a_range_over_processes_is_not_an_interval():
+    row = {"tpot_ms": 2.0, "tpot_ms_min": 1.9, "tpot_ms_max": 2.1}
+    assert markdown.cell(row, Column("tpot_ms")) == "2<br>(1.9 – 2.1)"
+    assert markdown.cell(row | {"tpot_ms_min": 2.0, "tpot_ms_max": 2.0}, Column("tpot_ms")) == "2"
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "text"),
+    [("oom", "CUDA out of memory. Tried …", "does not fit: memory ran out"), ("error", "", "failed"),
+     ("timeout", "no answer after 600 s", "took longer than a job may take"), ("odd", math.nan, "odd"),
+     ("unsupported", "no <kernel>", "does not run here: no &lt;kernel&gt;")],
+)  # fmt: skip
+def test_a_failure_is_told_in_a_users_words(status, reason, text):
+    assert markdown.failure({"status": status, "reason": reason}) == text
 
 
 def test_an_empty_cell_is_refused():
@@ -71,360 +88,250 @@ def test_a_cell_is_shown_as_its_column_says(show, value, text):
 def test_the_ends_of_an_interval_are_found_by_name(name, low):
     others = ["delta_p_low", "ppl_low", "accuracy_low", "top1_low"]
     found = markdown.ends_of(name, [*others, low] if low else others)
-    assert found == (low and (low, low.replace("low", "high")))
+    assert found == (low and (low, low.replace("low", "high"), "[{}, {}]"))
+
+
+def test_lists_in_sentences():
+    assert markdown.listed([]) == "" and markdown.named(["a"]) == "`a`"
+    assert markdown.named(["a", "b", "a", "c"], "or") == "`a`, `b` or `c`"
+    assert (
+        markdown.span(pd.Series([1.0, 1.001])) == "1" and markdown.span(pd.Series([0.77, 0.9]), " ×") == "0.77 to 0.9 ×"
+    )
+    assert markdown.span(pd.Series([], dtype=float)) == markdown.NONE
 
 
 # Answer
 
 
-def test_the_library_s_int8_is_compared_with_the_reference_launched_alike(h200):
-    text = answer.library_int8(h200, "llama-2-7b")
-    own = h200.table("summary", "llama-2-7b")
-    row = own[(own["precision"] == "llm-int8") & (own["runtime"] == "generate")].sort_values("tpot_ms").iloc[0]
-    assert f"TPOT {number(row['tpot_ms'])} ms, {number(row['speedup'])} x the decode speed of bf16" in text
-    assert "PPL" not in text and text.endswith(f"Verdict: {row['verdict']}.")
-    assert "PPL loss" in answer.library_int8(h200, SMALL)
-    without = own[~own["precision"].str.startswith("llm-int8")]
-    assert answer.library_int8(changed(h200, summary=without), "llama-2-7b") is None
+def cells(study, model, use, **values):
+    """The cells of a use's line of advice after a change of its row."""
+    rows = study.table("advice")
+    rows = rows.assign(**{name: rows[name].where(~where(rows, model=model, use=use), value)
+                          for name, value in values.items()})  # fmt: skip
+    shown = pages.tables(answer.advice(changed(study, advice=rows), model))[0][1:]
+    return next(line for line in shown if line[0].startswith(use))
 
 
-def test_the_answer_says_up_to_which_batch_it_holds(h200):
-    taken = h200.table("recommendation").set_index("model", drop=False).loc["llama-2-7b"]
-    crossings = h200.table("crossover", "llama-2-7b")
-    names = ["precision", "attention", "runtime"]
-    same = (crossings["along"] == "batch") & (crossings[names] == taken[names]).all(axis=1)
-    text = answer.over_batches(h200, taken)
-    assert same.any() and text.startswith(" Batch size against bf16 (tokens/s of whole calls, prompt ")
-    assert text.endswith(f", both under runtime `{taken['runtime']}`): {crossings[same].iloc[0]['text']}.")
-    assert any(line.endswith(text) for line in answer.sentences(h200))
-    assert answer.over_batches(h200, taken.replace(taken["precision"], "bf16")) == ""
+@pytest.mark.parametrize(
+    ("values", "column", "text"),
+    [({}, 1, "**`int8-fused` (sdpa, graph)**"),
+     ({"verdict": "too noisy to say", "instead": "bf16 (sdpa, graph); nf4 (sdpa, graph)"}, 1,
+      "too noisy to say: `int8-fused` (sdpa, graph) or `bf16 (sdpa, graph)` or `nf4 (sdpa, graph)`"),
+     ({"verdict": "fastest in this study", "instead": "nf4 (sdpa, graph)"}, 1,
+      "fastest in this study: `int8-fused` (sdpa, graph)<br>perhaps as fast: `nf4 (sdpa, graph)`"),
+     ({"against": "int8-fused (sdpa, graph)"}, 2, "0.0653 ms a token, the fastest without quantization"),
+     ({"speedup": 1.5, "speedup_low": np.nan}, 2, "0.0653 ms a token, 1.5 × `bf16 (sdpa, graph)` (no interval)"),
+     ({"memory_gib": 9.5, "memory_ratio": 0.65}, 3, "9.5 GiB, 0.65 ×"),
+     ({"memory_gib": 9.5, "memory_ratio": np.nan}, 3, "9.5 GiB"),
+     ({"ppl_verdict": "", "ppl_ratio": np.nan}, 4, "quality: not measured yet"),
+     ({"ppl_verdict": "reference"}, 4, "none: it is the original"),
+     ({"ppl_verdict": "not enough text", "ppl_ratio_low": np.nan}, 4, "+0.52 %, a loss beyond the margin is not shown"),
+     ({"evidence": "B", "processes": 3}, 5, "B, n = 3"),
+     ({"precision": "fp4", "runtime": "x"}, 6, answer.how("fp4") + "; in the runtime `x`")],
+)  # fmt: skip
+def test_a_line_of_advice(h200, values, column, text):
+    tpot = h200.table("advice", SMALL).iloc[0]["tpot_ms"]
+    assert cells(h200, SMALL, "one user", **values)[column] == text.replace("0.0653", number(tpot))
 
 
-def test_a_workload_of_its_own_is_named_beside_the_usual_one(h200):
-    usual = h200.workload("llama-2-7b")
-    assert answer.workloads(h200) == usual
-    h200.provenance["headline"]["llama-2-70b"]["new_tokens"] = 8
-    other = h200.workload("llama-2-70b")
-    assert answer.workloads(h200) == f"{usual} (`llama-2-70b` (synthetic weights): {other})"
-
-
-def test_a_precision_stands_for_its_fastest_configuration(h200):
-    _, *rows = pages.tables(answer.table(h200))[0]
-    header = pages.tables(answer.table(h200))[0][0]
-    own = rows[[row[0] for row in rows].index(next(row[0] for row in rows if "llama-2-7b" in row[0])) :]
-    measured = next(row for row in own if row[0] == "measured as")
-    assert measured[header.index("`bf16`<br>original")] == "sdpa, graph"
-    assert measured[header.index("`nf4`")] == "sdpa, generate"
-    assert (
-        own[0][header.index("`int8-fused-outlier`<br>8-bit")] == "–"
-        if "`int8-fused-outlier`<br>8-bit" in header
-        else True
+def test_a_use_without_a_choice_has_its_sentence(h200):
+    line = cells(
+        h200, SMALL, "one user", verdict="nothing meets the limits", tpot_ms=np.nan, sentence="None keeps 1 GiB."
     )
+    assert line[1:] == ["nothing meets the limits: None keeps 1 GiB.", *[markdown.NONE] * 5]
+
+
+def test_serving_is_told_in_tokens_a_second(h200):
+    row = h200.table("advice").query("use == 'batch serving'").iloc[0]
+    assert cells(h200, SMALL, "batch serving")[2].startswith(f"{number(row['tokens_per_s'])} tokens/s, ")
+
+
+@pytest.mark.parametrize(
+    ("precision", "runtime", "text"),
+    [("int8-fused", "graph", "this project's kernels; not in a library yet; nor is the runtime `graph`"),
+     ("llm-int8", "generate", "`BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)`"),
+     ("nf4", "graph", 'compute_dtype=torch.bfloat16)`; in this project\'s runtime `graph`, not in a library yet'),
+     ("bf16", "compile", 'compiled with `model.generate(…, cache_implementation="static")`'),
+     ("bf16", "other", "; in the runtime `other`"), ("of-tomorrow", "generate", "`as its library documents`")],
+)  # fmt: skip
+def test_how_a_configuration_is_run(precision, runtime, text):
+    assert answer.how(precision, runtime).endswith(text)
+
+
+def test_a_study_that_still_runs_has_its_first_answer(h200):
+    bare = Study("s", hand_made.Path("results/s"), {"summary": h200.table("summary")}, {})
+    header, *rows = pages.tables(answer.first(bare))[0]
+    assert header[:4] == ["model", "precision", "attention", "runtime"] and len(rows) == len(h200.table("summary"))
+    early = h200.table("summary").drop(columns=["ppl_ratio", "ppl_ratio_low", "ppl_ratio_high"])
+    early = early.assign(ppl_ratio=np.nan, ppl_ratio_low=np.nan, ppl_ratio_high=np.nan, ppl_verdict="")
+    text = answer.first(dataclasses.replace(bare, tables={"summary": early}))
+    assert "quality: not measured yet" in text and "quality: not known, random weights" in text
+    assert answer.first(dataclasses.replace(bare, tables={})) is None
+    advised = dataclasses.replace(bare, tables=bare.tables | {"advice": h200.table("advice")})
+    assert answer.first(advised).startswith(
+        f"`{SMALL}`:\n\n| use | take | speed | memory | loss | [evidence](results/s/ad"
+    )
+
+
+def test_caveats_name_weights_processes_and_own_work(h200):
+    text = "\n".join(answer.caveats(h200))
+    assert f"no quality: `{LARGE}` and `llama-2-70b`." in text and "behind a ratio, is 5." in text
+    assert "This project's own, and tuned where it was measured: `int8-fused` and `graph`." in text
+    assert "published in 4 bit" not in text.lower() and "has no interval" not in text
+    h200.provenance["models"][SMALL]["fetched_note"] = "weights published as GGUF (210 Q4_1)"
+    text = "\n".join(answer.caveats(changed(h200, summary=h200.table("summary").assign(processes=1))))
+    assert f"the original here: `{SMALL}`. A 4-bit precision quantizes it twice" in text
+    assert "is 1. What one process measured has no interval." in text
+
+
+def test_unsettled_verdicts_name_what_settles_them(h200):
+    summary = h200.table("summary").assign(tpot_verdict="faster")
+    assert answer.unsettled(changed(h200, summary=summary)) is None
+    open_ = where(summary, model=LARGE, runtime="graph", precision="int8-fused") & summary["tpot_speedup"].notna()
+    summary.loc[open_, ["tpot_verdict", "tpot_speedup_low", "tpot_speedup_high"]] = ["not enough data", 0.95, 1.4]
+    text = answer.unsettled(changed(h200, summary=summary))
+    assert text.startswith(
+        f"Not enough data for 1 of {summary['tpot_speedup'].notna().sum()} verdicts on the time per token"
+    )
+    assert "between 0.95 and 1.4 times" in text and "`{minimum: 7, maximum: 7}`" in text
+
+
+def test_conclusions_are_over_all_models(h200):
+    rows = {row["precision"]: row for row in pages.table_with("precision", answer.conclusions(h200))}
+    own = h200.table("summary").query("precision == 'int8-fused' and runtime == 'graph'")
+    assert rows["`int8-fused`"]["models"] == "3"
+    assert rows["`int8-fused`"]["speed"] == markdown.span(own["tpot_speedup"].dropna(), " ×")
+    assert rows["`bf16`"]["perplexity"] == "none: it is the original" and "base" in rows["`bf16`"]["verdict"]
+    assert rows["`nf4`"]["perplexity"].startswith("+28 %")
+    assert answer.conclusions(changed(h200, summary=h200.table("summary").assign(status="error"))) is None
 
 
 # Speed
 
 
-def test_what_failed_at_another_workload_has_a_row(h200):
-    frame = h200.table("speed")
-    lost = (frame["model"] == "llama-2-7b") & (frame["precision"] == "bf16") & (frame["runtime"] == "graph")
-    lost &= frame["batch"] > 1
-    numbers = [column for column in frame if column.endswith(("_ms", "_per_s")) or column == "mbu"]
-    failed = frame.assign(status=frame["status"].mask(lost, "oom"), reason=frame["reason"].mask(lost, "full"))
-    failed[numbers] = failed[numbers].mask(lost)
-    rows = rows_of(speed.workloads(changed(h200, speed=failed), "llama-2-7b"), "workload", "precision", "a", "runtime")
-    assert rows[("32 × (512 + 64)", "bf16", "sdpa", "graph")] == ["`oom`: full", "`oom`", "`oom`", "`oom`"]
+def test_the_reference_against_itself_counts_the_intervals_that_hold_1(h200):
+    table = h200.tables["speed"].copy()
+    twice = (table["again"] == "yes") & (table["status"] == "ok")
+    assert f"{twice.sum()} of {twice.sum()} such intervals hold it" in speed.again(h200)
+    table.loc[table.index[twice][0], ["tpot_speedup", "tpot_speedup_low", "tpot_speedup_high"]] = [1.1, 1.05, 1.2]
+    text = speed.again(changed(h200, speed=table))
+    assert "came out 1.1 × [1.05, 1.2] as fast (n = 5)" in text and f"{twice.sum() - 1} of {twice.sum()} such" in text
+    assert speed.again(changed(h200, speed=table[table["again"] == "no"])) is None
 
 
-def test_energy_has_a_column_where_a_counter_was_read(h200):
-    frame = h200.table("speed")
-    read = changed(h200, speed=frame.assign(joules_per_token=2.5))
-    assert {row["J/token"] for row in pages.table_with("J/token", speed.table(read, "llama-2-7b"))} >= {"2.5"}
-    assert "J/token" not in speed.table(h200, "llama-2-7b")
+def test_power_takes_the_spread_of_ratios_within_processes(h200, monkeypatch):
+    asked = []
+    monkeypatch.setattr(panels, "power", lambda *values: asked.append(values) or 0.5)
+    table = h200.table("processes", LARGE).copy()
+    slow = table["process"].map({1: 1.0, 2: 2.0, 3: 1.0, 4: 3.0, 5: 1.0})  # a process that is slow is slow for all
+    base = 3.0 * slow
+    table["tpot_ms"] = base.where(table["status"] == "ok")
+    mine = where(table, precision="int8-fused", runtime="graph")
+    table.loc[mine, "tpot_ms"] = base[mine] * table["process"].map(dict(zip(range(1, 6), np.exp([0, 0.1, -0.1, 0, 0]))))
+    summary = h200.table("summary", LARGE)
+    rows = pages.table_with("runtime", speed.power(changed(h200, processes=table, summary=summary)))
+    assert {row["runtime"]: row["n"] for row in rows} == {"`graph`": "5"} and rows[0]["finds 1.5 ×"] == "50 %"
+    sd, processes, degrees, comparisons, ratio = asked[2]
+    assert sd == pytest.approx(np.std([0, 0.1, -0.1, 0, 0], ddof=1)) and (processes, degrees, ratio) == (5, 4, 1.5)
+    assert comparisons == (summary["status"] == "ok").sum() - 1
+    single = table[table["process"] == 1]
+    assert speed.power(changed(h200, processes=single, summary=summary)) is None
 
 
-def test_the_same_configuration_twice_says_how_far_apart_processes_lie(h200):
-    frame = h200.table("processes")
-    ok = frame["status"] == "ok"
-    frame.loc[ok, "tpot_ms"] = frame["repeat"].map({0: 100.0, 1: 101.0, 2: 104.0})
-    text = speed.same_against_same(h200)
-    assert f"over {ok.sum()} pairs of processes" in text  # three of every three processes
-    assert "by 3.0% in the median" in text and "by 4.0% at most" in text  # of 1, 2.97 and 4 %
-    assert speed.same_against_same(changed(h200, processes=frame[frame["repeat"] == 0])) is None
+def test_a_step_is_launch_overhead_until_it_is_captured(h200):
+    claim = speed.launches(h200)
+    assert claim.heading == "A step is launch overhead until it is captured" and claim.figure == "floor"
+    row = h200.table("summary", LARGE).query("tpot_verdict == 'base'").iloc[0]
+    assert f"{markdown.times(row, 'generate_speedup')} as fast as the reference under `generate` (n = 5)." in claim.text
+    assert "the host launches 700 kernels a token, and the device works 20 % of the time" in claim.text
+    summary = h200.table("summary")
+    library = changed(h200, summary=summary[summary["runtime"] == "generate"])
+    assert "times what its bytes need, or more" in speed.launches(library).heading
+    at_floor = h200.table("speed").assign(floor_ms=h200.table("speed")["tpot_ms"] / 1.05)
+    quick = changed(library, speed=at_floor)
+    assert speed.launches(quick).heading == "A step comes near what its bytes need"
 
 
-def test_all_kinds_of_cross_over_are_in_one_table_with_what_both_sides_share(finished):
-    study = load(finished / "results/default")
-    _, *rows = pages.tables(speed.crossover(study))[0]
-    assert {row[3] for row in rows} == {"tokens/s", "TTFT", "prefill, kernel alone", "decode step, kernel alone"}
-    assert len(rows) == len(study.table("crossover"))
-    precision = next(row for row in rows if row[3] == "tokens/s" and row[1] == "`nf4`")
-    assert precision[2] == "`bf16`" and precision[4] == "eager, generate, prompt 512, 64 new tokens"
-    assert precision[5].startswith("batch size: ")
-    kernel = next(row for row in rows if row[3] == "TTFT")
-    assert kernel[1:3] == ["`sdpa`", "`eager`"] and kernel[4] == "bf16, generate, batch 1, 64 new tokens"
-    prefill, decode = [row for row in rows if row[3].endswith("alone")]
-    # hand-made: n² against 1 024 n, over repeats that differ by a few per cent
-    assert prefill[4] == "bf16, batch 1" and prefill[5].startswith("context tokens: overtakes at 1024 (95 % interval ")
-    assert decode[5] == "context tokens: behind throughout: none up to 8192"
+def test_fewer_bytes_are_faster_where_that_is_shown(h200):
+    claim = speed.bytes_read(h200)
+    rows = h200.table("summary").query("precision == 'int8-fused' and runtime == 'graph' and tpot_verdict == 'faster'")
+    assert f"`int8-fused` runs at {markdown.span(rows['tpot_speedup'], ' ×')} the speed of 16 bit" in claim.heading
+    assert "are some `llm-int8`, `llm-int8-t0` and `nf4`." in claim.text
+    summary = h200.table("summary").assign(tpot_verdict="not enough data")
+    assert speed.bytes_read(changed(h200, summary=summary)).heading == "Fewer bytes are not shown to be faster here"
 
 
-# Memory
+def test_a_first_token_that_costs_more_is_earned_back(h200):
+    summary = h200.table("summary").copy()
+    mine = where(summary, model=LARGE, precision="int8-fused", runtime="graph")
+    base = where(summary, model=LARGE, tpot_verdict="base")
+    summary.loc[mine, ["ttft_ms", "tpot_ms"]] = [15.4, 1.93]
+    summary.loc[base, ["ttft_ms", "tpot_ms"]] = [10.1, 3.46]
+    text = speed.bytes_read(changed(h200, summary=summary)).text
+    assert "takes 15.4 ms instead of 10.1; 4 further tokens earn it back." in text  # 5.3 / 1.53
 
 
-def test_predicted_capacity_is_beside_what_verified_it(h200):
-    assert memory.capacity_verified(h200) is None and "verified" not in memory.capacity(h200)
-    table = h200.table("capacity").astype({"prediction": object, "prediction_reason": object}).reset_index(drop=True)
-    table.loc[0, ["usable_gib", "verified_fits", "verified_oom", "prediction"]] = [138.5, 20, 24, "held"]
-    table.loc[2, ["usable_gib", "verified_fits", "verified_oom", "prediction"]] = [138.5, 17, 18, "missed"]
-    table.loc[4, ["prediction", "prediction_reason"]] = ["unsupported", "no *such* kernel"]
-    study, missed = changed(h200, capacity=table), table.loc[2]
-    text = memory.capacity_verified(study)
-    assert text.startswith("Predictions run on the device: 1 of 2 held")
+def test_a_gain_ends_at_the_last_batch_where_it_is_shown(h200):
+    table = h200.tables["speed"].copy()
+    mine = where(table, precision="int8-fused", runtime="graph", prompt_tokens=512)
+    for batch, word in ((1, "faster"), (8, "faster"), (32, "same")):
+        table.loc[mine & (table["batch"] == batch), "e2e_verdict"] = word
+    claim = speed.batches(changed(h200, speed=table))
+    assert claim.heading == "`int8-fused` gains up to batch 8, and not beyond"
+    table.loc[mine, "e2e_verdict"] = "slower"
+    assert "is not shown to gain at any" in speed.batches(changed(h200, speed=table)).heading
+    assert speed.batches(changed(h200, speed=table[table["batch"] == 1])) is None
+
+
+def test_flags_are_counted_by_sort(h200):
+    table = h200.table("processes").reset_index(drop=True)
+    flagged = table["flags"] != ""
     assert (
-        f"Missed: `{missed['model']}` `{missed['precision']}` ({missed['attention']}, {missed['runtime']}) at 2048 "
-        f"tokens was predicted to fit {missed['largest_batch']:.0f}; 17 ran, 18 did not."
-    ) in text
-    assert text.endswith(r"1 not verified: `unsupported`: no \*such\* kernel.")
-    rows = pages.table_with("verified: ran", memory.capacity(study))
-    assert [row["prediction"] for row in rows].count("held") == 1
-    assert {"table": "capacity", "status": "`unsupported`"}.items() <= pages.table_with(
-        "status", speed.failures(study)
-    )[-1].items()
+        speed.flags(h200)
+        == f"Disturbed while measuring: load average 5.1 on 16 cores ({flagged.sum()} of {len(table)} rows)."
+    )
+    assert speed.flags(changed(h200, processes=table.assign(flags=""))) is None
 
 
-# Quality
+# Memory, quality, diagnostics
 
 
-def test_every_protocol_is_a_column(h200):
-    header, *rows = pages.tables(quality.protocols(h200, SMALL))[0]
-    assert header[1:] == ["`w1024-s512`", "`w512-s512`", "`w1024-s1024`", "`w2048-s2048`"]  # in the order of the config
-    lines = {name: cells for name, *cells in rows}
-    assert lines["`nf4`"][0] == "26.90<br>× 1.2816 [1.2743, 1.2889]"
-    assert [cell.split("<br>")[0] for cell in lines["`bf16`"]] == ["20.99", "23.51", "22.25", "21.20"]
-    every = pages.table_with("word PPL", quality.normalizations(h200, SMALL))
-    assert [row["protocol"] for row in every[:4]] == header[1:]
+def test_the_largest_model_decides_the_card(h200):
+    own = h200.table("summary", "llama-2-70b")
+    claim = memory.fits(h200)
+    assert f"{number(own['memory_gib'].min())} to " in claim.heading and "a card of 48 GB with `nf4`" in claim.text
+    on_host = memory.fits(changed(h200, summary=h200.table("summary").assign(device="cpu")))
+    assert "one reading of a process" in on_host.text and len(pages.tables(on_host.table)[0]) == 1 + 6 + 6 + 3
+    assert memory.fits(changed(h200, summary=own.assign(memory_gib=np.nan))) is None
 
 
-def test_a_protocol_that_failed_says_so_in_its_column(h200):
-    table = h200.table("quality").copy()
-    failed = (table["precision"] == "nf4") & (table["protocol"] == "w2048-s2048")
-    table.loc[failed, ["status", "reason", "ppl", "ppl_ratio"]] = ["oom", "CUDA out of memory", np.nan, np.nan]
-    rows = rows_of(quality.protocols(changed(h200, quality=table), SMALL))
-    assert rows[("nf4",)][-1] == "`oom`: CUDA out of memory"
-    one = h200.table("quality")
-    one = one[one["protocol"] == "w1024-s512"]
-    assert quality.protocols(changed(h200, quality=one), SMALL) is None
+def test_the_distance_names_the_nearest_and_the_furthest(h200):
+    claim = quality.distance(h200)
+    assert claim.heading == "`int8-fused` stays nearest to the original, `fp4` moves furthest"
+    assert "Scored were 10,183 tokens of `wikipedia` with `smollm2-135m`" in claim.text
+    assert "Shown to lie within the margin: `fp16` and `int8-fused`." in claim.text
+    assert "Shown to lose perplexity: `llm-int8`, `llm-int8-t0` and `nf4`." in claim.text
+    alone = h200.table("quality").query("precision == 'bf16'")
+    assert quality.distance(changed(h200, quality=alone)) is None
 
 
-def test_the_distance_to_the_reference_is_there_in_full(h200):
-    table = h200.table("quality").copy()
-    nf4 = (table["precision"] == "nf4") & (table["protocol"] == "w1024-s512")
-    values = {"delta_nll": 0.25, "delta_nll_se": 0.01, "kl_median_nats": 0.1, "kl_p90_nats": 0.7, "kl_p99_nats": 1.9}
-    values |= {"kl_p999_nats": np.nan, "kl_max_nats": 6.5, "delta_p_mean": -0.05, "delta_p_low": -0.06}
-    values |= {"delta_p_high": -0.04, "delta_p_rms": 0.12, "delta_p_p1": -0.5, "delta_p_p99": 0.3}
-    table.loc[nf4, list(values)] = list(values.values())
-    rows = rows_of(quality.distances(changed(h200, quality=table), SMALL))
-    assert rows[("nf4",)] == [
-        "+0.25",
-        "0.01",
-        "0.1",
-        "0.7",
-        "1.9",
-        "n/a",
-        "6.5",
-        "-5<br>[-6, -4]",
-        "12 %",
-        "-50",
-        "+30",
-    ]
-    assert ("bf16",) not in rows, "the reference against itself says nothing"
-
-
-def test_a_precision_measured_on_less_text_is_in_the_section_of_thresholds_alone(h200):
-    names = {row[0] for row in rows_of(quality.table(h200, SMALL))}
-    assert {"llm-int8", "llm-int8-t0"} <= names and not names & {"llm-int8-t2", "llm-int8-tinf"}
-    shown = pages.table_with("threshold", quality.thresholds(h200, SMALL))
-    assert [row["threshold"] for row in shown] == ["0", "2", "4", "6", "inf"]
-    assert [row["tokens"] for row in shown] == ["10,183", "4,096", "4,096", "10,183", "4,096"]
-    assert [row["TPOT, ms"] != "n/a" for row in shown] == [True, False, False, True, False]
+def test_a_kernel_is_compared_at_the_longest_context_that_several_ran(h200):
+    claim = diagnostics.kernels(h200)
     assert (
-        "threshold 2 loses 0.2 % [-0.1, 0.5] of perplexity where threshold inf, which leaves no column in 16 bit"
-        in (quality.best_threshold(h200, SMALL))
-    )
+        claim.heading == "An attention kernel is worth up to 16.7 × at 16,384 tokens"
+    )  # eager ran out of memory there
+    assert "`sdpa-cudnn` 6.14 ms and `sdpa-math` 102 ms" in claim.text and "scores are never written" in claim.text
+    single = h200.table("attention").query("attention == 'sdpa-flash'")
+    assert diagnostics.kernels(changed(h200, attention=single)) is None
 
 
-def test_fewer_than_three_thresholds_have_no_section(h200):
-    table = h200.table("quality")
-    few = changed(h200, quality=table[table["tokens"] == table["tokens"].max()])
-    assert quality.thresholds(few, SMALL) is None and quality.best_threshold(few, SMALL) is None
-    assert quality.thresholds(h200, "llama-2-7b") is None
-
-
-def test_decomposition_is_weighed_against_none_where_both_were_timed(h200):
-    table = h200.table("quality").assign(tokens=512)
-    text = quality.best_threshold(changed(h200, quality=table), SMALL)
-    assert "where threshold 0, which" in text and "512 tokens)." in text  # threshold 2 was not timed
-    timed = h200.table("speed").replace({"precision": {"nf4": "llm-int8-t2"}})
-    text = quality.best_threshold(changed(h200, quality=table, speed=timed), SMALL)
-    assert text.endswith(" times as long.")
-
-
-def test_agreement_of_greedy_texts_counts_and_names_the_reference(h200):
-    rows = {row["precision"]: row for row in pages.table_with("texts identical", quality.agreement(h200, SMALL))}
-    nf4, fused, reference = (rows[name] for name in ("`nf4`", "`int8-fused`", "`bf16` (reference)"))
-    # both texts of nf4 differ at token 3 of 48; all of int8-fused's are the reference's
-    assert [nf4[name] for name in ("texts identical", "first difference, median", "identical after 8")] == [
-        "0",
-        "3",
-        "0 %",
-    ]
-    assert fused["texts identical"] == "2" and fused["first difference, median"] == "n/a"
-    assert fused["identical tokens, mean"] == "48" and reference["texts identical"] == "n/a"
-    assert reference["distinct-2"] == "0.9" and "identical after 64" not in nf4
-
-
-def test_tasks_list_every_precision_under_its_task_with_its_flips(h200):
-    rows = rows_of(quality.tasks(h200, SMALL), "task", "precision")
-    assert list(rows) == [(task, name) for task in ("arc_easy", "my_task") for name in ("bf16", "nf4")]
-    share = "60 %<br>[55.6 %, 64.2 %]"
-    assert rows[("arc_easy", "bf16")] == ["500", share, "n/a", "n/a", "n/a", "n/a", "n/a"]
-    assert rows[("arc_easy", "nf4")][2:] == ["-6<br>[-9.31, -2.68]", "83", "51", "21", "0.0011"]
-    assert rows[("my_task", "nf4")] == [r"`error`: task my\_task: no data set", *["`error`"] * 6]
-    assert quality.tasks(h200, "llama-2-7b") is None
-
-
-# Diagnostics
-
-
-def bare(**tables) -> Study:
-    """A study of these tables alone, from rows with ``model`` m and ``status`` ok if they name no others."""
-    complete = {name: [{"model": "m", "status": "ok", **row} for row in rows] for name, rows in tables.items()}
-    frames = {name: pd.DataFrame(rows) for name, rows in complete.items()}
-    return Study("s", hand_made.Path("results/s"), frames, {"models": {"m": {"real": True}}})
-
-
-def test_invariance_says_which_precisions_depend_on_the_batch():
-    rows = [
-        {"precision": precision, "neighbours": neighbours, "top1_changes": changes, "positions": 128}
-        for precision, neighbours, changes in [
-            ("bf16", "copies", 0), ("bf16", "others 1", 0), ("llm-int8", "copies", 3), ("llm-int8", "others 1", 5),
-            ("llm-int8", "others 2", 7), ("nf4", "copies", 0), ("nf4", "others 1", 1), ("fp16", "others 1", 0)]
-    ]  # fmt: skip
-    rows.append({"status": "error", "precision": "fp4"})
-    assert diagnostics.invariance_finding(bare(invariance=rows)) == (
-        "Beside copies of itself, first choices of `m` change: `llm-int8` up to 3 of 128; in `bf16`, `nf4` none. "
-        "Beside other texts, first choices of `m` change: `llm-int8` up to 7 of 128, `nf4` up to 1 of 128; in `bf16`, "
-        "`fp16` none."
-    )
-    assert "no first choice of `m` changes" in diagnostics.invariance_finding(bare(invariance=rows[:1]))
-    assert diagnostics.invariance_finding(bare()) is None
-
-
-def test_neighbors_that_change_nothing_are_left_out_of_the_table(h200):
-    frame = h200.table("invariance")
-    some = frame.assign(max_abs_delta_logit=frame["max_abs_delta_logit"].where(frame["precision"] != "bf16", 0.0))
-    assert [key[1] for key in rows_of(diagnostics.invariance(changed(h200, invariance=some)), "m", "p")] == ["llm-int8"]
-    assert diagnostics.invariance(changed(h200, invariance=frame.assign(max_abs_delta_logit=0.0))) is None
-
-
-def test_the_most_launches_are_beside_the_fewest():
-    rows = [
-        {"precision": precision, "attention": "sdpa", "runtime": runtime, "launches_per_token": launches,
-         "syncs_per_token": syncs, "device_busy_share": busy}
-        for precision, runtime, launches, syncs, busy in [
-            ("bf16", "graph", 1, 0, 0.99), ("llm-int8", "generate", 3271, 259, 0.11), ("nf4", "generate", 900, 3, 0.2)]
-    ]  # fmt: skip
-    text = diagnostics.launches(bare(profile=rows))
-    assert "`llm-int8` (sdpa, generate) 3,271 launches and 259 waits of the host, and the device works 11 %" in text
-    assert "`bf16` (sdpa, graph) 1 launch and 0 waits" in text and "nf4" not in text
-    assert diagnostics.launches(bare(profile=rows[:1])) is None
-    assert diagnostics.launches(bare(profile=[row | {"launches_per_token": None} for row in rows])) is None  # a CPU
-
-
-def test_sensitivity_is_ranked_by_divergence(h200):
-    row = pages.table_with("KL, nats", diagnostics.sensitivity(h200))[0]
-    # hand-made: the least Δ NLL has the most divergence
-    assert (row["layer"], row["linear"], row["KL, nats"]) == ("1", "all", "0.0298<br>[0.0278, 0.0318]")
-
-
-def test_the_floor_of_rounding_is_the_divergence_of_fp32():
-    rows = [{"precision": "fp32", "kl_nats": 0.0012}, {"precision": "fp16", "kl_nats": 0.5}]
-    study = bare(quality=rows)
-    assert diagnostics.rounding_floor(study, "m", "bf16") == 0.0012
-    assert diagnostics.rounding_floor(study, "m", "fp32") == 0
-    assert (
-        diagnostics.rounding_floor(bare(quality=rows[1:]), "m", "bf16")
-        == diagnostics.rounding_floor(bare(), "m", "bf16")
-        == 0
-    )
-
-
-# Sentences of the background
-
-
-def test_decoding_is_measured_against_the_bandwidth(h200):
-    frame = h200.table("speed").copy()
-    row = (frame["model"] == "llama-2-7b") & (frame["precision"] == "bf16") & (frame["runtime"] == "graph")
-    frame.loc[row & (frame["batch"] == 1), ["tpot_ms", "mbu", "bandwidth_gb_s"]] = [3.456, 0.91, 4280.0]
-    text = speed.decode_bandwidth(changed(h200, speed=frame))  # bf16 of the 70B shape ran out of memory
-    assert text.startswith(
-        "Measured (study `h200`, `llama-2-7b` (synthetic weights), batch 1, prompt 512, 64 new tokens)"
-    )
-    assert "a `bf16` token takes 3.46 ms in the runtime `graph`, an MBU of 91 % of the 4,280 GB/s" in text
-
-
-def test_int8_of_a_library_and_of_this_project_are_beside_the_reference(h200):
-    rows = h200.configurations("llama-2-7b").set_index(["precision", "attention", "runtime"])["tpot_ms"]
-    slow, base = rows["llm-int8", "sdpa", "generate"], rows["bf16", "sdpa", "generate"]
-    text = speed.bitsandbytes_slow(h200)
-    assert f"`llama-2-7b` (synthetic weights) `llm-int8` {number(slow)} ms (MBU" in text and "70b" not in text
-    assert f"against `bf16` {number(base)} ms" in text and f"a factor of {number(slow / base)} (" in text
-    quick, base = rows["int8-fused", "sdpa", "graph"], rows["bf16", "sdpa", "graph"]
-    text = speed.int8_fused_fast(h200)
-    assert "runtime `graph`): `llama-2-7b` (synthetic weights) `bf16`" in text
-    assert f"`int8-fused` {number(quick)} ms" in text and f"a factor of {number(base / quick)}; `{SMALL}`" in text
-
-
-def test_losses_are_listed_by_family(h200):
-    int8, four_bit = quality.loss(h200, "int8"), quality.loss(h200, "4-bit")
-    assert (
-        int8.index("`int8-fused` 1.0052 [1.0050, 1.0054]")
-        < int8.index("`llm-int8` 1.0186")
-        < int8.index("`llm-int8-t0`")
-    )
-    assert "nf4" not in int8 and "`nf4` 1.2816" in four_bit and "`fp4` 1.5055" in four_bit
-    assert "10,183 tokens" in int8 and "llm-int8-t2" not in int8
-
-
-def test_attention_grows_from_the_shortest_to_the_longest_prompt(h200):
-    text = diagnostics.attention_growth(h200)
-    assert "from 512 to 16384 tokens: `sdpa-cudnn` from 0.006 to 6.14 ms (500 TFLOP/s), `sdpa-flash` from 0.01" in text
-    assert "eager" not in text, "it ran out of memory at the longest"
-
-
-def test_outliers_are_counted_at_the_threshold_of_the_paper(h200):
-    text = diagnostics.outlier_share(h200)
-    assert "2,048 tokens" in text and "reach threshold 6" in text and "`down_proj` of layer 29" in text
-    synthetic = h200.table("outliers").assign(weights="synthetic")
-    assert diagnostics.outlier_share(changed(h200, outliers=synthetic)) is None
-
-
-SENTENCES = [
-    speed.decode_bandwidth, speed.bitsandbytes_slow, speed.int8_fused_fast, diagnostics.launches,
-    diagnostics.attention_growth, diagnostics.outlier_share, lambda study: quality.loss(study, "int8"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("sentence", SENTENCES)
-def test_a_study_that_measured_nothing_has_no_sentence(sentence, h200):
-    empty = dataclasses.replace(h200, tables={})
-    assert sentence(empty) is None
+@pytest.mark.parametrize("claim", render.CLAIMS)
+def test_a_study_that_measured_nothing_claims_nothing(claim, h200):
     failed = {name: table.assign(status="error", reason="why") for name, table in h200.tables.items()}
-    for name in ("summary", "speed", "memory"):
-        failed[name][[column for column in failed[name] if column.endswith(("_ms", "_gib", "mbu"))]] = np.nan
-        failed[name] = failed[name].assign(**{"speedup": np.nan} if name == "summary" else {})
-    assert sentence(dataclasses.replace(h200, tables=failed)) is None
+    for name in ("summary", "speed", "probes"):
+        numbers = [column for column in failed[name] if column.endswith(("_ms", "_gib", "mbu", "speedup"))]
+        failed[name][numbers] = np.nan
+    assert claim(dataclasses.replace(h200, tables=failed)) is None
 
 
 # Rows
@@ -437,9 +344,13 @@ def test_rows_that_tie_keep_their_order():
         assert own["place"].is_monotonic_increasing
 
 
-def test_precisions_that_the_registry_does_not_know_come_last_and_belong_to_no_family():
-    rows = pd.DataFrame({"model": "m", "precision": ["fp8-new", "nf4", "int8-fused", "llm-int8-t2.5", "llm-int8"]})
-    names = ["llm-int8", "llm-int8-t2.5", "int8-fused", "nf4", "fp8-new"]
-    assert list(ordered(rows)["precision"]) == names
-    assert list(of_family(rows, "int8", own=False)["precision"]) == ["llm-int8-t2.5", "llm-int8"]
-    assert list(of_family(rows, "int8", own=True)["precision"]) == ["int8-fused"]
+def test_precisions_that_the_registry_does_not_know_come_last_and_count_as_quantized():
+    rows = pd.DataFrame({"model": "m", "precision": ["fp8-new", "nf4", "int8-fused", "llm-int8-t2.5", "fp16"]})
+    names = ["fp16", "llm-int8-t2.5", "int8-fused", "nf4", "fp8-new"]
+    assert list(ordered(rows)["precision"]) == names and list(ordered(quantized(rows))["precision"]) == names[1:]
+
+
+def test_the_second_call_of_the_reference_is_in_no_other_row(h200):
+    assert not h200.table("speed").duplicated([*CONFIGURATION, "batch", "prompt_tokens"]).any()
+    assert set(h200.table("speed", again=True)["precision"]) == {"bf16"}
+    assert len(h200.configurations()) == (h200.table("summary")["status"] == "ok").sum()

@@ -1,16 +1,17 @@
 """
-Turn tables into figures and REPORT.md.
+Turn tables into figures, REPORT.md and the details of the study.
 
 REQUIRED INPUTS:
     results/<study>/*.csv, provenance.json
-    results/*/                     every other finished study: each has a section in the report
+    results/*/                     every other finished study: a line in the report each
 
 OUTPUTS:
-    results/<study>/figures/<figure>.svg, .png
-    REPORT.md
+    results/<study>/figures/<figure>.svg, .png      those for which the study has something to show
+    results/<study>/details.md                      everything that the study measured
+    REPORT.md                                       its answer
 
 STEPS:
-    1. plot_<figure>    one rule for each figure whose tables the study has
+    1. plot             all figures; what a study measured decides which there are
     2. render_report    the templates of workflow/report, filled from the tables
 """
 
@@ -18,42 +19,43 @@ from glob import glob
 
 from llmstudy.report import figures
 
-FIGURES = {name: figure for name, figure in figures.FIGURES.items() if set(figure.tables) <= set(TABLES)}
 # Other studies' results: read as they are, made by no rule here.
 OTHER_STUDIES = [
     path
-    for pattern in ("*.csv", "provenance.json", "figures/*.svg")
+    for pattern in ("*.csv", "provenance.json")
     for path in sorted(glob(f"results/*/{pattern}"))
     if not path.startswith(f"{RESULTS}/")
 ]
+DRAWN_FROM = {table for figure in figures.FIGURES.values() for table in figure.tables}
 
 
-for name, figure in FIGURES.items():
+def figure_of(wildcards):
+    """The figure in a file of the folder that ``plot`` makes."""
+    return figures.FIGURES[wildcards.figure]
 
-    rule:
-        name:
-            f"plot_{name}"
-        input:
-            tables=expand(f"{RESULTS}/{{table}}.csv", table=figure.tables),
-            provenance=f"{RESULTS}/provenance.json",
-        output:
-            svg=report(
-                f"{RESULTS}/figures/{name}.svg",
-                caption=f"../report/captions/{name}.rst",
-                category=figure.category,
-                labels={"name": figure.title},
-            ),
-            png=f"{RESULTS}/figures/{name}.png",
-        log:
-            f"{RESULTS}/logs/plot_{name}.log",
-        localrule: True
-        conda:
-            "../../envs/report.yaml"
-        params:
-            figure=name,
-            code=code.digest(figure.module),
-        script:
-            "../scripts/plot_figure.py"
+
+rule plot:
+    input:
+        tables=expand(f"{RESULTS}/{{table}}.csv", table=[name for name in TABLES if name in DRAWN_FROM]),
+        provenance=f"{RESULTS}/provenance.json",
+    output:
+        report(
+            directory(f"{RESULTS}/figures"),
+            patterns=["{figure}.svg"],
+            caption="../report/figure.rst",
+            category=lambda wildcards: figure_of(wildcards).category,
+            labels=lambda wildcards: {"name": figure_of(wildcards).title},
+        ),
+    log:
+        f"{RESULTS}/logs/plot.log",
+    localrule: True
+    conda:
+        "../../envs/report.yaml"
+    params:
+        captions={name: figures.caption(name) for name in figures.FIGURES},
+        code=code.digest("report.figures", *sorted({figure.module for figure in figures.FIGURES.values()})),
+    script:
+        "../scripts/plot_figures.py"
 
 
 rule render_report:
@@ -62,10 +64,11 @@ rule render_report:
         captions=glob("workflow/report/captions/*.rst"),
         tables=expand(f"{RESULTS}/{{table}}.csv", table=TABLES),
         provenance=f"{RESULTS}/provenance.json",
-        figures=expand(f"{RESULTS}/figures/{{figure}}.svg", figure=FIGURES),
+        figures=f"{RESULTS}/figures",
         others=OTHER_STUDIES,
     output:
-        update("REPORT.md"),
+        report=update("REPORT.md"),
+        details=f"{RESULTS}/details.md",
     log:
         f"{RESULTS}/logs/render_report.log",
     localrule: True

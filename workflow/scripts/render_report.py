@@ -1,4 +1,4 @@
-"""Render REPORT.md from the tables of every finished study."""
+"""Render REPORT.md and the details of the study from its tables."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from llmstudy.runner import script
 with script.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
     render.write(
         results=Path("results"),
-        lead=snakemake.params.lead,  # noqa: F821
-        configured=snakemake.params.study,  # noqa: F821
-        output=Path(snakemake.output[0]),  # noqa: F821
+        name=snakemake.params.study,  # noqa: F821
+        report=Path(snakemake.output.report),  # noqa: F821
+        details=Path(snakemake.output.details),  # noqa: F821
     )

@@ -1,162 +1,204 @@
-"""The answer: what to take, a table of metric × precision, and speed against memory in one picture."""
+"""The answer: what to take for each use, what to know before believing it, and speed against memory in one picture."""
 
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llmstudy.models import precisions
 from llmstudy.report import markdown, style
-from llmstudy.report.study import Study, fact, fastest, of_family, ordered
+from llmstudy.report.markdown import NONE, listed, named, span, times
+from llmstudy.report.study import Study, fact, fastest, ordered, sizes
 from llmstudy.runtimes import BASE
 from llmstudy.tables.columns import CONFIGURATION, Column, number, percent
 
-ABSENT = "–"
-FAMILIES = {"int8": "8-bit"}  # families that the heading of a precision names
-FIRST = ("tpot_ms", "memory_gib", "ppl_ratio")  # what the first screen shows of the table
-METRICS = ("e2e_ms", "ttft_ms", *FIRST[:2], "ppl", FIRST[2])
+MANY = 5  # names that a sentence has room for
+# What a runtime adds to the way in which a precision is used.
+RUNTIMES = {
+    BASE: "",
+    "graph": "in this project's runtime `graph`, not in a library yet",
+    "compile": 'compiled with `model.generate(…, cache_implementation="static")`',
+}
+LOSSES = {
+    "same": "shown to lie within the margin",
+    "higher": "a loss that is shown",
+    "lower": "not a loss",
+    "not enough text": "a loss beyond the margin is not shown",
+}
 
 
-def sentences(study: Study) -> list[str]:
-    """Return what to take, model by model, and up to which batch size that holds."""
-    rows = study.table("recommendation").set_index("model", drop=False)
-    taken = [rows.loc[model] for model in study.models if model in rows.index]
-    return [f"{study.label(row['model'])}: {row['sentence']}{over_batches(study, row)}" for row in taken]
+def first(study: Study) -> str | None:
+    """Return the answer's table from whatever tables there are, while a study still runs; None before any."""
+    if "advice" in study.tables:
+        return "\n\n".join(f"{study.label(model)}:\n\n{advice(study, model)}" for model in study.models)
+    rows = ordered(study.table("summary"), "tpot_ms")
+    rows = rows.assign(loss=[_loss(study, row) for _, row in rows.iterrows()])
+    values = ["tpot_ms", "tpot_speedup", "tpot_verdict", "memory_gib", Column("loss", "loss", "markdown"), "processes"]
+    return markdown.table(rows, CONFIGURATION, values)
 
 
-def over_batches(study: Study, taken: pd.Series) -> str:
-    """Return where a configuration overtakes the reference, or falls behind it, as the batch grows; or nothing."""
-    crossings = study.table("crossover", taken["model"])
-    same = (crossings[CONFIGURATION[1:]] == taken[CONFIGURATION[1:]]).all(axis=1) & (crossings["along"] == "batch")
-    if not same.any():
-        return ""
-    row = crossings[same].iloc[0]
-    return (
-        f" Batch size against {row['reference']} (tokens/s of whole calls, prompt {row['prompt_tokens']:.0f}, both "
-        f"under runtime `{row['runtime']}`): {row['text']}."
-    )
+def advice(study: Study, model: str) -> str:
+    """Return what to take of a model for each use: a table whose headings lead to the tables of their numbers."""
+    rows = study.table("advice", model)
+    linked = {"speed": "speed", "memory": "probes", "loss": "quality", "evidence": "advice"}
+    paths = {title: f"[{title}]({study.folder.as_posix()}/{table}.csv)" for title, table in linked.items()}
+    titles = {title: path if linked[title] in study.tables else title for title, path in paths.items()}
+    lines = [_line(study, row, size) for (_, row), size in zip(rows.iterrows(), sizes(rows))]
+    return markdown.grid(["use", "take", *titles.values(), "how"], lines, "l" * 7)
 
 
-def library_row(study: Study, model: str) -> pd.Series | None:
-    """Return the configuration that people mean by running a model in 8 bit: the int8 precision of a library that the
-    registry lists first, launched by the library. None if it was not compared."""
-    rows = of_family(study.configurations(model), "int8", own=False)
-    rows = ordered(rows[(rows["runtime"] == BASE) & rows["speedup"].notna()])
-    return None if rows.empty else fastest(rows, ["precision"]).iloc[0]
+def _line(study: Study, row: pd.Series, size: str) -> list[str]:
+    use = f"{row['use']}<br>{size}"
+    if pd.isna(row["tpot_ms"]):
+        return [use, f"{row['verdict']}: {markdown.plain(row['sentence'])}", *[NONE] * 5]
+    name, others = markdown.configuration(row), named(filter(None, row["instead"].split("; ")), "or")
+    taken = f"**{name}**" if row["verdict"] == "take" else f"{row['verdict']}: {name}"
+    if others:
+        taken += f" or {others}" if row["verdict"] == "too noisy to say" else f"<br>perhaps as fast: {others}"
+    memory = NONE if pd.isna(row["memory_gib"]) else f"{number(row['memory_gib'])} GiB"
+    memory += "" if pd.isna(row["memory_ratio"]) else f", {number(row['memory_ratio'])} ×"
+    evidence = f"{row['evidence']}, n = {row['processes']:.0f}"
+    return [use, taken, _speed(row), memory, _loss(study, row), evidence, how(row["precision"], row["runtime"])]
 
 
-def library_int8(study: Study, model: str) -> str | None:
-    """Return what 8 bit costs and gains as a library has it, against the reference launched the same way."""
-    row = library_row(study, model)
-    if row is None:
+def _speed(row: pd.Series) -> str:
+    """Return time or throughput, and the ratio to the best 16-bit configuration."""
+    serving = row["use"] == "batch serving"
+    text = f"{number(row['tokens_per_s'])} tokens/s" if serving else f"{number(row['tpot_ms'])} ms a token"
+    if row["against"] == f"{row['precision']} ({row['attention']}, {row['runtime']})":
+        return f"{text}, the fastest without quantization"
+    if pd.isna(row["speedup"]):
+        return text
+    alone = " (no interval)" * bool(pd.isna(row["speedup_low"]))
+    return f"{text}, {times(row, 'speedup')} `{row['against']}`{alone}"
+
+
+def _loss(study: Study, row: pd.Series) -> str:
+    """Return what is known of the loss of quality of a row of advice.csv or summary.csv."""
+    if row["weights"] == "synthetic":
+        return "quality: not known, random weights"
+    if row["ppl_verdict"] == "reference":
+        return "none: it is the original"
+    if pd.isna(row["ppl_ratio"]):
+        return "quality: not measured yet"
+    twice = ", quantized twice" * study.is_twice(row)
+    return f"{markdown.loss(row)}, {LOSSES.get(row['ppl_verdict'], row['ppl_verdict'])}{twice}"
+
+
+def how(precision: str, runtime: str = BASE) -> str:
+    """Return how a reader runs a precision in a runtime."""
+    text = fact(precision, "how") or "as its library documents"
+    if fact(precision, "own"):
+        return text + "; nor is the runtime `graph`" * (runtime == "graph")
+    return "; ".join(filter(None, [f"`{text}`", RUNTIMES.get(runtime, f"in the runtime `{runtime}`")]))
+
+
+def unsettled(study: Study) -> str | None:
+    """Return which verdicts on speed need more data, and how to get it; None where all are settled."""
+    rows = study.measured("summary", "tpot_speedup")
+    rows = rows[rows["tpot_verdict"] != "base"]
+    wide = rows[rows["tpot_verdict"] == "not enough data"]
+    if wide.empty:
         return None
-    reference = study.headline(model)["reference"]
-    text = (
-        f"TPOT {number(row['tpot_ms'])} ms, {number(row['speedup'])} x the decode speed of {reference} launched alike"
+    panels = int(rows["processes"].max()) + 2
+    low, high = wide["tpot_speedup_low"].min(), wide["tpot_speedup_high"].max()
+    between = "" if pd.isna(low) else f", between {number(low)} and {number(high)} times"
+    return (
+        f"Not enough data for {len(wide)} of {len(rows)} verdicts on the time per token{between}. Two panels more: set "
+        f"`speed.panels` to `{{minimum: {panels}, maximum: {panels}}}` in the study's file, and run the command again."
     )
-    if pd.notna(row["memory_ratio"]):
-        text += f", at {number(row['memory_ratio'])} x its memory"
-    if pd.notna(row["ppl_ratio"]):
-        text += f", PPL loss {markdown.loss(row)}"
-    name = f"`{row['precision']}` as the library has it (runtime `{BASE}`)"
-    return f"{study.label(model)}: {name}: {text}. Verdict: {row['verdict']}."
 
 
-def table(study: Study, only: tuple[str, ...] = METRICS) -> str:
-    """Return metric × precision. A precision stands for its fastest configuration, which "measured as" names."""
-    references = [study.headline(model)["reference"] for model in study.models]
-    names = _columns(study, references[:1])
-    header = ["metric"] + [_heading(name, name in references) for name in names]
-    return markdown.grid(header, [line for model in study.models for line in _lines(study, model, names, only)])
+def caveats(study: Study) -> list[str]:
+    """Return what to know before believing the answer."""
+    rows, texts = study.measured("summary", "tpot_ms"), []
+    if random := named(filter(study.is_synthetic, study.models)):
+        texts.append(f"Random weights, with speed and memory but no quality: {random}.")
+    if twice := named(filter(study.was_four_bit, study.models)):
+        texts.append(f"Published in 4 bit, and dequantised to be the original here: {twice}. A 4-bit precision "
+                     "quantizes it twice, and its loss is not that of the method.")  # fmt: skip
+    if len(rows):
+        alone = " What one process measured has no interval." * bool(rows["processes"].min() < 2)
+        texts.append(f"n, the number of processes behind a ratio, is {span(rows['processes'])}.{alone}")
+    texts.append("One device and one sitting: ratios carry over to the like, milliseconds do not.")
+    own = [name for name in precisions.in_order(rows["precision"]) if fact(name, "own")]
+    if own := named([*own, *["graph"] * ("graph" in set(rows["runtime"]))]):
+        texts.append(f"This project's own, and tuned where it was measured: {own}. All else is as published.")
+    rows = study.table("summary")
+    for status, own in rows[rows["status"] != "ok"].groupby("status", sort=False):
+        names = list(dict.fromkeys(markdown.configuration(row) for _, row in own.iterrows()))
+        more = [f"{len(names) - MANY} more"] * (len(names) > MANY)
+        models = f" of {named(own['model'])}" * (len(study.models) > 1)
+        words = markdown.FAILED.get(status, status).capitalize()
+        texts.append(f"{words}: {listed([*names[:MANY], *more])}{models} ([why]({study.page}#failures)).")
+    return [*texts, *filter(None, [unsettled(study)])]
 
 
-def _columns(study: Study, first: list[str]) -> list[str]:
-    """Return the precisions: the original, then 8 bit beginning with a library's, then others as configured."""
-    summary = study.table("summary")
-    eight_bit = [name for own in (False, True) for name in of_family(summary, "int8", own)["precision"]]
-    return list(dict.fromkeys([*first, *eight_bit, *summary["precision"]]))
-
-
-def _heading(precision: str, original: bool) -> str:
-    kind = "original" if original else FAMILIES.get(fact(precision, "family"))
-    return f"`{precision}`" + (f"<br>{kind}" if kind else "")
-
-
-def _lines(study: Study, model: str, names: list[str], only: tuple[str, ...]) -> list[list[str]]:
-    """Return a line for each metric; the first names the model, and says why a precision has no number."""
-    chosen = fastest(study.configurations(model), ["precision"]).set_index("precision", drop=False)
-    chosen = chosen.assign(measured_as=chosen["attention"] + ", " + chosen["runtime"])
-    columns = [markdown.declared(name) for name in only if not (name.startswith("ppl") and study.is_synthetic(model))]
-    columns += [Column("measured_as", "measured as", "text")] * (only == METRICS)
+def conclusions(study: Study) -> str | None:
+    """Return what each precision is worth over all models of the study, each as its fastest configuration."""
+    rows = fastest(study.measured("summary", "tpot_ms"), ["model", "precision"])
     lines = []
-    for column in columns:
-        cells = [_cell(chosen, name, column, why=not lines) for name in names]
-        lines.append([f"**{study.label(model)}**<br>{column.title}" if not lines else column.title, *cells])
-    return lines
+    for precision in precisions.in_order(rows["precision"]):
+        own = rows[rows["precision"] == precision]
+        words = own["tpot_verdict"][own["tpot_verdict"] != ""].value_counts()
+        verdicts = listed([word if len(words) == 1 else f"{word} in {count}" for word, count in words.items()])
+        loss = "; ".join(_loss(study, row) for _, row in own.iterrows() if pd.notna(row["ppl_ratio"]))
+        speed, memory = (span(own[name].dropna(), " ×") for name in ("tpot_speedup", "memory_ratio"))
+        lines.append([f"`{precision}`", f"{len(own)}", speed, verdicts or NONE, memory, loss or "not measured"])
+    header = ["precision", "models", "speed", "verdict", "memory", "perplexity"]
+    return markdown.grid(header, lines, "lrllll") if lines else None
 
 
-def _cell(chosen: pd.DataFrame, precision: str, column: Column, why: bool) -> str:
-    if precision not in chosen.index:
-        return ABSENT
-    row = chosen.loc[precision]
-    if row["status"] == "ok":
-        return markdown.cell(row, column) or markdown.NOT_APPLICABLE
-    return markdown.failure(row) if why else f"`{row['status']}`"
-
-
-def workloads(study: Study) -> str:
-    """Return the workload of most models in words, and of each that has another."""
-    words = {model: study.workload(model) for model in study.models}
-    usual = max(words.values(), key=list(words.values()).count)
-    others = [f"{study.label(model)}: {other}" for model, other in words.items() if other != usual]
-    return usual + (f" ({'; '.join(others)})" if others else "")
-
-
-def registered() -> str:
-    """Return what the names of all precisions of the registry mean."""
-    header = ["precision", "what it is", "bits per linear weight", "computes in", "devices", "kernels"]
-    rows = [
-        [f"`{one.name}`", one.title, f"{one.weight_bits:g}", f"`{one.compute_dtype}`", ", ".join(one.devices)]
-        + ["this project's" if one.own else "a library's"]
-        for one in map(precisions.get, precisions.names())
-    ]
-    return markdown.grid(header, rows, "l" * len(header))
-
-
-def own_precisions() -> str:
-    """Return the names of the precisions whose kernels are this project's."""
-    return ", ".join(f"`{name}`" for name in precisions.names() if precisions.get(name).own)
+def registered(study: Study) -> str:
+    """Return what the names of the precisions of a study mean, and how each is used."""
+    names = precisions.in_order([*study.table("summary")["precision"], *study.table("quality")["precision"]])
+    known = [precisions.get(name) for name in names if fact(name, "name")]
+    rows = [[f"`{one.name}`", one.title, f"{one.weight_bits:g}", how(one.name)] for one in known]
+    return markdown.grid(["precision", "what it is", "bits per linear weight", "how"], rows, "llrl")
 
 
 def trade_off_rows(study: Study) -> pd.DataFrame:
-    """Return per model, precision and runtime the fastest attention, where speed and memory were measured."""
-    rows = study.measured("summary", "tpot_ms")
-    return fastest(rows[rows["memory_gib"].notna()], ["model", "precision", "runtime"])
+    """Return per precision and runtime the fastest attention, of at most two models: of those whose steps some runtime
+    captured, or of all where none did, the one with the fewest bytes a step and the one with the most."""
+    rows = study.configurations()
+    rows = fastest(rows[rows["memory_gib"].notna()], ["model", "precision", "runtime"])
+    captured = rows["model"].isin(rows.loc[rows["runtime"] != BASE, "model"])
+    rows = rows[captured] if captured.any() else rows
+    size = rows.groupby("model")["step_bytes"].max()
+    rows = rows[rows["model"].isin([size.idxmin(), size.idxmax()])] if len(size) else rows
+    return rows.assign(is_twice=[study.is_twice(row) for _, row in rows.iterrows()])
 
 
 def draw_trade_off(rows: pd.DataFrame) -> Figure:
-    """TPOT across, memory upwards, the change of perplexity in words: a panel for each model."""
-    text = "○ runtime generate   □ runtime graph   filled: on the Pareto front (no other is at least as good in speed, "
-    return style.by_model(rows, 3.0, _trade_off, text + "memory and perplexity)")
+    """TPOT across, memory upwards: a panel for each model, an arrow from the library's runtime to the captured step."""
+    several = rows["runtime"].nunique() > 1
+    text = "○ the library's runtime   ■ captured step   arrow: launch overhead removed" if several else ""
+    return style.abreast([own for _, own in rows.groupby("model", sort=False)], 3.1, _trade_off, text)
 
 
-def _trade_off(axis, rows: pd.DataFrame) -> None:
+def _trade_off(axis: Axes, rows: pd.DataFrame) -> None:
     labels = []
     for precision, own in ordered(rows, "tpot_ms").groupby("precision", sort=False):
-        hue = style.color(precision)
-        axis.plot(own["tpot_ms"], own["memory_gib"], color=hue, linewidth=0.8)
+        hue, best, last = style.color(precision), own.iloc[0], own.iloc[-1]
         for row in own.itertuples():
-            style.interval(axis, row.tpot_ms, row.tpot_low_ms, row.tpot_high_ms, row.memory_gib, hue, markersize=7,
-                           marker=style.MARKERS.get(row.runtime, style.OTHER),
-                           markerfacecolor=hue if row.pareto else "none")  # fmt: skip
-        last = own.iloc[-1]
-        compared = last["verdict"] != "reference" and pd.notna(last["ppl_ratio"])
-        loss = f"  PPL {percent(last['ppl_ratio'])}" if compared else ""
-        labels.append((last["tpot_ms"], last["memory_gib"], precision + loss, hue))
-    axis.set_ylim(0, rows["memory_gib"].max() * 1.08)
+            library = row.runtime == BASE and len(own) > 1
+            marker = style.MARKERS.get(row.runtime, style.OTHER)
+            axis.plot([row.tpot_ms], [row.memory_gib], marker, color=style.QUIET if library else hue, markersize=6.5,
+                      markerfacecolor="white" if row.runtime == BASE else hue)  # fmt: skip
+        if len(own) > 1:
+            ends = {"xy": best[["tpot_ms", "memory_gib"]], "xytext": last[["tpot_ms", "memory_gib"]]}
+            arrow = {"arrowstyle": "->", "color": style.QUIET, "linewidth": 0.8, "shrinkA": 5, "shrinkB": 5}
+            axis.annotate("", **ends, arrowprops=arrow)
+        loss = f", PPL {percent(best['ppl_ratio'])}" if pd.notna(best["ppl_ratio"]) and best["ppl_ratio"] != 1 else ""
+        text = " → ".join(number(row) for row in own["tpot_ms"][::-1])
+        text = f"{precision}  {text} ms{loss}{', quantized twice' * bool(best['is_twice'])}"
+        labels.append((last["tpot_ms"], last["memory_gib"], text, hue))
     style.plain_log(axis)
-    bars = " (95 % interval)" if rows["tpot_low_ms"].notna().any() else ""
-    axis.set_xlabel(f"time per output token, ms{bars}")
-    axis.set_ylabel("peak memory, GiB")
+    low, high = axis.get_xlim()
+    axis.set_xlim(low, high * (high / low) ** 0.1)
+    axis.set_ylim(0, rows["memory_gib"].max() * 1.12)
+    axis.set_xlabel("time per output token, ms")
+    axis.set_ylabel("memory, GiB")
     axis.set_title(style.title(rows))
     style.label_right(axis, labels)

@@ -18,17 +18,13 @@ if TYPE_CHECKING:
 
     from llmstudy.report.study import Study
 
+CAPTIONS = Path(__file__).resolve().parents[3] / "report" / "captions"
+
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure.
-
-    Attributes:
-        module: Module below ``llmstudy`` that has its rows and draws it.
-        tables: Tables that it is drawn from.
-        category: Heading under which Snakemake's HTML report lists it.
-        title: What it shows.
-    """
+    """A figure: the module below ``llmstudy`` that has its rows and draws it, the tables that it is drawn from, the
+    heading under which Snakemake's HTML report lists it, and what it shows."""
 
     module: str
     tables: tuple[str, ...]
@@ -36,21 +32,23 @@ class Figure:
     title: str
 
 
+# The first six are those of REPORT.md, the others those of details.md.
 FIGURES = {
-    "trade_off": Figure("report.answer", ("summary",), "Answer", "Speed, memory and quality"),
-    "speed": Figure("report.speed", ("summary", "speed"), "Speed", "TTFT and TPOT"),
-    "bandwidth_floor": Figure("report.speed", ("speed",), "Speed", "TPOT above the bandwidth floor"),
-    "batch": Figure("report.speed", ("speed",), "Speed", "Throughput against batch size"),
-    "roofline": Figure("report.speed", ("speed",), "Speed", "Roofline"),
-    "memory": Figure("report.memory", ("summary", "memory"), "Memory", "Memory by component"),
-    "perplexity": Figure("report.quality", ("quality",), "Quality", "Perplexity"),
-    "divergence": Figure("report.quality", ("quality",), "Quality", "KL divergence from the reference"),
-    "agreement": Figure("report.quality", ("generations",), "Quality", "Agreement of greedy text with the reference's"),
-    "thresholds": Figure("report.quality", ("quality", "speed"), "Quality", "Outlier thresholds of LLM.int8()"),
+    "floor": Figure("report.speed", ("summary", "speed"), "Speed", "Time per token above its floor"),
+    "trade_off": Figure("report.answer", ("summary", "speed"), "Answer", "Speed, memory and loss"),
+    "batch": Figure("report.speed", ("speed",), "Speed", "Throughput against 16 bit over the batch"),
+    "memory": Figure("report.memory", ("summary",), "Memory", "Memory against the sizes of cards"),
+    "distance": Figure("report.quality", ("quality", "summary"), "Quality", "Distance from the original"),
+    "attention": Figure("report.diagnostics", ("attention",), "Diagnostics", "Attention kernels alone"),
     "outliers": Figure("report.diagnostics", ("outliers",), "Diagnostics", "Outlier statistics"),
-    "sensitivity": Figure("report.diagnostics", ("sensitivity", "quality"), "Diagnostics", "Sensitivity to rounding"),
-    "attention": Figure("report.diagnostics", ("attention",), "Diagnostics", "Attention kernels"),
+    "sensitivity": Figure("report.diagnostics", ("sensitivity",), "Diagnostics", "Sensitivity to rounding"),
+    "thresholds": Figure("report.quality", ("quality", "summary"), "Quality", "Outlier thresholds of LLM.int8()"),
 }
+
+
+def caption(name: str) -> str:
+    """Return how to read a figure, as reStructuredText in one line."""
+    return " ".join((CAPTIONS / f"{name}.rst").read_text(encoding="utf-8").split())
 
 
 def rows(name: str, study: Study) -> pd.DataFrame:
@@ -63,18 +61,14 @@ def drawn(name: str, rows: pd.DataFrame) -> Drawing:
     return getattr(import_module(f"llmstudy.{FIGURES[name].module}"), f"draw_{name}")(rows)
 
 
-def draw(name: str, folder: Path, svg: Path, png: Path) -> None:
-    """Draw a figure of the study in ``folder`` into two files; one sentence if there is nothing to draw."""
+def draw(folder: Path, output: Path) -> None:
+    """Draw every figure for which the study in ``folder`` has something to show, as SVG and PNG in ``output``."""
     from llmstudy.report import style
     from llmstudy.report.study import load
 
-    shown = rows(name, load(folder))
-    with style.look():
-        nothing = "This study has nothing to draw here."
-        style.save(drawn(name, shown) if len(shown) else style.sentence(nothing), svg, png)
-
-
-def shown(study: Study) -> list[str]:
-    """Return the names of the figures that were drawn for a study and show something."""
-    files = {name: study.folder / "figures" / f"{name}.svg" for name in FIGURES}
-    return [name for name, file in files.items() if file.exists() and len(rows(name, study))]
+    study = load(folder)
+    output.mkdir(parents=True, exist_ok=True)
+    for name in FIGURES:
+        if len(shown := rows(name, study)):
+            with style.look():
+                style.save(drawn(name, shown), output / f"{name}.svg", output / f"{name}.png")

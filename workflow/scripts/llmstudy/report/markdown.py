@@ -5,25 +5,35 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import pandas as pd
 
 from llmstudy.tables import columns_of, every
-from llmstudy.tables.columns import Column, number
+from llmstudy.tables.columns import IDENTITY, Column, number
+from llmstudy.tables.columns import percent as change
 
-NOT_APPLICABLE = "n/a"
+NONE = "–"
 REASON_CHARACTERS = 90
 LEFT = ("text", "code", "markdown")  # aligned left; numbers stand right
 BRIEF = ("agreement", "mean")  # left out in the names of an interval's ends: top1_low of top1_agreement
+FAILED = {
+    "oom": "does not fit: memory ran out",
+    "timeout": "took longer than a job may take",
+    "unsupported": "does not run here",
+    "error": "failed",
+}
+# Statuses whose reason is for developers alone; details.md has it.
+PLAIN = ("oom", "timeout")
 
 
 def table(rows: pd.DataFrame, names: Sequence[str | Column], values: Sequence[str | Column]) -> str | None:
     """Return a Markdown table; None without rows.
 
-    Titles, alignment and format of columns are those of their declaration. The ends of an interval share the cell of
-    their quantity. A column of ``values`` without any value is left out. Where a row failed, the first of ``values``
-    that is missing says how and why, the others how.
+    Titles, alignment and format of columns are those of their declaration. The ends of an interval, or of a range,
+    share the cell of their quantity. A column of ``values`` without any value is left out. Where a row failed, the
+    first of ``values`` that is missing says why.
 
     Args:
         rows: A row for each line, with ``status`` and ``reason`` if some may have failed.
@@ -36,13 +46,18 @@ def table(rows: pd.DataFrame, names: Sequence[str | Column], values: Sequence[st
     values = [column for column in values if _present(rows[column.name]).any()] or values[:1]
     lines = []
     for _, row in rows.iterrows():
-        failed = row.get("status", "ok") != "ok"
-        gaps = iter([failure(row)] if failed else [])
-        rest = f"`{row['status']}`" if failed else NOT_APPLICABLE
-        lines.append([cell(row, column) or NOT_APPLICABLE for column in names])
-        lines[-1] += [cell(row, column) or next(gaps, rest) for column in values]
+        gaps = iter([failure(row)] if row.get("status", "ok") != "ok" else [])
+        lines.append([cell(row, column) or NONE for column in names])
+        lines[-1] += [cell(row, column) or next(gaps, NONE) for column in values]
     columns = [*names, *values]
     return grid([column.title for column in columns], lines, "".join("rl"[column.show in LEFT] for column in columns))
+
+
+def listing(rows: pd.DataFrame, names: Sequence[str], columns: Iterable[Column]) -> str | None:
+    """Return a whole table: what a row is about, then each of the columns that has a value."""
+    own = [column for column in columns if column.name not in [*names, *IDENTITY, "status", "reason"]]
+    ends = set(chain.from_iterable((ends_of(column.name, rows) or ("", ""))[:2] for column in own))
+    return table(rows, names, [column for column in own if column.name not in ends])
 
 
 def grid(header: list[str], rows: Iterable[list[str]], align: str | None = None) -> str:
@@ -71,23 +86,25 @@ def declared(column: str | Column) -> Column:
     return column if isinstance(column, Column) else declarations()[column]
 
 
-def ends_of(name: str, present: Iterable[str]) -> tuple[str, str] | None:
-    """Return the columns with the ends of a quantity's interval, of those that are present; None if it has none."""
+def ends_of(name: str, present: Iterable[str]) -> tuple[str, str, str] | None:
+    """Return the columns with the ends of a quantity's interval, and how they are shown: "[{}, {}]"; those of its range
+    over processes, "({} – {})", where it has no interval; None if it has neither."""
     stem, _, last = name.rpartition("_")
-    candidates = [f"{name}_low", f"{stem}_low_{last}"] + [f"{stem}_low"] * (last in BRIEF)
-    low = next((column for column in candidates if column in present), None)
-    return low and (low, low.replace("_low", "_high"))
+    for candidate in [f"{name}_low", f"{stem}_low_{last}"] + [f"{stem}_low"] * (last in BRIEF):
+        if candidate in present:
+            return candidate, candidate.replace("_low", "_high"), "[{}, {}]"
+    return (f"{name}_min", f"{name}_max", "({} – {})") if f"{name}_min" in present else None
 
 
 def cell(row: Mapping, column: Column) -> str:
-    """Return a value as text, with its interval below where it has one; empty where it is missing."""
+    """Return a value as text, with its interval or range below where it has one; empty where it is missing."""
     if not _present(row[column.name]):
         return ""
     show, ends = FORMATS[column.show], ends_of(column.name, row.keys())
     text = show(row[column.name])
-    if not ends or pd.isna(row[ends[0]]):
+    if not ends or pd.isna(row[ends[0]]) or row[ends[0]] == row[ends[1]]:
         return text
-    return f"{text}<br>[{show(row[ends[0]])}, {show(row[ends[1]])}]"
+    return f"{text}<br>{ends[2].format(show(row[ends[0]]), show(row[ends[1]]))}"
 
 
 def _present(values: Any) -> Any:
@@ -110,10 +127,23 @@ def signed(x: float) -> str:
     return f"+{number(x)}" if x > 0 else number(x)
 
 
+def times(row: Mapping, name: str) -> str:
+    """Return a ratio of speeds with its interval: "1.79 × [1.74, 1.85]"."""
+    text = f"{number(row[name])} ×"
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return text if pd.isna(low) else f"{text} [{number(low)}, {number(high)}]"
+
+
+def span(values: pd.Series, unit: str = "") -> str:
+    """Return the least and the largest of some numbers, once if they read alike: "0.77 to 0.89 ×"."""
+    ends = dict.fromkeys([number(values.min()), number(values.max())]) if len(values) else []
+    return f"{' to '.join(ends)}{unit}" if ends else NONE
+
+
 def loss(row: Mapping) -> str:
-    """Return the perplexity lost against the reference, in per cent, with its interval where it has one."""
-    value, low, high = (100 * (row[name] - 1) for name in ("ppl_ratio", "ppl_ratio_low", "ppl_ratio_high"))
-    return f"{number(value)} %" + ("" if pd.isna(low) else f" [{number(low)}, {number(high)}]")
+    """Return the change of perplexity against the reference, with its interval: "+1.9 % [+1.6 %, +2.1 %]"."""
+    text, low, high = change(row["ppl_ratio"]), row["ppl_ratio_low"], row["ppl_ratio_high"]
+    return text if pd.isna(low) else f"{text} [{change(low)}, {change(high)}]"
 
 
 def configuration(row: Mapping) -> str:
@@ -122,9 +152,11 @@ def configuration(row: Mapping) -> str:
 
 
 def failure(row: Mapping) -> str:
-    """Return status and reason of a row that failed."""
-    reason = "" if pd.isna(row["reason"]) else textwrap.shorten(row["reason"], REASON_CHARACTERS, placeholder=" …")
-    return f"`{row['status']}`: {plain(reason)}" if reason else f"`{row['status']}`"
+    """Return why a row has no number, in a user's words."""
+    words = FAILED.get(row["status"], row["status"])
+    if pd.isna(row["reason"]) or not row["reason"] or row["status"] in PLAIN:
+        return words
+    return f"{words}: {plain(textwrap.shorten(row['reason'], REASON_CHARACTERS, placeholder=' …'))}"
 
 
 def plain(text: Any) -> str:
@@ -142,6 +174,17 @@ def details(summary: str, body: str | None, open: bool = False) -> str | None:
     parts = summary.split("`")  # Markdown is not read inside a summary
     title = "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
     return f"<details{' open' * open}>\n<summary>{title}</summary>\n\n{body}\n\n</details>"
+
+
+def listed(words: Iterable[str], last: str = "and") -> str:
+    """Return words as a list in a sentence, each once: "a, b and c"."""
+    words = list(dict.fromkeys(words))
+    return f" {last} ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def named(names: Iterable[str], last: str = "and") -> str:
+    """Return names as a list in a sentence: "`a`, `b` and `c`"."""
+    return listed((f"`{name}`" for name in names), last)
 
 
 FORMATS: dict[str, Callable[[Any], str]] = {

@@ -1,115 +1,88 @@
-"""Memory: tables by component and phase, the largest batch that fits, and a figure of what takes it."""
+"""Memory: what fits on which card, in a sentence and a figure."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llmstudy.report import markdown, style
-from llmstudy.report.study import Study, fastest, ordered
-from llmstudy.tables.capacity import device_memory_gib
-from llmstudy.tables.columns import CONFIGURATION, WORKLOAD, Column, number
-from llmstudy.tables.memory import peak_gib
+from llmstudy.report.study import Claim, Study, fastest, ordered
+from llmstudy.tables.columns import number
 
-PHASES = ["weights_gib", "kv_cache_gib", "workspace_gib", "peak_load_gib", "peak_prefill_gib", "peak_decode_gib"]
-PHASES += ["peak_reserved_gib", "peak_rss_gib"]
-COMPONENTS = ["linears_gib", "embeddings_gib", "head_gib", "other_gib", "kv_cache_gib", "workspace_gib"]
-VISIBLE = 0.003  # parts below this share of the peak in every stack (norms) are thinner than a line
-LIMIT_SHOWN_UP_TO = 2.5  # a device's limit far beyond the bars would squeeze them
-WRITTEN = 0.09  # what a number behind a bar takes of a panel's width
+CARDS = {6: 6, 8: 8, 12: 12, 16: 16, 24: 24, 32: 32, 48: 48, 80: 80, 141: 139.8}  # GB that cards are sold with: GiB
 
 
-def table(study: Study, model: str, elsewhere: bool = False) -> str | None:
-    """Return the fastest configuration of each precision at the headline workload, or at all others."""
-    chosen = fastest(study.table("summary", model), ["precision"])[CONFIGURATION]
-    rows = chosen.merge(study.at_headline("memory", model, elsewhere), on=CONFIGURATION)
-    names = [*CONFIGURATION[1:], *(WORKLOAD if elsewhere else [])]
-    return markdown.table(ordered(rows, *(WORKLOAD if elsewhere else [])), names, PHASES)
+def fits(study: Study) -> Claim | None:
+    """Claim what the largest model needs: a card where it ran on a GPU, memory on a CPU."""
+    rows = ordered(fastest(study.measured("summary", "memory_gib"), ["model", "precision"]))
+    if rows.empty or not study.on_gpu:
+        return None if rows.empty else _on_host(study, rows)
+    own = rows[rows["model"] == rows.loc[rows["memory_gib"].idxmax(), "model"]].sort_values("memory_gib")
+    least, most = own.iloc[0], own.iloc[-1]
+    needs = f"{number(least['memory_gib'])} to {number(most['memory_gib'])} GiB"
+    text = (
+        f"At its first workload {study.label(most['model'])} runs on {card(least['memory_gib'])} with "
+        f"`{least['precision']}`, and needs {card(most['memory_gib'])} with `{most['precision']}`. All phases are in "
+        f"{study.file('probes')}."
+    )
+    return Claim(f"The card decides: the largest model needs {needs}", text, "memory")
 
 
-def capacity(study: Study) -> str | None:
-    """Return the largest batch that fits at each context, and what verified it."""
-    rows = ordered(study.table("capacity"))
-    predicted = [Column("context_tokens", "context", "count"), "largest_batch", Column("fits_gib", "its peak, GiB")]
-    predicted += ["device_gib", Column("usable_gib", "of it usable, GiB")]
-    verified = [Column("verified_fits", "verified: ran", "count")]
-    verified += [Column("verified_oom", "verified: out of memory", "count"), "prediction"]
-    return markdown.table(rows, CONFIGURATION, [*predicted, *verified])
+def card(gib: float) -> str:
+    """Return the smallest card that holds some memory: "a card of 24 GB"."""
+    return next((f"a card of {name} GB" for name, size in CARDS.items() if gib <= size), "more than one card")
 
 
-def capacity_verified(study: Study) -> str | None:
-    """Return how many predictions of capacity held on the device, which missed and by what; None if none was run."""
-    rows = study.table("capacity")
-    rows = rows[rows["prediction"].notna()]
-    judged = rows[rows["prediction"].isin(["held", "missed"])]
-    texts = []
-    if len(judged):
-        texts.append(
-            f"Predictions run on the device: {(judged['prediction'] == 'held').sum()} of {len(judged)} held, which "
-            "means that a batch 3 % below the predicted one ran and one 5 % above it ran out of memory, in whole "
-            "sequences. The verifying process lets the allocator's segments grow (`expandable_segments`): fragments of "
-            "its default can take a fifth of the device."
-        )
-    for _, row in judged[judged["prediction"] == "missed"].iterrows():
-        fits, too_large = row["verified_fits"], row["verified_oom"]
-        ran = f"{fits:.0f} ran" if fits > 0 else "none that was tried ran"
-        failed = "none that was tried ran out of memory" if pd.isna(too_large) else f"{too_large:.0f} did not"
-        where = f"`{row['model']}` {markdown.configuration(row)} at {row['context_tokens']:.0f} tokens"
-        texts.append(f"Missed: {where} was predicted to fit {row['largest_batch']:.0f}; {ran}, {failed}.")
-    failed = rows.drop(judged.index).fillna({"prediction_reason": ""})
-    for (status, reason), same in failed.groupby(["prediction", "prediction_reason"]):
-        texts.append(f"{len(same)} not verified: `{status}`: {markdown.plain(reason)}.")
-    return " ".join(texts) or None
+def _on_host(study: Study, rows: pd.DataFrame) -> Claim:
+    least = rows.loc[rows["memory_gib"].idxmin()]
+    text = (
+        "Weights and KV cache are exact, and judged. The peak while loading is one reading of a process; it decides "
+        f"whether a model fits a small machine ({study.file('probes')})."
+    )
+    values = ["weights_gib", "memory_gib", "memory_ratio", "memory_verdict", "peak_load_gib"]
+    heading = f"`{least['precision']}` takes the least memory, {number(least['memory_gib'])} GiB"
+    return Claim(heading, text, table=markdown.table(rows, ["model", "precision"], values))
 
 
 def memory_rows(study: Study) -> pd.DataFrame:
-    """Return per model and precision its fastest configuration, with ``peak_gib`` and ``limit_gib``, the device's.
-
-    Configurations that failed stay, so that the figure can say so; a model of which nothing was measured does not.
-    """
-    chosen = fastest(study.table("summary"), ["model", "precision"])[CONFIGURATION]
-    limit_gib = min(map(device_memory_gib, study.provenance["environments"]), default=float("inf"))
-    memory = study.at_headline("memory")
-    rows = chosen.merge(memory.assign(peak_gib=peak_gib(memory), limit_gib=limit_gib), on=CONFIGURATION)
-    return rows[rows["model"].isin(rows.loc[rows["status"] == "ok", "model"])]
+    """Return per model and precision the fastest configuration that was measured on a GPU, of models that the smallest
+    card does not hold in every precision, if there are any."""
+    rows = study.measured("summary", "memory_gib")
+    rows = fastest(rows[rows["device"] == "cuda"], ["model", "precision"])
+    large = rows[rows.groupby("model")["memory_gib"].transform("max") > min(CARDS.values())]
+    return ordered(large if len(large) else rows)
 
 
 def draw_memory(rows: pd.DataFrame) -> Figure:
-    """Memory by what takes it: a panel for each model, a stack for each precision."""
-    shown = [name for name in COMPONENTS if (rows[name] > VISIBLE * rows["peak_gib"]).any()]
-    figure = style.stacked(rows, lambda own: 0.75 + 0.3 * len(own), partial(_stacks, shown=shown))
-    figure.axes[-1].set_xlabel("GiB")
-    titles = [markdown.declared(name).title.removesuffix(", GiB") for name in shown]
-    style.key(figure, list(zip(style.SERIES, titles)), "◆ highest peak")
+    """Memory of every model on one axis, with the sizes of cards: a line for each precision."""
+    models = [own for _, own in rows.groupby("model", sort=False)]
+    figure, axes = style.panels(1, 1, 0.6 + 0.21 * (len(rows) + len(models)))
+    _cards(axes[0][0], models)
+    style.headline(figure, "│ weights   ● what the driver counts for the process: it must lie left of a card's line")
     return figure
 
 
-def _stacks(axis: Axes, rows: pd.DataFrame, shown: list[str]) -> None:
-    style.name_rows(axis, list(ordered(rows)["precision"]), colored=False)  # here colors stand for components
-    highest, limit = rows["peak_gib"].max(), rows["limit_gib"].iloc[0]
-    width = (max(limit, highest) if limit < LIMIT_SHOWN_UP_TO * highest else highest) * 1.12
-    for place, row in enumerate(ordered(rows).to_dict("records")):
-        if row["status"] != "ok":
-            style.note(axis, place, row["status"])
-            continue
-        start = 0.0
-        for hue, name in zip(style.SERIES, shown):
-            axis.barh(place, row[name], left=start, height=0.62, color=hue, linewidth=0)
-            start += row[name]
-        axis.plot([row["peak_gib"]], [place], marker="D", color=style.INK, markersize=5)
-        end = max(start, row["peak_gib"])
-        where = {"xytext": (-8, 0), "ha": "right", "color": "white"} if crosses(end, limit, width) else {}
-        style.beside(axis, end, place, f"{number(row['peak_gib'])} GiB", **where)
-    axis.set_xlim(0, width)
-    axis.set_title(style.title(rows))
-    if limit <= width:
-        axis.axvline(limit, color=style.INK, linestyle="--")
-        axis.text(limit, -0.62, f"device {number(limit)} ", ha="right", va="bottom", fontsize=8)
-
-
-def crosses(end: float, limit: float, width: float) -> bool:
-    """Return whether a number written behind a bar's end would run through the line of the device's limit."""
-    return end <= limit < end + WRITTEN * width
+def _cards(axis: Axes, models: list[pd.DataFrame]) -> None:
+    names: list[str] = []
+    for own in models:
+        axis.text(0.004, len(names), style.title(own), transform=axis.get_yaxis_transform(), va="center",
+                  fontweight="bold", fontsize=8.5, bbox=style.GROUND)  # fmt: skip
+        names.append("")
+        for row in own.itertuples():
+            place, hue = len(names), style.color(row.precision)
+            axis.plot([row.weights_gib, row.memory_gib], [place, place], color=hue, linewidth=2)
+            axis.plot([row.weights_gib] * 2, [place - 0.3, place + 0.3], color=hue, linewidth=2)
+            axis.plot([row.memory_gib], [place], color=hue, marker="o", markersize=6)
+            style.beside(axis, row.memory_gib, place, f"{number(row.memory_gib)} GiB")
+            names.append(f"{row.precision} {row.runtime}")
+    style.name_rows(axis, names)
+    style.plain_log(axis)
+    low, high = axis.get_xlim()
+    axis.set_xlim(low, high * (high / low) ** 0.1)
+    axis.grid(visible=False)
+    for name, gib in CARDS.items():
+        if low < gib < axis.get_xlim()[1]:
+            axis.axvline(gib, color=style.QUIET, linewidth=0.7, linestyle="--", zorder=0)
+            axis.text(gib, -0.7, f"{name}", ha="center", va="bottom", fontsize=8)
+    axis.set_xlabel("GiB; dashed: cards of so many GB")

@@ -1,62 +1,91 @@
-"""REPORT.md: the templates of workflow/report, filled from the tables of every finished study."""
+"""REPORT.md, the answer of one study, and its details.md: the templates of workflow/report, filled from its tables."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jinja2
 
 from llmstudy.files import atomic_write
-from llmstudy.report import answer, diagnostics, diagrams, figures, markdown, memory, provenance, quality, speed
-from llmstudy.report.study import Study, finished, in_report_order, load
+from llmstudy.kinds import KINDS
+from llmstudy.report import answer, diagnostics, figures, markdown, memory, provenance, quality, speed
+from llmstudy.report.study import Claim, Study, finished, load, ordered
+from llmstudy.tables import columns_of, every
+from llmstudy.tables.columns import CONFIGURATION, Column
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "report"
-SUBJECTS = (answer, diagnostics, diagrams, markdown, memory, provenance, quality, speed)
+SUBJECTS = (answer, diagnostics, markdown, memory, provenance, quality, speed)
+GRADED = ("quality", "text", "generations", "tasks", "invariance")  # where a row is about what a precision loses
+NOTED = Column("noted", "precision", "markdown")
+# What the numbers show, in the order in which it is read.
+CLAIMS = (speed.launches, speed.bytes_read, speed.batches, memory.fits, quality.distance, diagnostics.kernels)
 
 
-def write(results: Path, lead: list[str], configured: str, output: Path) -> None:
-    """Render every finished study below ``results`` into ``output``, those of ``lead`` first.
+def write(results: Path, name: str, report: Path, details: Path) -> None:
+    """Render the study ``name`` below ``results`` into ``report``, and all that it measured into ``details``.
 
-    ``results`` is relative to the folder of ``output``, as the report's links need it.
+    Paths are relative to the folder of ``report``, as its links need them. Other finished studies have a line there.
     """
-    text = render([load(results / name) for name in in_report_order(finished(results), lead, configured)])
-    with atomic_write(output) as file:
-        file.write(text)
+    study = load(results / name)
+    others = [load(results / other) for other in finished(results) if other != name]
+    for text, output in ((render(study, others), report), (render_details(study), details)):
+        with atomic_write(output) as file:
+            file.write(text)
 
 
-def render(studies: list[Study]) -> str:
-    """Return the report of these studies, in this order. What has nothing to say leaves no empty lines."""
-    drawn = {study.name: figures.shown(study) for study in studies}
+def render(study: Study, others: list[Study]) -> str:
+    """Return REPORT.md."""
+    return fill("REPORT.md.j2", study, others=others, claims=claims(study))
 
-    def figure(study: Study, name: str) -> str | None:
-        return picture(study, name) if name in drawn[study.name] else None
 
-    def measured(sentence: Callable[..., str | None], *arguments: str) -> str | None:
-        return next(filter(None, (sentence(study, *arguments) for study in studies)), None)
+def render_details(study: Study) -> str:
+    """Return details.md, which lies beside the study's tables."""
+    root = os.path.relpath(".", study.folder)
+    return fill("details.md.j2", replace(study, folder=Path(".")), root=f"{root}/", unknown=unknown)
 
-    def files(table: str) -> str:
-        having = [study for study in studies if table in study.tables]
-        links = ", ".join(f"[{study.name}]({study.folder.as_posix()}/{table}.csv)" for study in having)
-        return f"`{table}.csv`" + (f" ({links})" if links else "")
+
+def claims(study: Study) -> list[Claim]:
+    """Return what the study has the data to claim."""
+    return [found for claim in CLAIMS if (found := claim(study))]
+
+
+def fill(template: str, study: Study, **more) -> str:
+    """Return a template filled for a study. What has nothing to say leaves no empty lines."""
+
+    def figure(name: str) -> str | None:
+        return picture(study, name) if name in study.figures else None
+
+    def table(name: str, model: str | None, names: str, values: str, *then: str) -> str | None:
+        """Return columns of a table of a model, or of all, in the order of precisions and then of more columns."""
+        rows = ordered(study.table(name, model), *then)
+        twice = [study.is_twice(row) for _, row in rows.iterrows()]
+        rows["noted"] = [f"`{name}`{', quantized twice' * mark}" for name, mark in zip(rows["precision"], twice)]
+        noted = NOTED if name in GRADED else "precision"
+        return markdown.table(rows, [noted if one == "precision" else one for one in names.split()], values.split())
 
     subjects = {module.__name__.rpartition(".")[2]: module for module in SUBJECTS}
-    helpers = {"figure": figure, "measured": measured, "files": files}
-    text = environment().get_template("REPORT.md.j2").render(studies=studies, **helpers, **subjects)
+    helpers = {"figure": figure, "table": table}
+    text = environment().get_template(template).render(study=study, **helpers, **subjects, **more)
     return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def unknown(study: Study) -> Iterator[tuple[str, str, str | None]]:
+    """Yield (table, title, Markdown) of each table that details.md has no section for, in full."""
+    source = environment().loader.get_source(environment(), "details.md.j2")[0]
+    for name, declared in every().items():
+        if name in study.tables and f'"{name}"' not in source:
+            title = KINDS[name].title if name in KINDS else declared.title
+            yield name, title, markdown.listing(study.table(name), CONFIGURATION, columns_of(name))
 
 
 def picture(study: Study, name: str) -> str:
     """Return a figure by its relative path, with its title as alternative text, and its caption below."""
     path = (study.folder / "figures" / f"{name}.svg").as_posix()
-    return f"![{figures.FIGURES[name].title}, study {study.name}]({path})\n\n*{caption(name)}*"
-
-
-def caption(name: str) -> str:
-    """Return the caption that a figure has in the HTML report too, as Markdown in one line."""
-    text = (TEMPLATES / "captions" / f"{name}.rst").read_text(encoding="utf-8")
-    return " ".join(text.replace("``", "`").split())
+    return f"![{figures.FIGURES[name].title}]({path})\n\n*{figures.caption(name).replace('``', '`')}*"
 
 
 def environment() -> jinja2.Environment:

@@ -1,237 +1,176 @@
-"""Speed: tables of times at the headline workload and at others, how far they can be trusted, and four figures."""
+"""Speed: what a step's time consists of, what this study can tell apart, and two figures."""
 
 from __future__ import annotations
 
-from functools import partial
+import math
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llmstudy.models import precisions
 from llmstudy.report import markdown, style
-from llmstudy.report.answer import library_row
-from llmstudy.report.provenance import shape_of
-from llmstudy.report.study import Study, fastest, of_family, of_largest, ordered
+from llmstudy.report.markdown import listed, named, span, times
+from llmstudy.report.study import Claim, Study, fastest, ordered, quantized
 from llmstudy.runtimes import BASE
-from llmstudy.stats.processes import same_against_same as repeatability
-from llmstudy.tables import every
-from llmstudy.tables.columns import CONFIGURATION, WORKLOAD, Column, number
+from llmstudy.stats import panels
+from llmstudy.tables.columns import CONFIGURATION, WORKLOAD, number
 
-LINES = {BASE: "-", "graph": "--"}  # by runtime
-# Columns ``quantity`` and ``along`` of crossover.csv in words.
-COMPARED = {
-    "tokens_per_s": "tokens/s",
-    "ttft_ms": "TTFT",
-    "prefill_ms": "prefill, kernel alone",
-    "decode_ms": "decode step, kernel alone",
-}
-ALONG = {"batch": "batch size", "prompt_tokens": "prompt tokens", "context": "context tokens"}
+NEAR = 1.25  # times its floor: a step that is said to come near it
+OVERHEAD = 1.1  # times as fast, from which capturing a step is said to remove overhead
+RATIOS = (1.1, 1.2, 1.5, 2.0)  # true differences that the table of power is about
 
 
-def table(study: Study, model: str) -> str | None:
-    """Return every configuration of a model at its headline workload."""
-    rows = ordered(study.configurations(model), "runtime", "attention")
-    times = ["ttft_ms", "tpot_ms", "tokens_per_s", "mbu", "joules_per_token", "speedup", "verdict"]
-    return markdown.table(rows, CONFIGURATION[1:], times)
-
-
-def reasons(study: Study, model: str) -> str | None:
-    """Return why each configuration has its verdict."""
-    rows = ordered(study.table("summary", model), "runtime", "attention")
-    return markdown.table(rows.drop(columns="status"), [*CONFIGURATION[1:], "verdict"], ["verdict_reason"])
-
-
-def workloads(study: Study, model: str) -> str | None:
-    """Return the other workloads, with the fastest attention of each precision and runtime."""
-    rows = study.at_headline("speed", model, elsewhere=True)
-    if not (rows["status"] == "ok").any():
+def again(study: Study) -> str | None:
+    """Return the reference measured against itself, which must come out as no difference; None where it was not."""
+    rows = study.table("speed", again=True)
+    rows = rows[(rows["status"] == "ok") & rows["tpot_speedup"].notna()]
+    if rows.empty:
         return None
-    rows = fastest(rows, ["precision", "runtime", *WORKLOAD]).sort_values([*WORKLOAD, "tpot_ms"], kind="stable")
-    sizes = [f"{row.batch:.0f} × ({row.prompt_tokens:.0f} + {row.new_tokens:.0f})" for row in rows.itertuples()]
-    names = [Column("workload", "batch × (prompt + new)", "text"), *CONFIGURATION[1:]]
-    return markdown.table(rows.assign(workload=sizes), names, ["ttft_ms", "tpot_ms", "tokens_per_s", "mbu"])
-
-
-def same_against_same(study: Study) -> str | None:
-    """Return how far apart two processes of the same configuration lie; None if nothing was repeated."""
-    rows = study.measured("processes", "tpot_ms")
-    repeats = rows.groupby([*CONFIGURATION, *WORKLOAD])["tpot_ms"]
-    spread = repeatability(repeats.agg(list))
-    if spread is None:
-        return None
-    model, precision, _, runtime, batch, prompt, new = (repeats.max() / repeats.min()).idxmax()
-    usual = "" if pd.isna(spread.p95) else f", by at most {spread.p95:.1%} in 95 of 100 pairs"
-    return (
-        f"Measured over {spread.pairs} pair{'s' * (spread.pairs > 1)} of processes: the same configuration differed in "
-        f"TPOT by {spread.median:.1%} in the median{usual} and by {spread.largest:.1%} at most ({study.label(model)}, "
-        f"`{precision}`, runtime `{runtime}`, batch {batch}, {prompt} + {new} tokens). Smaller differences between "
-        f"single processes are not to be believed ({study.file('processes')})."
+    first, known = rows.iloc[0], rows[rows["tpot_speedup_low"].notna()]
+    held = (known["tpot_speedup_low"] <= 1) & (known["tpot_speedup_high"] >= 1)
+    text = (
+        f"The reference against itself: called a second time in each round, `{first['precision']}` of "
+        f"`{first['model']}` came out {times(first, 'tpot_speedup')} as fast (n = {first['processes']:.0f})."
     )
+    return f"{text} It must be 1: {held.sum()} of {len(known)} such intervals hold it ({study.file('speed')})."
 
 
 def flags(study: Study) -> str | None:
-    """Return the conditions that were flagged while measuring, one of each sort, and how many processes have it."""
+    """Return what disturbed the measurements, one of each sort, and how many rows have it."""
     rows = study.table("processes")
     single = rows["flags"].str.split("; ").explode()
     single = single[single != ""]
-    texts = []
-    for _, same in single.groupby(single.str.replace(r"\d+(\.\d+)?", "…", regex=True)):
-        others = ", with other numbers in some" * (same.nunique() > 1)
-        texts.append(f"{markdown.plain(same.iloc[0])} ({len(same)} of {len(rows)} rows{others})")
-    return f"Conditions that were flagged while measuring: {'; '.join(texts)}." if texts else None
+    kinds = single.groupby(single.str.replace(r"\d+(\.\d+)?", "…", regex=True))
+    texts = [f"{markdown.plain(same.iloc[0])} ({len(same)} of {len(rows)} rows)" for _, same in kinds]
+    return f"Disturbed while measuring: {'; '.join(texts)}." if texts else None
 
 
-def crossover(study: Study) -> str | None:
-    """Return where one configuration overtakes another, in words."""
-    rows = []
-    for (along, quantity), own in study.table("crossover").groupby(["along", "quantity"], sort=False):
-        differing = "precision" if along == "batch" else "attention"
-        for _, row in ordered(own).iterrows():
-            candidate, reference = f"`{row[differing]}`", f"`{row['reference']}`"
-            text = f"{ALONG[along]}: {markdown.plain(row['text'])}"
-            at = _shared(row, along, differing)
-            rows.append([f"`{row['model']}`", candidate, reference, COMPARED[quantity], at, text])
-    return markdown.grid(["model", "candidate", "against", "in", "at", "cross-over"], rows, "l" * 6) if rows else None
+def power(study: Study) -> str | None:
+    """Return how often a study like this one finds a true difference at the headline, runtime by runtime; None where
+    nothing was repeated. Spreads are of the ratio to the best 16-bit configuration, between processes."""
+    rows, found, comparisons = study.at_headline("processes"), {}, 1
+    for model, own in rows[rows["tpot_ms"].notna()].groupby("model", sort=False):
+        logs = np.log(own.pivot_table(index=["process", "group"], columns=CONFIGURATION[1:], values="tpot_ms"))
+        bases = study.table("summary", model).query("tpot_verdict == 'base'")[CONFIGURATION[1:]]
+        base = logs.get(tuple(bases.iloc[0])) if len(bases) else None
+        comparisons = max(comparisons, logs.shape[1] - 1)
+        for name in logs:
+            ratio = (logs[name] - base).dropna() if base is not None else logs[name].iloc[:0]
+            if len(ratio) < 2:  # in no process together: both sides vary
+                ratio = logs[name].dropna() * math.sqrt(2)
+            if len(ratio) > 1 and ratio.std() > 0:
+                found.setdefault(name[-1], []).append(ratio)
+    lines = []
+    for runtime, ratios in found.items():
+        degrees = sum(len(one) - 1 for one in ratios)
+        sd = math.sqrt(sum((len(one) - 1) * one.var() for one in ratios) / degrees)
+        n = int(np.median([len(one) for one in ratios]))
+        shares = [f"{100 * panels.power(sd, n, degrees, comparisons, ratio):.0f} %" for ratio in RATIOS]
+        lines.append([f"`{runtime}`", markdown.percent(sd), f"{n}", *shares])
+    header = ["runtime", "spread of a ratio", "n", *(f"finds {ratio:g} ×" for ratio in RATIOS)]
+    return markdown.grid(header, lines) if lines else None
 
 
-def _shared(row: pd.Series, along: str, differing: str) -> str:
-    """Return what both sides of a cross-over have in common. A kernel alone runs in no runtime."""
-    names = ["precision"] if along == "context" else CONFIGURATION[1:]
-    same = [str(row[column]) for column in names if column != differing]
-    sizes = {"batch": "batch {:.0f}", "prompt_tokens": "prompt {:.0f}", "new_tokens": "{:.0f} new tokens"}
-    same += [text.format(row[name]) for name, text in sizes.items() if name != along and pd.notna(row[name])]
-    return ", ".join(same)
-
-
-def failures(study: Study) -> str | None:
-    """Return every configuration that failed anywhere, with the table and the full reason. Tables that are made of
-    others alone would repeat it; of capacity.csv only a verification that failed counts."""
-    rows = []
-    for name, source in every().items():
-        frame = study.table(name)
-        if not source.kinds or frame.empty:
-            continue
-        if "prediction" in frame:
-            frame = frame[frame["prediction"].notna()]
-            ended = frame["prediction"].where(~frame["prediction"].isin(["held", "missed"]), "ok")
-            frame = frame.assign(status=ended, reason=frame["prediction_reason"])
-        failed = frame[frame["status"] != "ok"]
-        for key, group in failed.groupby([*CONFIGURATION, "status", "reason"], sort=False, dropna=False):
-            model, precision, attention, runtime, status, reason = key
-            configuration = f"`{model}` `{precision}` {attention}, {runtime}"
-            reason = markdown.plain(reason) if isinstance(reason, str) and reason else "no reason recorded"
-            rows.append([name, configuration, str(len(group)), f"`{status}`", reason])
-    return markdown.grid(["table", "configuration", "rows", "status", "reason"], rows, "llrll") if rows else None
-
-
-def decode_bandwidth(study: Study) -> str | None:
-    """Return how near to the bandwidth the largest model decodes without quantization."""
-    rows = of_family(study.at_headline("speed"), "dense")
-    row = of_largest(rows[(rows["status"] == "ok") & rows["mbu"].notna()])
-    if row is None:
+def launches(study: Study) -> Claim | None:
+    """Claim what lies between a step's time and its bytes: launch overhead, where capturing the step removes it."""
+    rows = floor_rows(study)
+    if rows.empty:
         return None
+    best = rows.loc[(rows["tpot_ms"] / rows["floor_ms"]).idxmin()]
+    factor, texts, gains = best["tpot_ms"] / best["floor_ms"], [], []
+    captured = study.measured("summary", "generate_speedup")
+    captured = captured[(captured["runtime"] != BASE) & (captured["tpot_verdict"] == "base")]
+    for _, row in captured.iterrows():
+        gains.append(row["generate_speedup"])
+        texts.append(
+            f"A token of {study.label(row['model'])} takes {markdown.configuration(row)} {number(row['tpot_ms'])} ms, "
+            f"{times(row, 'generate_speedup')} as fast as the reference under `{BASE}` (n = {row['processes']:.0f})."
+        )
+    heading = f"A step takes {number(factor)} times what its bytes need, or more"
+    if gains and min(gains) > OVERHEAD:
+        heading = "A step is launch overhead until it is captured"
+    elif factor < NEAR:
+        heading = "A step comes near what its bytes need"
+    near = f"Nearest to its floor is {markdown.configuration(best)} of `{best['model']}`, at {number(factor)} times."
+    return Claim(heading, " ".join(filter(None, [*texts, near, _busy(study, best["model"])])), "floor")
+
+
+def _busy(study: Study, model: str) -> str | None:
+    """Return how many launches a decode step of the reference takes under the library's runtime."""
+    rows = study.measured("profile", "launches_per_token", model)
+    rows = rows[(rows["runtime"] == BASE) & (rows["precision"] == study.headline(model)["reference"])]
+    if rows.empty:
+        return None
+    count, busy = rows.iloc[0][["launches_per_token", "device_busy_share"]]
     return (
-        f"Measured ({study.cited(row['model'])}, {study.workload(row['model'])}): a `{row['precision']}` token takes "
-        f"{number(row['tpot_ms'])} ms in the runtime `{row['runtime']}`, an MBU of {markdown.percent(row['mbu'])} of "
-        f"the {number(row['bandwidth_gb_s'])} GB/s that the same job copies at ({study.file('speed')})."
+        f"Under `{BASE}` the host launches {number(count)} kernels a token, and the device works "
+        f"{markdown.percent(busy)} of the time ({study.file('profile')})."
     )
 
 
-def bitsandbytes_slow(study: Study) -> str | None:
-    """Return the TPOT of a library's 8 bit beside that of the reference, both launched by the library."""
-    rows = [row for model in study.models if (row := library_row(study, model)) is not None]
-    row = of_largest(pd.DataFrame(rows).reset_index(drop=True)) if rows else None
-    return None if row is None else _compared(study, [row])
-
-
-def int8_fused_fast(study: Study) -> str | None:
-    """Return the TPOT of this project's int8 beside that of the reference under the same runtime, largest first."""
-    rows = study.configurations()
-    best = fastest(of_family(rows[rows["tpot_ms"].notna()], "int8", own=True), ["model"])
-    largest = of_largest(best)
-    if largest is None:
+def bytes_read(study: Study) -> Claim | None:
+    """Claim whether fewer bytes make a step faster."""
+    rows = fastest(quantized(study.measured("summary", "tpot_speedup")), ["model", "precision"])
+    if rows.empty:
         return None
-    best = best[best["runtime"] == largest["runtime"]].sort_values("step_bytes", ascending=False)
-    return _compared(study, [row for _, row in best.iterrows()])
+    faster, slower = (ordered(rows[rows["tpot_verdict"] == word]) for word in ("faster", "slower"))
+    heading, texts = "Fewer bytes are not shown to be faster here", []
+    if len(faster):
+        name = faster.loc[faster["tpot_speedup"].idxmax(), "precision"]
+        own = faster[faster["precision"] == name]
+        heading = f"Fewer bytes are faster: `{name}` runs at {span(own['tpot_speedup'], ' ×')} the speed of 16 bit"
+        texts = [text for _, row in own.iterrows() if (text := _first_token(study, row))]
+    if len(slower):
+        texts.append(f"Slower than the fastest 16 bit, though fewer bytes, are some {named(slower['precision'])}.")
+    return Claim(heading, " ".join([*texts, f"Every ratio is in {study.file('summary')}."]), "trade_off")
 
 
-def _compared(study: Study, chosen: list[pd.Series]) -> str | None:
-    """Return the TPOT of configurations of one runtime beside that of the reference with the same attention."""
-    texts, quantities = [], ["tpot_ms", "mbu", "precision"]
-    for row in chosen:
-        same = {"precision": study.headline(row["model"])["reference"]} | row[["attention", "runtime"]].to_dict()
-        rows = study.configurations(row["model"]).dropna(subset=["tpot_ms", "mbu"])
-        rows = rows[(rows[list(same)] == pd.Series(same)).all(axis=1)]
-        if len(rows) and pd.notna(row["mbu"]):
-            pair = sorted([list(side[quantities]) for side in (row, rows.iloc[0])], reverse=True)
-            sides = [f"`{name}` {number(tpot)} ms (MBU {markdown.percent(mbu)})" for tpot, mbu, name in pair]
-            factor = number(pair[0][0] / pair[1][0])
-            texts.append(f"{study.label(row['model'])} {' against '.join(sides)}, a factor of {factor}")
-    if not texts:
+def _first_token(study: Study, row: pd.Series) -> str | None:
+    """Return what a faster step costs at the first token, and after how many tokens it is earned back."""
+    base = study.measured("summary", "tpot_ms", row["model"]).query("tpot_verdict == 'base'")
+    if base.empty or row["tpot_ms"] >= base.iloc[0]["tpot_ms"] or row["ttft_ms"] <= base.iloc[0]["ttft_ms"]:
         return None
-    where = f"study `{study.name}`, runtime `{chosen[0]['runtime']}`"
-    return f"Measured time per token ({where}): {'; '.join(texts)} ({study.file('speed')})."
+    base = base.iloc[0]
+    tokens = math.ceil((row["ttft_ms"] - base["ttft_ms"]) / (base["tpot_ms"] - row["tpot_ms"]))
+    return (
+        f"The first token of {study.label(row['model'])} takes {number(row['ttft_ms'])} ms instead of "
+        f"{number(base['ttft_ms'])}; {tokens} further token{'s' * (tokens > 1)} earn it back."
+    )
 
 
-def speed_rows(study: Study) -> pd.DataFrame:
-    """Return a row for each configuration at its model's workload; failed ones keep their status."""
+def batches(study: Study) -> Claim | None:
+    """Claim up to which batch size the fastest quantized precision gains."""
+    rows = batch_rows(study)
+    if rows.empty:
+        return None
+    first = rows[rows["batch"] == rows["batch"].min()]
+    name = first.loc[first["e2e_speedup"].idxmax(), "precision"]
+    own = rows[rows["precision"] == name]
+    gains = own.loc[own["e2e_verdict"] == "faster", "batch"]
+    heading = f"`{name}` is not shown to gain at any batch size"
+    if len(gains):
+        end = "and not beyond" if gains.max() < own["batch"].max() else "the largest measured"
+        heading = f"`{name}` gains up to batch {gains.max():.0f}, {end}"
+    texts = []
+    for (model, prompt, new), part in own.groupby(["model", "prompt_tokens", "new_tokens"], sort=False):
+        values = [f"{number(row.e2e_speedup)} × at {row.batch:.0f}" for row in part.itertuples()]
+        texts.append(f"Whole calls of {study.label(model)}, {prompt:.0f} + {new:.0f} tokens: {listed(values)}.")
+    return Claim(heading, " ".join([*texts, f"Verdicts and intervals are in {study.file('speed')}."]), "batch")
+
+
+def floor_rows(study: Study) -> pd.DataFrame:
+    """Return per precision and runtime the fastest attention at the headline, of the model that was measured in most of
+    them."""
     rows = study.configurations()
-    return rows if (rows["status"] == "ok").any() else rows.iloc[:0]
+    rows = fastest(rows[rows["floor_ms"].notna()], ["model", "precision", "runtime"])
+    kinds = rows.groupby("model", sort=False)["runtime"].agg(["nunique", "size"])
+    return rows[rows["model"] == max(kinds.index, key=lambda name: tuple(kinds.loc[name]), default="")]
 
 
-def draw_speed(rows: pd.DataFrame) -> Figure:
-    """TTFT and TPOT: a line of panels for each model, a column for each attention and runtime."""
-    kinds = list(rows[["runtime", "attention"]].drop_duplicates().itertuples(index=False, name=None))
-    text = "● TPOT   ▷ TTFT   bars: 95 % interval over processes, where the study repeats any"
-    settings = {"columns": len(kinds), "width": max(style.WIDTH, 1.6 + 2.2 * len(kinds))}
-    settings |= {"sharex": "row", "sharey": "row"}
-    draw = partial(_latencies, kinds=kinds)
-    return style.stacked(rows, lambda own: 0.9 + 0.22 * own["precision"].nunique(), draw, text, **settings)
-
-
-def _latencies(*line, kinds: list[tuple[str, str]]) -> None:
-    *axes, rows = line
-    names = precisions.in_order(rows["precision"])
-    for axis, (runtime, attention) in zip(axes, kinds):
-        own = rows[(rows["runtime"] == runtime) & (rows["attention"] == attention)]
-        if own.empty:  # a model that the study runs in fewer ways than others
-            axis.remove()
-            continue
-        _latency(axis, own.set_index("precision"), names)
-        axis.set_title(f"{attention}, {runtime}")
-        axis.set_xlabel("ms")
-    style.plain_log(axes[0])
-    axes[0].set_ylabel(style.title(rows).replace(" (", "\n("))
-
-
-def _latency(axis: Axes, rows: pd.DataFrame, names: list[str]) -> None:
-    style.name_rows(axis, names)
-    for place, precision in enumerate(names):
-        status = rows["status"].get(precision, "not in the study")
-        if status != "ok":
-            style.note(axis, place, status)
-            continue
-        row, hue = rows.loc[precision], style.color(precision)
-        for quantity, marker, fill in (("tpot_ms", "o", hue), ("ttft_ms", ">", "none")):
-            low, high = row[f"{quantity}_low"], row[f"{quantity}_high"]
-            style.interval(axis, row[quantity], low, high, place, hue, marker=marker, markerfacecolor=fill)
-
-
-def bandwidth_floor_rows(study: Study) -> pd.DataFrame:
-    """Return per model, precision and runtime the fastest attention at the model's workload."""
-    rows = study.at_headline("speed")
-    rows = fastest(rows[rows["status"] == "ok"], ["model", "precision", "runtime"])
-    return rows.dropna(subset="floor_ms")
-
-
-def draw_bandwidth_floor(rows: pd.DataFrame) -> Figure:
-    """TPOT above its floor: a panel for each model, a line for each precision and runtime."""
-    text = "│ floor: bytes of weights and KV cache that a step must read ÷ copy bandwidth   ○ generate   □ graph"
-    figure = style.stacked(rows, lambda own: 0.75 + 0.21 * len(own), _floor, text)
-    figure.axes[-1].set_xlabel("time per output token, ms")
-    return figure
+def draw_floor(rows: pd.DataFrame) -> Figure:
+    """TPOT above its floor: a line for each precision and runtime of one model."""
+    return style.stacked(rows, lambda own: 0.75 + 0.23 * len(own), _floor, "│ floor: bytes of a step ÷ bandwidth")
 
 
 def _floor(axis: Axes, rows: pd.DataFrame) -> None:
@@ -241,105 +180,50 @@ def _floor(axis: Axes, rows: pd.DataFrame) -> None:
         hue = style.color(row.precision)
         axis.plot([row.floor_ms] * 2, [place - 0.32, place + 0.32], color=hue, linewidth=2)
         axis.plot([row.floor_ms, row.tpot_ms], [place, place], color=hue, linewidth=0.7)
-        marker = style.MARKERS.get(row.runtime, style.OTHER)
-        style.interval(axis, row.tpot_ms, row.tpot_ms_low, row.tpot_ms_high, place, hue, marker=marker)
+        style.interval(axis, row.tpot_ms, row.tpot_ms_min, row.tpot_ms_max, place, hue,
+                       marker=style.MARKERS.get(row.runtime, style.OTHER),
+                       markerfacecolor="white" if row.runtime == BASE else hue)  # fmt: skip
         text = f"{number(row.tpot_ms)} ms, {number(row.tpot_ms / row.floor_ms)} × floor"
-        style.beside(axis, np.fmax(row.tpot_ms, row.tpot_ms_high), place, text)
+        style.beside(axis, np.fmax(row.tpot_ms, row.tpot_ms_max), place, text)
     style.plain_log(axis)
     low, high = axis.get_xlim()
     axis.set_xlim(low, high * (high / low) ** 0.22)
+    axis.set_xlabel(f"time per output token, ms (bandwidth {number(rows['bandwidth_gb_s'].max())} GB/s)")
     axis.set_title(style.title(rows))
 
 
 def batch_rows(study: Study) -> pd.DataFrame:
-    """Return per model the prompt length with most batch sizes; per precision, runtime and batch the fastest
-    attention."""
-    rows = study.table("speed")
-    rows = fastest(rows[rows["status"] == "ok"], ["model", "precision", "runtime", *WORKLOAD])
-    parts = [rows.iloc[:0]]
-    for _, own in rows.groupby("model", sort=False):
-        batches = own.groupby(["prompt_tokens", "new_tokens"])["batch"].nunique()
-        if batches.max() > 1:
-            prompt, new = batches.idxmax()
-            parts.append(own[(own["prompt_tokens"] == prompt) & (own["new_tokens"] == new)])
-    return pd.concat(parts[1:] or parts)
+    """Return quantized configurations over the batch, of lengths that were measured at several batch sizes: those of
+    the runtime with the least TPOT, the fastest attention of each precision, at most two models."""
+    rows = quantized(study.measured("speed", "e2e_speedup"))
+    rows = rows[rows.groupby(["model", "prompt_tokens", "new_tokens"])["batch"].transform("nunique") > 1]
+    best = {model: own.loc[own["tpot_ms"].idxmin(), "runtime"] for model, own in rows.groupby("model", sort=False)}
+    rows = rows[(rows["runtime"] == rows["model"].map(best)) & rows["model"].isin(list(best)[:2])]
+    return fastest(rows, ["model", "precision", *WORKLOAD])
 
 
 def draw_batch(rows: pd.DataFrame) -> Figure:
-    """Throughput against batch size: a panel for each model."""
-    text = "fastest attention of each precision   ○ and line: runtime generate   □ and dashes: runtime graph"
-    return style.by_model(rows, 3.1, _batch, text)
+    """Throughput relative to the best 16-bit configuration, over the batch: a panel for each model and length."""
+    parts = [own for _, own in rows.groupby(["model", "prompt_tokens", "new_tokens"], sort=False)]
+    return style.abreast(parts, 3.0, _batch, "whole calls; above the line 1 is a gain over the fastest 16 bit")
 
 
 def _batch(axis: Axes, rows: pd.DataFrame) -> None:
+    axis.axhline(1, color=style.INK, linewidth=1)
     labels = []
-    for (precision, runtime), own in ordered(rows, "batch").groupby(["precision", "runtime"], sort=False):
-        hue = style.color(precision)
-        error = style.beyond(own, "tokens_per_s", "tokens_per_s_low", "tokens_per_s_high")
-        axis.errorbar(own["batch"], own["tokens_per_s"], yerr=error, color=hue, linestyle=LINES.get(runtime, ":"),
-                      marker=style.MARKERS.get(runtime, style.OTHER),
-                      markerfacecolor="none" if runtime == BASE else hue)  # fmt: skip
-        labels.append((own["batch"].iloc[-1], own["tokens_per_s"].iloc[-1], f"{precision} {runtime}", hue))
+    for precision, own in ordered(rows, "batch").groupby("precision", sort=False):
+        hue, last = style.color(precision), own.iloc[-1]
+        error = style.beyond(own, "e2e_speedup", "e2e_speedup_low", "e2e_speedup_high")
+        axis.errorbar(own["batch"], own["e2e_speedup"], yerr=error, color=hue, marker="s", markersize=5, elinewidth=1.6)
+        for row in own.iloc[:-1].itertuples():
+            style.beside(axis, row.batch, row.e2e_speedup, number(row.e2e_speedup), xytext=(5, 8), color=hue, bbox=None)
+        labels.append((last["batch"], last["e2e_speedup"], f"{precision}  {number(last['e2e_speedup'])}", hue))
     style.plain_log(axis)
-    style.plain_log(axis, "y")
     axis.set_xticks(sorted(set(rows["batch"])))
     axis.minorticks_off()
-    axis.set_title(style.title(rows))
-    axis.set_xlabel(f"batch (prompt {rows['prompt_tokens'].iloc[0]}, {rows['new_tokens'].iloc[0]} new tokens)")
-    axis.set_ylabel("tokens/s")
+    axis.set_ylim(0, max(1.1, rows["e2e_speedup"].max()) * 1.12)
+    prompt, new = rows.iloc[0][["prompt_tokens", "new_tokens"]]
+    axis.set_title(style.title(rows, f"{prompt:.0f} + {new:.0f} tokens"))
+    axis.set(xlabel="batch size", ylabel="× tokens/s of 16 bit")
     axis.grid(axis="both")
     style.label_right(axis, labels)
-
-
-def roofline_rows(study: Study) -> pd.DataFrame:
-    """Return two rows (``phase``) per model, precision and runtime at its fastest attention: operations per byte
-    (``intensity``) and the rate (``tflops``), after Williams, Waterman, Patterson 2009.
-
-    Bytes are weights and KV cache read once, the same for prefill; what spills to memory in between is not counted, so
-    a point lies at its best possible intensity. A model whose shape is not known, or not that of a LLaMA, has no rows.
-    """
-    points = []
-    for row in bandwidth_floor_rows(study).to_dict("records"):
-        shape = shape_of(study, row["model"])
-        if shape is None:
-            continue
-        prompt = row["prompt_tokens"]
-        phases = {
-            "decode": (1, prompt + row["new_tokens"] / 2, row["tpot_ms"]),
-            "prefill": (prompt, (prompt + 1) / 2, row["ttft_ms"]),
-        }
-        for phase, (tokens, context, ms) in phases.items():
-            operations = row["batch"] * shape.flops(tokens, context)
-            reached = {"intensity": operations / row["step_bytes"], "tflops": operations / ms / 1e9}
-            points.append(row | {"phase": phase} | reached)
-    return pd.DataFrame(points)
-
-
-def draw_roofline(rows: pd.DataFrame) -> Figure:
-    """Achieved arithmetic against operations per byte: a panel for each model."""
-    text = "○ decode   ▷ prefill   filled: runtime graph   line: copy bandwidth measured in the same jobs"
-    return style.by_model(rows, 3.1, _roofline, text)
-
-
-def _roofline(axis: Axes, rows: pd.DataFrame) -> None:
-    rows = ordered(rows)
-    for row in rows.itertuples():
-        hue = style.color(row.precision)
-        fill = "none" if row.runtime == BASE else hue
-        marker = {"decode": "o", "prefill": ">"}[row.phase]
-        axis.plot([row.intensity], [row.tflops], marker, color=hue, markerfacecolor=fill, markersize=6)
-    bandwidth, highest = rows["bandwidth_gb_s"].median() / 1e3, rows["tflops"].max()
-    ends = np.array([rows["intensity"].min() / 2, highest * 1.5 / bandwidth])
-    axis.plot(ends, ends * bandwidth, color=style.INK, linewidth=1)
-    axis.axhline(highest, color=style.INK, linewidth=0.8, linestyle=":")
-    where = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "top", "fontsize": 8}
-    axis.text(0.99, highest * 0.8, "highest achieved here", **where)
-    style.plain_log(axis)
-    style.plain_log(axis, "y")
-    axis.grid(axis="both")
-    axis.set_xlabel(f"operations per byte (bandwidth {bandwidth:.3g} TB/s)")
-    axis.set_ylabel("TFLOP/s")
-    axis.set_title(style.title(rows))
-    prefill = rows[rows["phase"] == "prefill"].drop_duplicates("precision")
-    hues = prefill["precision"].map(style.color)
-    style.label_right(axis, list(zip(prefill["intensity"], prefill["tflops"], prefill["precision"], hues)))

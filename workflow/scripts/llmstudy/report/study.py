@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -14,9 +14,18 @@ from llmstudy.errors import StudyError
 from llmstudy.models import precisions
 from llmstudy.tables import columns_of, every
 from llmstudy.tables.columns import CONFIGURATION, PROTOCOL, WORKLOAD, read_table
-from llmstudy.tables.memory import nearest_workload
 
-NEEDED = ("speed.csv", "summary.csv", "provenance.json")
+NEEDED = ("speed.csv", "summary.csv", "advice.csv", "provenance.json")
+FOUR_BIT_FILE = re.compile(r"\bI?Q4_")  # formats of GGUF
+
+
+class Claim(NamedTuple):
+    """A claim of the report: its heading, the sentences that carry it, and the figure or table that shows it."""
+
+    heading: str
+    text: str
+    figure: str = ""
+    table: str | None = None
 
 
 @dataclass(frozen=True)
@@ -25,20 +34,25 @@ class Study:
 
     Attributes:
         name: The name of its folder.
-        folder: Relative to REPORT.md, as links need it.
+        folder: Relative to the page that is rendered, as links need it.
         tables: Table name → frame; only tables that have rows.
         provenance: Content of provenance.json.
+        figures: Names of the figures that were drawn.
     """
 
     name: str
     folder: Path
     tables: dict[str, pd.DataFrame]
     provenance: dict
+    figures: tuple[str, ...] = ()
 
-    def table(self, name: str, model: str | None = None) -> pd.DataFrame:
-        """Return a table, or its rows of one model; without rows where the study has none."""
+    def table(self, name: str, model: str | None = None, again: bool = False) -> pd.DataFrame:
+        """Return a table, or its rows of one model; without rows where the study has none. Of processes.csv and
+        speed.csv the rows of the reference's second call in each round are left out, or returned alone (``again``)."""
         empty = [column.name for column in columns_of(name)] if name not in self.tables else []
         rows = self.tables.get(name, pd.DataFrame(columns=empty))
+        if "again" in rows:
+            rows = rows[(rows["again"] == "yes") == again]
         return rows if model is None else rows[rows["model"] == model]
 
     def measured(self, name: str, quantity: str, model: str | None = None) -> pd.DataFrame:
@@ -49,7 +63,7 @@ class Study:
     @property
     def models(self) -> list[str]:
         """Models in the order of the config."""
-        return list(self.provenance["headline"])
+        return list(dict.fromkeys(self.table("summary")["model"]))
 
     def headline(self, model: str) -> dict[str, Any]:
         """Return the reference precision, workload, corpus and protocol of a model's rows in summary.csv."""
@@ -57,24 +71,33 @@ class Study:
 
     def is_synthetic(self, model: str) -> bool:
         """Return whether a model's weights are random."""
-        return not self.provenance["models"][model]["real"]
+        return "synthetic" in set(self.table("summary", model)["weights"])
 
     def label(self, model: str) -> str:
         """Return a model's name, marked where its weights are random."""
         return f"`{model}`" + " (synthetic weights)" * self.is_synthetic(model)
 
-    def cited(self, model: str) -> str:
-        """Return study and model, as sentences of the background name what was measured."""
-        return f"study `{self.name}`, {self.label(model)}"
+    def was_four_bit(self, model: str) -> bool:
+        """Return whether a model's weights were published in 4 bit, so that a 4-bit precision quantizes them twice."""
+        return bool(FOUR_BIT_FILE.search(self.provenance.get("models", {}).get(model, {}).get("fetched_note") or ""))
 
-    def workload(self, model: str) -> str:
-        """Return a model's headline workload in words."""
-        headline = self.headline(model)
-        return f"batch {headline['batch']}, prompt {headline['prompt_tokens']}, {headline['new_tokens']} new tokens"
+    def is_twice(self, row: pd.Series) -> bool:
+        """Return whether the weights of a row were quantized to 4 bit a second time."""
+        return fact(row["precision"], "family") == "4-bit" and self.was_four_bit(row["model"])
 
     def file(self, table: str) -> str:
         """Return a link to the file of a table."""
-        return f"[{table}.csv]({self.folder.as_posix()}/{table}.csv)"
+        return f"[{table}.csv]({(self.folder / table).as_posix()}.csv)"
+
+    @property
+    def page(self) -> str:
+        """The path of the page with everything that was measured."""
+        return f"{self.folder.as_posix()}/details.md"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it was measured on a GPU."""
+        return "cuda" in set(self.table("summary")["device"])
 
     def device(self) -> str:
         """Return the device in a few words: the name of the GPU, or of the CPU and its threads."""
@@ -82,53 +105,35 @@ class Study:
         if "gpu" in environment:
             return environment["gpu"]["name"]
         threads = environment.get("threads")
-        return f"CPU {environment.get('cpu', 'not recorded')}" + (
-            f", {threads} thread{'s' * (threads > 1)}" if threads else ""
-        )
+        used = f", {threads} thread{'s' * (threads > 1)}" if threads else ""
+        return f"CPU {environment.get('cpu', 'not recorded')}{used}"
 
-    def at_headline(self, table: str, model: str | None = None, elsewhere: bool = False) -> pd.DataFrame:
-        """Return the rows of speed.csv or memory.csv at each model's headline workload, or at all others. Memory,
-        measured at fewer workloads, is at the nearest."""
-        rows = self.table(table, model)
-        parts = [rows.iloc[:0]]
-        for name, own in rows.groupby("model", sort=False):
-            headline = self.headline(name)
-            here = pd.Series(nearest_workload(own, headline) if table == "memory" else headline)
-            parts.append(own[(own[WORKLOAD] == here[WORKLOAD]).all(axis=1) != elsewhere])
-        return pd.concat([part for part in parts if len(part)] or parts)
-
-    def configurations(self, model: str | None = None) -> pd.DataFrame:
-        """Return summary.csv, a row for each configuration, with the columns that speed.csv has besides."""
-        summary, speed = self.table("summary", model), self.at_headline("speed", model)
-        more = [column for column in speed if column not in summary]
-        return summary.merge(speed[[*CONFIGURATION, *more]], how="left", on=CONFIGURATION)
-
-    def at_protocol(self, model: str | None = None) -> pd.DataFrame:
-        """Return the rows of quality.csv at each model's headline corpus and protocol."""
-        rows = self.table("quality", model)
-        for column in PROTOCOL:
+    def at_headline(self, table: str, columns: list[str] = WORKLOAD) -> pd.DataFrame:
+        """Return the rows of a table at each model's headline workload, or corpus and protocol."""
+        rows = self.table(table)
+        for column in columns:
             rows = rows[rows[column] == [self.headline(name)[column] for name in rows["model"]]]
         return rows
+
+    def configurations(self) -> pd.DataFrame:
+        """Return the rows of summary.csv that were measured, with the columns that speed.csv has besides."""
+        summary, speed = self.measured("summary", "tpot_ms"), self.at_headline("speed")
+        more = [column for column in speed if column not in summary]
+        return summary.merge(speed[[*CONFIGURATION, *more]], how="left", on=CONFIGURATION)
 
 
 def load(folder: Path) -> Study:
     """Read a finished study. Tables without a row, and files that no table of this version has, are left out."""
     paths = {name: folder / f"{name}.csv" for name in every()}
-    tables = {name: read_table(path) for name, path in paths.items() if path.exists()}
+    tables = {name: table for name, path in paths.items() if path.exists() and len(table := read_table(path))}
     provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    return Study(folder.name, folder, {name: table for name, table in tables.items() if len(table)}, provenance)
+    return Study(folder.name, folder, tables, provenance, tuple(path.stem for path in folder.glob("figures/*.svg")))
 
 
 def finished(results: Path) -> list[str]:
     """Return the names of the studies below ``results`` that have an answer and its provenance."""
     folders = (path.parent for path in results.glob(f"*/{NEEDED[0]}"))
     return sorted(folder.name for folder in folders if all((folder / name).exists() for name in NEEDED))
-
-
-def in_report_order(names: Iterable[str], lead: list[str], configured: str) -> list[str]:
-    """Return those that lead the report, then the configured one, then the rest by name."""
-    names = set(names)
-    return [name for name in dict.fromkeys([*lead, configured, *sorted(names)]) if name in names]
 
 
 def fact(precision: str, attribute: str, default: Any = None) -> Any:
@@ -139,11 +144,14 @@ def fact(precision: str, attribute: str, default: Any = None) -> Any:
         return default
 
 
-def of_family(rows: pd.DataFrame, family: str, own: bool | None = None) -> pd.DataFrame:
-    """Return the rows of a family of precisions; of this project's alone, or of libraries' alone, if asked."""
-    names = rows["precision"]
-    kept = names.map(lambda name: fact(name, "family") == family and own in (None, fact(name, "own")))
-    return rows[kept.astype(bool)]
+def quantized(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows whose precision stores weights in fewer than 16 bits."""
+    return rows[rows["precision"].map(lambda name: fact(name, "family") != "dense").astype(bool)]
+
+
+def sizes(rows: pd.DataFrame) -> list[str]:
+    """Return the workload of each row in short: "8 × (512 + 256)" is batch 8, 512 prompt tokens, 256 new ones."""
+    return [f"{row.batch:.0f} × ({row.prompt_tokens:.0f} + {row.new_tokens:.0f})" for row in rows.itertuples()]
 
 
 def ordered(rows: pd.DataFrame, *then: str) -> pd.DataFrame:
@@ -167,9 +175,3 @@ def fastest(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         tpot = group.loc[group["status"] == "ok", "tpot_ms"].dropna()
         chosen.append(group.index[0] if tpot.empty else tpot.astype(float).idxmin())
     return rows.loc[chosen]
-
-
-def of_largest(rows: pd.DataFrame) -> pd.Series | None:
-    """Return the fastest row of the model whose steps read most bytes; None without rows."""
-    best = fastest(rows[rows["step_bytes"].notna()], ["model"])
-    return None if best.empty else best.loc[best["step_bytes"].astype(float).idxmax()]

@@ -1,7 +1,8 @@
-"""The common look: readable on GitHub's light and dark pages, color-blind safe, the same bytes for the same data.
+"""The common look: on white, readable without color, the same bytes for the same data.
 
-Every color has a contrast of at least 3:1 against both #ffffff and #0d1117, so one file serves both themes. Colors of
-precisions are those of the registry; names beside the marks say which is which, so nothing depends on color alone.
+A picture has a white ground of its own, so that it reads alike on GitHub's light and dark pages. Every text has a
+contrast of at least 4.5:1 against it. One color means one thing in every figure of every study: colors of precisions
+are those of the registry, those of attention kernels stand below, and none is in both.
 """
 
 from __future__ import annotations
@@ -21,15 +22,27 @@ from matplotlib.figure import Figure
 from llmstudy.files import atomic_write
 from llmstudy.report.study import fact
 
-INK = "#7d8590"
-# For what is not a precision: components of memory, attention kernels.
-SERIES = ("#2f7fd0", "#d55e00", "#009e73", "#b45fc0", "#b8860b", "#e0508a", "#0e9aa7", "#7d8590")
-# For precisions that the registry does not know: those of another version, or of another checkout.
-SPARE = ("#8a6fdf", "#a8743a", "#c2556a", "#5b8a3c", "#4f86a6", "#a3638f")
+INK = "#333a44"
+QUIET = "#6d747e"  # what a figure shows beside its subject
+# Attention kernels, by name.
+KERNELS = {
+    "eager": "#7a1f3d",
+    "sdpa": "#3d3d8f",
+    "sdpa-math": "#b04a2f",
+    "sdpa-flash": "#2f6f3e",
+    "sdpa-efficient": "#8a5a00",
+    "sdpa-cudnn": "#00699b",
+    "flash_attention_2": "#5c3a9e",
+    "flash_attention_3": "#a3195b",
+    "flex_attention": "#4f5d2f",
+}
+# For precisions and kernels of another version, or of another checkout.
+SPARE = ("#7159c4", "#8d5f2c", "#b0405c", "#4b7430", "#3f6f90", "#8f4f8f")
+GROUND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # under words that lines may cross
 MARKERS = {"generate": "o", "graph": "s"}  # by runtime
 OTHER = "D"  # the marker of any other runtime
 WIDTH = 9.6
-INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 SETTINGS = {
     "svg.hashsalt": "llmstudy",
     "svg.fonttype": "path",
@@ -38,12 +51,13 @@ SETTINGS = {
     "axes.labelsize": 9,
     "figure.dpi": 100,
     "savefig.dpi": 150,
-    "savefig.transparent": True,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
     "axes.titlelocation": "left",
     "axes.grid": True,
     "axes.grid.axis": "x",
-    "grid.linewidth": 0.4,
-    "grid.alpha": 0.5,
+    "grid.color": "#c9ced6",
+    "grid.linewidth": 0.5,
     "axes.axisbelow": True,
     "lines.linewidth": 1.4,
     "figure.constrained_layout.use": True,
@@ -68,7 +82,17 @@ def save(figure: Figure, svg: Path, png: Path) -> None:
 
 def color(precision: str) -> str:
     """Return the color that a precision has in every figure."""
-    return fact(precision, "color") or SPARE[zlib.crc32(precision.encode()) % len(SPARE)]
+    return fact(precision, "color") or spare(precision)
+
+
+def kernel_color(kernel: str) -> str:
+    """Return the color that an attention kernel has in every figure."""
+    return KERNELS.get(kernel) or spare(kernel)
+
+
+def spare(name: str) -> str:
+    """Return the color of a name that nothing else gives one, always the same."""
+    return SPARE[zlib.crc32(name.encode()) % len(SPARE)]
 
 
 def panels(rows: int, columns: int, heights: list[float] | float, width: float = WIDTH, **settings) -> tuple:
@@ -81,62 +105,40 @@ def panels(rows: int, columns: int, heights: list[float] | float, width: float =
     return figure, axes
 
 
-def by_model(rows: pd.DataFrame, height: float, draw: Callable[[Axes, pd.DataFrame], None], text: str) -> Figure:
-    """Return a figure with a panel for each model, two side by side, drawn from that model's rows."""
-    models = [own for _, own in rows.groupby("model", sort=False)]
-    columns = min(2, len(models))
-    figure, axes = panels(-(-len(models) // columns), columns, height)
-    for axis in axes.flat[len(models) :]:
+def abreast(parts: list[pd.DataFrame], height: float, draw: Callable[[Axes, pd.DataFrame], None], text: str) -> Figure:
+    """Return a figure with a panel for each part, two side by side, and a line above on how to read it."""
+    columns = min(2, len(parts))
+    figure, axes = panels(-(-len(parts) // columns), columns, height, WIDTH if columns > 1 else 0.72 * WIDTH)
+    for axis in axes.flat[len(parts) :]:
         axis.remove()
-    for axis, own in zip(axes.flat, models):
+    for axis, own in zip(axes.flat, parts):
         draw(axis, own)
     headline(figure, text)
     return figure
 
 
 def stacked(
-    rows: pd.DataFrame,
-    height: Callable[[pd.DataFrame], float],
-    draw: Callable[..., None],
-    text: str = "",
-    columns: int = 1,
-    **settings,
+    rows: pd.DataFrame, height: Callable[[pd.DataFrame], float], draw: Callable[..., None], text: str, columns: int = 1
 ) -> Figure:
     """Return a figure with a line of panels for each model, one below the other: ``draw`` gets the axes of the line
     and that model's rows, ``height`` says how many inches these need, ``text`` how to read the panels."""
     models = [own for _, own in rows.groupby("model", sort=False)]
-    figure, axes = panels(len(models), columns, [height(own) for own in models], **settings)
+    figure, axes = panels(len(models), columns, [height(own) for own in models])
     for line, own in zip(axes, models):
         draw(*line, own)
-    if text:
-        headline(figure, text)
+    headline(figure, text)
     return figure
 
 
-def sentence(text: str) -> Figure:
-    """Return a figure of words alone."""
-    figure = Figure(figsize=(WIDTH / 2, 0.5))
-    figure.text(0.5, 0.5, text, ha="center", va="center")
-    return figure
-
-
-def title(rows: pd.DataFrame) -> str:
-    """Return a panel's title: the model of the rows, marked where its weights are random."""
+def title(rows: pd.DataFrame, *more: str) -> str:
+    """Return a panel's title: the model of the rows, marked where its weights are random, and more."""
     first = rows.iloc[0]
-    return first["model"] + " (synthetic weights)" * (first["weights"] == "synthetic")
+    return ", ".join([first["model"] + " (synthetic weights)" * (first["weights"] == "synthetic"), *more])
 
 
 def headline(figure: Figure, text: str) -> None:
     """Write above the panels how to read them."""
     figure.suptitle(text, x=0.01, ha="left", fontsize=9)
-
-
-def key(figure: Figure, entries: list[tuple[str, str]], more: str) -> None:
-    """Write the names of stacked parts above the panels, each beside a patch of its color."""
-    patches = [matplotlib.patches.Patch(color=hue, label=name) for hue, name in entries]
-    patches.append(matplotlib.patches.Patch(alpha=0, label=more))
-    figure.legend(handles=patches, loc="outside upper left", ncols=len(patches), frameon=False, fontsize=8.5,
-                  handlelength=0.9, handletextpad=0.4, columnspacing=1.1)  # fmt: skip
 
 
 def name_rows(axis: Axes, names: list[str], colored: bool = True) -> None:
@@ -149,7 +151,7 @@ def name_rows(axis: Axes, names: list[str], colored: bool = True) -> None:
 
 
 def interval(axis: Axes, x: float, low: float, high: float, y: float, hue: str, **marker) -> None:
-    """Draw a point and its horizontal 95 % interval, if it has one."""
+    """Draw a point and its horizontal interval, if it has one."""
     if not (pd.isna(low) or pd.isna(high)):
         axis.plot([low, high], [y, y], color=hue, linewidth=2, solid_capstyle="butt")
     axis.plot([x], [y], color=hue, **({"marker": "o", "markersize": 6, "linestyle": "none"} | marker))
@@ -160,15 +162,10 @@ def beyond(rows: pd.DataFrame, name: str, low: str, high: str) -> list[pd.Series
     return [rows[name] - rows[low], rows[high] - rows[name]]
 
 
-def note(axis: Axes, y: float, text: str) -> None:
-    """Write words in place of a mark, at the left edge of a row."""
-    axis.text(0.02, y, text, transform=axis.get_yaxis_transform(), va="center", fontsize=8, style="italic")
-
-
 def beside(axis: Axes, x: float, y: float, text: str, **settings) -> None:
     """Write a number to the right of its mark."""
-    settings = {"xytext": (8, 0)} | settings
-    axis.annotate(text, (x, y), textcoords="offset points", va="center", fontsize=8, **settings)
+    settings = {"xytext": (8, 0), "fontsize": 8, "bbox": GROUND} | settings
+    axis.annotate(text, (x, y), textcoords="offset points", va="center", **settings)
 
 
 def label_right(axis: Axes, labels: list[tuple[float, float, str, str]]) -> None:
@@ -180,11 +177,11 @@ def label_right(axis: Axes, labels: list[tuple[float, float, str, str]]) -> None
     points = axis.transData.transform([label[:2] for label in labels])
     shares = axis.transAxes.inverted().transform(points)[:, 1]
     step = 10.5 / (axis.get_figure().get_figheight() * 72 * axis.get_position().height)
-    for index, at in zip(np.argsort(shares), apart(sorted(shares), step)):
+    for index, height in zip(np.argsort(shares, kind="stable"), apart(sorted(shares), step)):
         x, y, text, hue = labels[index]
-        # From the left edge of the words: a line from their middle would run through those above or below.
+        # From the near edge of the words: a line from their middle would run through those above or below.
         arrow = {"arrowstyle": "-", "color": hue, "linewidth": 0.5, "shrinkB": 3, "linestyle": ":", "relpos": (0, 0.5)}
-        axis.annotate(text, (x, y), (1.03, at), textcoords="axes fraction", color=hue, fontsize=8, va="center",
+        axis.annotate(text, (x, y), (1.03, height), textcoords="axes fraction", color=hue, fontsize=8, va="center",
                       arrowprops=arrow)  # fmt: skip
 
 

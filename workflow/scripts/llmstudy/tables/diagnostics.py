@@ -37,8 +37,8 @@ from llmstudy.llama import causal_attention_flops
 from llmstudy.stats.estimate import critical_value
 from llmstudy.tables import Sources
 from llmstudy.tables.columns import AT_WORKLOAD, SHARED, Column, columns, pick
-from llmstudy.tables.processes import COLUMNS as PROCESSES
 from llmstudy.tables.records import by_key, identity
+from llmstudy.tables.speed import COLUMNS as SPEED
 
 ALL = "all"
 HALF = 0.5
@@ -66,7 +66,7 @@ COLUMNS = {
     "profile": [
         *columns("tpot_ms launches_per_token kernels_per_token", SHARED + AT_WORKLOAD),
         *columns("syncs_per_token operators_per_token device_busy_share:percent matmul_share:percent"),
-        *pick(PROCESSES["processes"], "step_bytes bandwidth_gb_s mbu"),
+        *pick(SPEED["speed"], "step_bytes bandwidth_gb_s mbu"),
         Column("matmul_tflops", "matrix products, TFLOP/s"),
         *columns("flops_share:percent limit:text top_operations:text"),
     ],

@@ -45,7 +45,8 @@ class Precision:
             or ``bfloat16``.
         load: returns the model of a ``LoadRequest`` in eval mode on its device or devices; raises ``Unsupported`` with
             a reason where that is not possible.
-        color: hex color in every figure; no other precision has it. At least 3:1 contrast with #ffffff and #0d1117.
+        color: hex color in every figure; no other precision has it. At least 4.5:1 contrast with white, for its name.
+        how: what a user writes to run it: one line of Python of its library; a phrase where no library has it.
         own: whether its kernels are this project's; False for those of a library.
         devices: kinds of device that it runs on.
         calibrated: whether ``load`` needs ``calibration_ids``.
@@ -60,6 +61,7 @@ class Precision:
     compute_dtype: str
     load: Callable[[LoadRequest], PreTrainedModel]
     color: str
+    how: str = ""
     own: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
     calibrated: bool = False

@@ -27,10 +27,11 @@ PRECISIONS = {
         compute_dtype=dtype,
         load=partial(load, dtype_name=dtype),
         color=color,
+        how=f"AutoModelForCausalLM.from_pretrained(path, dtype=torch.{dtype})",
     )
     for name, dtype, bits, color in [
-        ("fp32", "float32", 32, "#7d8590"),
-        ("bf16", "bfloat16", 16, "#2f7fd0"),
-        ("fp16", "float16", 16, "#4a9bd9"),
+        ("fp32", "float32", 32, "#6b7280"),
+        ("bf16", "bfloat16", 16, "#2563cf"),
+        ("fp16", "float16", 16, "#14315f"),
     ]
 }

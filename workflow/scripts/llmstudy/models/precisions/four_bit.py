@@ -55,7 +55,9 @@ PRECISIONS = {
         compute_dtype="bfloat16",
         load=partial(load, quant_type=name),
         color=color,
+        how=f'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{name}", '
+        "bnb_4bit_compute_dtype=torch.bfloat16)",
         packages=("bitsandbytes",),
     )
-    for name, color in [("nf4", "#b45fc0"), ("fp4", "#e0508a")]
+    for name, color in [("nf4", "#9a2fb5"), ("fp4", "#c2185b")]
 }

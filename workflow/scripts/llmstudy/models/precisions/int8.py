@@ -108,22 +108,23 @@ PRECISIONS = {
         compute_dtype="bfloat16",
         load=load,
         color=color,
+        how="this project's kernels; not in a library yet",
         own=True,
         calibrated=load is load_outlier,
     )
     for name, title, load, color in [
-        ("int8-fused", "int8 weights per output channel, 16-bit activations, fused kernels", load_fused, "#009e73"),
+        ("int8-fused", "int8 weights per output channel, 16-bit activations, fused kernels", load_fused, "#007a55"),
         (
             "int8-fused-outlier",
             f"int8-fused with static outlier columns (magnitude over {THRESHOLD}) in 16 bit",
             load_outlier,
-            "#5a9e2f",
+            "#56780c",
         ),
         (
             "int8-w8a8",
             "int8 weights and dynamic int8 activations in prefill and large batches",
             load_w8a8,
-            "#0e9aa7",
+            "#0a7187",
         ),
     ]
 }

@@ -75,6 +75,7 @@ def member(text: str) -> Precision:
 
 def with_threshold(name: str, threshold: float, color: str) -> Precision:
     """Return LLM.int8() with an outlier threshold."""
+    limit = 'float("inf")' if math.isinf(threshold) else threshold
     return Precision(
         name=name,
         title=f"bitsandbytes LLM.int8(), outlier threshold {threshold}",
@@ -83,6 +84,7 @@ def with_threshold(name: str, threshold: float, color: str) -> Precision:
         compute_dtype="bfloat16",
         load=partial(load, threshold=threshold),
         color=color,
+        how=f"BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold={limit})",
         packages=("bitsandbytes",),
         threshold=threshold,
     )
@@ -91,7 +93,7 @@ def with_threshold(name: str, threshold: float, color: str) -> Precision:
 def _color(threshold: float) -> str:
     """From gold at 0 to brick red at infinity: green falls, and blue tells thresholds apart that share a green."""
     green, blue = divmod(round(86 * 48 * (1 - 6 / (threshold + 6))), 48)
-    return f"#b8{134 - green:02x}{11 + blue:02x}"
+    return f"#9a{98 - green:02x}{11 + blue:02x}"
 
 
-PRECISIONS = {"llm-int8": with_threshold("llm-int8", 6.0, "#d55e00")}
+PRECISIONS = {"llm-int8": with_threshold("llm-int8", 6.0, "#c2450a")}
