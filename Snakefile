@@ -49,3 +49,4 @@ rule all:
         # a fresh clone has a REPORT.md and no results of its study.
         RECORDS,
         expand("{results}/{table}.csv", results=RESULTS, table=TABLES),
+        f"{RESULTS}/first_answer.md",

@@ -7,12 +7,14 @@ REQUIRED INPUTS:
 
 OUTPUTS:
     results/<study>/figures/<figure>.svg, .png      those for which the study has something to show
+    results/<study>/first_answer.md                 its answer after the first panel
     results/<study>/details.md                      everything that the study measured
     REPORT.md                                       its answer
 
 STEPS:
     1. plot             all figures; what a study measured decides which there are
-    2. render_report    the templates of workflow/report, filled from the tables
+    2. first_answer     a table of what the first panel says
+       render_report    the templates of workflow/report, filled from the tables
 """
 
 from glob import glob
@@ -56,6 +58,27 @@ rule plot:
         code=code.digest("report.figures", *sorted({figure.module for figure in figures.FIGURES.values()})),
     script:
         "../scripts/plot_figures.py"
+
+
+# The answer after the probes and one panel of each model, which start first: printed, and kept beside the tables.
+rule first_answer:
+    input:
+        records=[path for path in records("probe", "panel") if "/probe/" in path or path.endswith(".r0.json")],
+        manifests=MANIFESTS,
+    output:
+        f"{RESULTS}/first_answer.md",
+    log:
+        f"{RESULTS}/logs/first_answer.log",
+    localrule: True
+    priority: 100_000_000
+    conda:
+        "../../envs/report.yaml"
+    params:
+        settings=study.for_tables(),
+        config=study.config,
+        code=code.digest("report.render", *(tables.TABLES[name].module for name in ("speed", "advice"))),
+    script:
+        "../scripts/render_report.py"
 
 
 rule render_report:

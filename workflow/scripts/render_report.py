@@ -1,14 +1,15 @@
-"""Render REPORT.md and the details of the study from its tables."""
+"""Render REPORT.md and the details of the study from its tables, or a first answer from the records that are there."""
 
+import sys
 from pathlib import Path
 
 from llmstudy.report import render
 from llmstudy.runner import script
 
 with script.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
-    render.write(
-        results=Path("results"),
-        name=snakemake.params.study,  # noqa: F821
-        report=Path(snakemake.output.report),  # noqa: F821
-        details=Path(snakemake.output.details),  # noqa: F821
-    )
+    sources, params, output = snakemake.input, snakemake.params, snakemake.output  # noqa: F821
+    if params.get("settings"):
+        text = render.first(sources.records, params.settings, sources.manifests, params.config, Path(output[0]))
+        print(text, file=sys.__stderr__)
+    else:
+        render.write(Path("results"), params.study, report=Path(output.report), details=Path(output.details))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import jinja2
 
@@ -14,12 +15,14 @@ from llmstudy.files import atomic_write
 from llmstudy.kinds import KINDS
 from llmstudy.report import answer, diagnostics, figures, markdown, memory, provenance, quality, speed
 from llmstudy.report.study import Claim, Study, finished, load, ordered
-from llmstudy.tables import columns_of, every
+from llmstudy.tables import TABLES, columns_of, every, make
 from llmstudy.tables.columns import CONFIGURATION, Column
+from llmstudy.tables.provenance import write as write_provenance
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "report"
 SUBJECTS = (answer, diagnostics, markdown, memory, provenance, quality, speed)
 GRADED = ("quality", "text", "generations", "tasks", "invariance")  # where a row is about what a precision loses
+EARLY = ("probes", "processes", "speed", "quality", "summary", "advice")  # the tables of a first answer
 NOTED = Column("noted", "precision", "markdown")
 # What the numbers show, in the order in which it is read.
 CLAIMS = (speed.launches, speed.bytes_read, speed.batches, memory.fits, quality.distance, diagnostics.kernels)
@@ -35,6 +38,31 @@ def write(results: Path, name: str, report: Path, details: Path) -> None:
     for text, output in ((render(study, others), report), (render_details(study), details)):
         with atomic_write(output) as file:
             file.write(text)
+
+
+def first(records: list[str], settings: dict, manifests: list[str], config: dict, output: Path) -> str:
+    """Write the answer's table of the records that a study has so far, and return it.
+
+    ``settings`` and ``config`` are what tables and provenance.json need to know of the study.
+    """
+    with TemporaryDirectory(prefix="llmstudy-") as temporary:
+        folder = Path(temporary)
+        for name in EARLY:
+            own = [path for path in records if Path(path).parts[-3] in TABLES[name].kinds]
+            make(
+                name,
+                own,
+                {table: folder / f"{table}.csv" for table in TABLES[name].tables},
+                settings,
+                folder / f"{name}.csv",
+            )
+        write_provenance(records, [], manifests, config, settings["headline"], folder / "provenance.json")
+        text = (
+            answer.first(replace(load(folder), name=config["study"], folder=Path("."))) or "Nothing was measured yet."
+        )
+    with atomic_write(output) as file:
+        file.write(f"{text}\n")
+    return text
 
 
 def render(study: Study, others: list[Study]) -> str:

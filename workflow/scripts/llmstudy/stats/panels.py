@@ -52,7 +52,7 @@ class Comparison:
 @dataclass(frozen=True)
 class Choice:
     """The configuration that is taken, the fastest by estimate, and those that are neither shown to be slower than the
-    taken one nor shown to be as fast."""
+    taken one nor shown to be as fast, the fastest first."""
 
     taken: Key
     fastest: Key
@@ -184,5 +184,5 @@ def choose(
     ]
     taken = min(near, key=memory_gib.get) if near else fastest
     others = compare(held, taken, family) if near else against
-    unsettled = (key for key, one in others.items() if verdict(one, margin) in ("not enough data", "faster"))
-    return Choice(taken, fastest, tuple(unsettled))
+    unsettled = [key for key, one in others.items() if verdict(one, margin) in ("not enough data", "faster")]
+    return Choice(taken, fastest, tuple(sorted(unsettled, key=lambda key: -others[key].value)))

@@ -4,8 +4,8 @@ Candidates are the measured configurations at the workload of the use that meet 
 is known (the slowest process, the upper end of the interval of the loss). Where the config sets no limit on quality, a
 loss excludes a configuration only if it is *shown* to exceed the margin. Of the candidates the fastest by estimate is
 taken. Another stands before it only if it is shown to be within the margin of it, and saves at least 5 % of the
-device's memory. ``instead`` names candidates that are neither shown to be slower than the taken one nor shown to be as
-fast: the data cannot choose between them.
+device's memory. ``instead`` names candidates, three at most, that are neither shown to be slower than the taken one nor
+shown to be as fast: the data cannot choose between them.
 
 - ``one user``: TPOT at batch 1. ``long context``: TPOT at batch 1 and the longest prompt. ``batch serving``: the time
   of a whole call at the largest batch.
@@ -65,6 +65,7 @@ LIMITS = {
 }
 ON_QUALITY = ("ppl_loss_percent", "top1_agreement")
 MANY, SOME = 5, 3  # processes
+NAMED = 3  # of those that cannot be told from the taken one
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def advise(case: Case, summary: pd.DataFrame, tables: dict, study: Mapping, devi
     speed = {end: taken[f"{case.quantity}_{end}"] for end in ("speedup", "speedup_low", "speedup_high")}
     row |= taken[[*KEY, "against", "tpot_ms", "tokens_per_s", "memory_gib", "memory_ratio", *OF_SUMMARY]].to_dict()
     row |= speed | {"processes": taken["processes"], "evidence": evidence(taken)}
-    row |= {"instead": "; ".join(name_of(key) for key in others), "verdict": verdict_of(case, taken, others)}
+    row |= {"instead": "; ".join(name_of(key) for key in others[:NAMED]), "verdict": verdict_of(case, taken, others)}
     return row | {"sentence": sentence_of(row, taken)}
 
 
