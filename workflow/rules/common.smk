@@ -64,7 +64,9 @@ def records(*names):
     planned = [one.path for one in kinds.records(study, *names)]
     if MEASURES:
         return planned
-    patterns = [f"{RESULTS}/records/{name}/{model.name}/*.json" for name in names or kinds.KINDS for model in study.models]
+    patterns = [
+        f"{RESULTS}/records/{name}/{model.name}/*.json" for name in names or kinds.KINDS for model in study.models
+    ]
     found = sorted(path for pattern in patterns for path in glob(pattern))
     return [path for path in planned if path in found] + [path for path in found if path not in planned]
 

@@ -69,8 +69,8 @@ rule first_answer:
         f"{RESULTS}/first_answer.md",
     log:
         f"{RESULTS}/logs/first_answer.log",
-    localrule: True
     priority: 100_000_000
+    localrule: True
     conda:
         "../../envs/report.yaml"
     params:
