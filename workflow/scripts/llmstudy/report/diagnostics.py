@@ -132,22 +132,6 @@ def outliers(study: Study) -> str | None:
     return markdown.grid([*header, "tokens"], lines) if lines else None
 
 
-def outlier_share(study: Study) -> str | None:
-    """Return how many columns and single values reach the paper's threshold, and the linear layer with most columns."""
-    rows = study.measured("outliers", "column_share")
-    rows = rows[(rows["threshold"] == PAPER) & (rows["weights"] == "real")]
-    if rows.empty:
-        return None
-    most = rows.loc[rows["column_share"].idxmax()]
-    mean = rows.loc[rows["model"] == most["model"], ["column_share", "entry_share"]].mean().map(markdown.percent)
-    return (
-        f"Measured ({study.cited(most['model'])}): over {number(most['tokens'])} tokens, {mean['column_share']} of a "
-        f"linear layer's input columns reach threshold {PAPER:g} somewhere, on average over the linear layers, with "
-        f"{mean['entry_share']} of their values; in `{most['linear']}` of layer {most['layer']}, which has most, "
-        f"{markdown.percent(most['column_share'])} of the columns do ({study.file('outliers')})."
-    )
-
-
 def attention(study: Study) -> str | None:
     """Return each kernel at the longest context that any ran, prefill and decode."""
     rows = study.table("attention")
@@ -157,28 +141,6 @@ def attention(study: Study) -> str | None:
     rows = ordered(rows.sort_values("phase", ascending=False, kind="stable"))
     names = ["model", "phase", "context", Column("attention", "kernel", "code")]
     return markdown.table(rows, names, ["time_ms", "tflops", "gb_s", "extra_mib", "max_abs_error"])
-
-
-def attention_growth(study: Study) -> str | None:
-    """Return the time of each attention kernel alone, from the shortest to the longest prompt that several ran."""
-    rows = study.measured("attention", "time_ms")
-    rows = rows[rows["phase"] == "prefill"]
-    rows = rows[rows.groupby(["model", "context"])["attention"].transform("nunique") > 1]
-    if rows.empty:
-        return None
-    rows = rows[rows["model"] == rows.loc[rows["context"].astype(float).idxmax(), "model"]]
-    short, long = rows["context"].min(), rows["context"].max()
-    times = rows.pivot_table(index="attention", columns="context", values=["time_ms", "tflops"])
-    times = times.dropna(subset=[("time_ms", short), ("time_ms", long)]).sort_values(("time_ms", long))
-    texts = [
-        f"`{kernel}` from {number(row['time_ms', short])} to {number(row['time_ms', long])} ms "
-        f"({number(row['tflops', long])} TFLOP/s)"
-        for kernel, row in times.iterrows()
-    ]
-    return (
-        f"Measured ({study.cited(rows['model'].iloc[0])}), the attention of one layer at a prefill from {short} to "
-        f"{long} tokens: {', '.join(texts)} ({study.file('attention')})."
-    )
 
 
 def rounding_floor(study: Study, model: str, precision: str) -> float:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from llmstudy.models import precisions
 from llmstudy.report import markdown, style
-from llmstudy.report.study import Study, fact, of_family, ordered, whole_text
+from llmstudy.report.study import Study, fact, ordered, whole_text
 from llmstudy.stats.text import agreement_curve
 from llmstudy.tables.columns import CONFIGURATION, Column, number
 from llmstudy.tables.generations import POSITIONS, compared, divergences
@@ -117,22 +117,6 @@ def tasks(study: Study, model: str) -> str | None:
     flips = ["answers_changed", "correct_to_wrong", "wrong_to_correct", "mcnemar_p_holm"]
     names = [Column("task", "task", "code"), "precision"]
     return markdown.table(rows, names, ["documents", "accuracy", "accuracy_change", *flips])
-
-
-def loss(study: Study, family: str) -> str | None:
-    """Return the perplexity ratio of every precision of a family, on the model compared in most precisions."""
-    rows = whole_text(study.at_protocol())
-    rows = of_family(rows[(rows["status"] == "ok") & rows["ppl_ratio"].notna()], family)
-    if rows.empty:
-        return None
-    model = rows["model"].value_counts().idxmax()
-    rows = rows[rows["model"] == model].sort_values("ppl_ratio", kind="stable")
-    first, ratio = rows.iloc[0], markdown.declared("ppl_ratio")
-    texts = [f"`{row['precision']}` {markdown.cell(row, ratio).replace('<br>', ' ')}" for _, row in rows.iterrows()]
-    return (
-        f"Measured ({study.cited(model)}, `{first['corpus']}`, `{first['protocol']}`, {number(first['tokens'])} "
-        f"tokens), PPL over that of the reference: {', '.join(texts)} ({study.file('quality')})."
-    )
 
 
 def thresholds(study: Study, model: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import jinja2
@@ -33,16 +32,13 @@ def render(studies: list[Study]) -> str:
     def figure(study: Study, name: str) -> str | None:
         return picture(study, name) if name in drawn[study.name] else None
 
-    def measured(sentence: Callable[..., str | None], *arguments: str) -> str | None:
-        return next(filter(None, (sentence(study, *arguments) for study in studies)), None)
-
     def files(table: str) -> str:
         having = [study for study in studies if table in study.tables]
         links = ", ".join(f"[{study.name}]({study.folder.as_posix()}/{table}.csv)" for study in having)
         return f"`{table}.csv`" + (f" ({links})" if links else "")
 
     subjects = {module.__name__.rpartition(".")[2]: module for module in SUBJECTS}
-    helpers = {"figure": figure, "measured": measured, "files": files}
+    helpers = {"figure": figure, "files": files}
     text = environment().get_template("REPORT.md.j2").render(studies=studies, **helpers, **subjects)
     return re.sub(r"\n{3,}", "\n\n", text)
 

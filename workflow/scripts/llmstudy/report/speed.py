@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 
 from llmstudy.models import precisions
 from llmstudy.report import markdown, style
-from llmstudy.report.answer import library_row
 from llmstudy.report.provenance import shape_of
-from llmstudy.report.study import Study, fastest, of_family, of_largest, ordered
+from llmstudy.report.study import Study, fastest, ordered
 from llmstudy.runtimes import BASE
 from llmstudy.stats.processes import same_against_same as repeatability
 from llmstudy.tables import every
@@ -124,55 +123,6 @@ def failures(study: Study) -> str | None:
             reason = markdown.plain(reason) if isinstance(reason, str) and reason else "no reason recorded"
             rows.append([name, configuration, str(len(group)), f"`{status}`", reason])
     return markdown.grid(["table", "configuration", "rows", "status", "reason"], rows, "llrll") if rows else None
-
-
-def decode_bandwidth(study: Study) -> str | None:
-    """Return how near to the bandwidth the largest model decodes without quantization."""
-    rows = of_family(study.at_headline("speed"), "dense")
-    row = of_largest(rows[(rows["status"] == "ok") & rows["mbu"].notna()])
-    if row is None:
-        return None
-    return (
-        f"Measured ({study.cited(row['model'])}, {study.workload(row['model'])}): a `{row['precision']}` token takes "
-        f"{number(row['tpot_ms'])} ms in the runtime `{row['runtime']}`, an MBU of {markdown.percent(row['mbu'])} of "
-        f"the {number(row['bandwidth_gb_s'])} GB/s that the same job copies at ({study.file('speed')})."
-    )
-
-
-def bitsandbytes_slow(study: Study) -> str | None:
-    """Return the TPOT of a library's 8 bit beside that of the reference, both launched by the library."""
-    rows = [row for model in study.models if (row := library_row(study, model)) is not None]
-    row = of_largest(pd.DataFrame(rows).reset_index(drop=True)) if rows else None
-    return None if row is None else _compared(study, [row])
-
-
-def int8_fused_fast(study: Study) -> str | None:
-    """Return the TPOT of this project's int8 beside that of the reference under the same runtime, largest first."""
-    rows = study.configurations()
-    best = fastest(of_family(rows[rows["tpot_ms"].notna()], "int8", own=True), ["model"])
-    largest = of_largest(best)
-    if largest is None:
-        return None
-    best = best[best["runtime"] == largest["runtime"]].sort_values("step_bytes", ascending=False)
-    return _compared(study, [row for _, row in best.iterrows()])
-
-
-def _compared(study: Study, chosen: list[pd.Series]) -> str | None:
-    """Return the TPOT of configurations of one runtime beside that of the reference with the same attention."""
-    texts, quantities = [], ["tpot_ms", "mbu", "precision"]
-    for row in chosen:
-        same = {"precision": study.headline(row["model"])["reference"]} | row[["attention", "runtime"]].to_dict()
-        rows = study.configurations(row["model"]).dropna(subset=["tpot_ms", "mbu"])
-        rows = rows[(rows[list(same)] == pd.Series(same)).all(axis=1)]
-        if len(rows) and pd.notna(row["mbu"]):
-            pair = sorted([list(side[quantities]) for side in (row, rows.iloc[0])], reverse=True)
-            sides = [f"`{name}` {number(tpot)} ms (MBU {markdown.percent(mbu)})" for tpot, mbu, name in pair]
-            factor = number(pair[0][0] / pair[1][0])
-            texts.append(f"{study.label(row['model'])} {' against '.join(sides)}, a factor of {factor}")
-    if not texts:
-        return None
-    where = f"study `{study.name}`, runtime `{chosen[0]['runtime']}`"
-    return f"Measured time per token ({where}): {'; '.join(texts)} ({study.file('speed')})."
 
 
 def speed_rows(study: Study) -> pd.DataFrame:

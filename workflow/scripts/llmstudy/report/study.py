@@ -63,10 +63,6 @@ class Study:
         """Return a model's name, marked where its weights are random."""
         return f"`{model}`" + " (synthetic weights)" * self.is_synthetic(model)
 
-    def cited(self, model: str) -> str:
-        """Return study and model, as sentences of the background name what was measured."""
-        return f"study `{self.name}`, {self.label(model)}"
-
     def workload(self, model: str) -> str:
         """Return a model's headline workload in words."""
         headline = self.headline(model)
@@ -167,9 +163,3 @@ def fastest(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         tpot = group.loc[group["status"] == "ok", "tpot_ms"].dropna()
         chosen.append(group.index[0] if tpot.empty else tpot.astype(float).idxmin())
     return rows.loc[chosen]
-
-
-def of_largest(rows: pd.DataFrame) -> pd.Series | None:
-    """Return the fastest row of the model whose steps read most bytes; None without rows."""
-    best = fastest(rows[rows["step_bytes"].notna()], ["model"])
-    return None if best.empty else best.loc[best["step_bytes"].astype(float).idxmax()]
