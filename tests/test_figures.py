@@ -78,7 +78,7 @@ def test_a_color_means_one_thing():
     assert len(set(everything)) == len(everything)
     assert min(map(on_white, everything)) >= 4.5
     for name in ("nf4-dq", "fp8", "gptq-4bit", "llm-int8-t2.50"):
-        assert style.color(name) in style.SPARE and style.kernel_color(name) == style.color(name)
+        assert style.color(name) in style.SPARE
 
 
 def test_nothing_is_drawn_of_nothing(tmp_path):

@@ -9,7 +9,7 @@ import pages
 import pandas as pd
 import pytest
 from llmstudy.report import answer, diagnostics, markdown, memory, quality, render, speed
-from llmstudy.report.study import Study, ordered, quantized
+from llmstudy.report.study import Study, load, ordered, quantized
 from llmstudy.stats import panels
 from llmstudy.tables.columns import CONFIGURATION, Column, number
 
@@ -173,6 +173,12 @@ def test_a_study_that_still_runs_has_its_first_answer(h200):
     )
 
 
+def test_a_study_that_still_runs_is_read_without_its_provenance(tmp_path, h200):
+    for name in ("summary", "speed"):
+        h200.table(name).to_csv(tmp_path / f"{name}.csv", index=False)
+    assert "| `llama-2-7b` | `bf16` |" in answer.first(load(tmp_path))
+
+
 def test_caveats_name_weights_processes_and_own_work(h200):
     text = "\n".join(answer.caveats(h200))
     assert f"no quality: `{LARGE}` and `llama-2-70b`." in text and "behind a ratio, is 5." in text
@@ -256,7 +262,7 @@ def test_fewer_bytes_are_faster_where_that_is_shown(h200):
     claim = speed.bytes_read(h200)
     rows = h200.table("summary").query("precision == 'int8-fused' and runtime == 'graph' and tpot_verdict == 'faster'")
     assert f"`int8-fused` runs at {markdown.span(rows['tpot_speedup'], ' ×')} the speed of 16 bit" in claim.heading
-    assert "are some `llm-int8`, `llm-int8-t0` and `nf4`." in claim.text
+    assert "for some model: `llm-int8`, `llm-int8-t0` and `nf4`." in claim.text
     summary = h200.table("summary").assign(tpot_verdict="not enough data")
     assert speed.bytes_read(changed(h200, summary=summary)).heading == "Fewer bytes are not shown to be faster here"
 

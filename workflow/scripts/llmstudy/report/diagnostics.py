@@ -127,7 +127,7 @@ def _attention(*line, panels: list[tuple[str, str, str]]) -> None:
         shown = rows[(rows["phase"] == phase) & (rows[quantity] > 0)].sort_values("context")
         labels = []
         for kernel, own in shown.groupby("attention", sort=False):
-            hue = style.kernel_color(kernel)
+            hue = style.color(kernel)
             error = style.beyond(own, "time_ms", "time_low_ms", "time_high_ms") if quantity == "time_ms" else None
             axis.errorbar(own["context"], own[quantity], yerr=error, color=hue, marker="o", markersize=4)
             last = own.iloc[-1]

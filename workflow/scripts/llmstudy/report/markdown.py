@@ -117,16 +117,6 @@ def percent(share: float) -> str:
     return f"{number(100 * share)} %"
 
 
-def perplexity(x: float) -> str:
-    """Return a perplexity or NLL with the digits in which precisions differ."""
-    return f"{x:.3f}" if x < 10 else f"{x:,.2f}"
-
-
-def signed(x: float) -> str:
-    """Return a difference."""
-    return f"+{number(x)}" if x > 0 else number(x)
-
-
 def times(row: Mapping, name: str) -> str:
     """Return a ratio of speeds with its interval: "1.79 × [1.74, 1.85]"."""
     text = f"{number(row[name])} ×"
@@ -195,9 +185,9 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "number": number,
     "nats": number,
     "percent": percent,
-    "points": lambda share: signed(100 * share),
+    "points": lambda share: FORMATS["signed"](100 * share),
     "ratio": lambda x: f"{x:.4f}" if 0.5 < x < 2 else number(x),
-    "perplexity": perplexity,
-    "signed": signed,
+    "perplexity": lambda x: f"{x:.3f}" if x < 10 else f"{x:,.2f}",  # the digits in which precisions differ
+    "signed": lambda x: f"+{number(x)}" if x > 0 else number(x),
     "p": "{:.2g}".format,
 }

@@ -23,9 +23,9 @@ def what(study: Study) -> str:
         parameters = study.provenance["models"].get(model, {}).get("parameters") or 0
         size = f"{parameters / 1e9:.3g} B" if parameters >= 1e9 else f"{parameters / 1e6:.3g} M"
         kind = "random" if study.is_synthetic(model) else "real"
-        models.append(f"`{model}` ({f'{size}, ' * bool(parameters)}{kind})")
+        models.append(f"`{model}` ({f'{size} ' * bool(parameters)}{kind} weights)")
     count = study.table("summary")["precision"].nunique()
-    return f"{count} precision{'s' * (count != 1)} of the weights of {markdown.listed(models)}"
+    return f"{count} precision{'s' * (count != 1)} of {markdown.listed(models)}"
 
 
 def when(study: Study) -> str:

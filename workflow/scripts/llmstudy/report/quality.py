@@ -55,7 +55,9 @@ def distance_rows(study: Study) -> pd.DataFrame:
 
 def draw_distance(rows: pd.DataFrame) -> Figure:
     """KL divergence from the reference: a line for each precision, a panel for each model."""
-    text = "● mean with its 95 % interval   shaded: the reference computed in another equivalent way"
+    text = "● mean with its 95 % interval"
+    if rows.loc[rows["is_reference"], "kl_high_nats"].max() > LEAST_NATS:
+        text += "   shaded: the reference computed in another equivalent way"
     figure = style.stacked(rows, lambda own: 0.75 + 0.26 * len(own), _distances, text)
     figure.axes[-1].set_xlabel("KL divergence from the original, nats per token")
     return figure

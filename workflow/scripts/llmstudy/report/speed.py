@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -60,12 +61,13 @@ def power(study: Study) -> str | None:
             if len(ratio) < 2:  # in no process together: both sides vary
                 ratio = logs[name].dropna() * math.sqrt(2)
             if len(ratio) > 1 and ratio.std() > 0:
-                found.setdefault(name[-1], []).append(ratio)
+                found.setdefault(name[-1], {}).setdefault(model, []).append(ratio)
     lines = []
-    for runtime, ratios in found.items():
-        degrees = sum(len(one) - 1 for one in ratios)
-        sd = math.sqrt(sum((len(one) - 1) * one.var() for one in ratios) / degrees)
+    for runtime, models in found.items():
+        ratios, most = list(chain.from_iterable(models.values())), max(map(len, models.values()))
+        sd = math.sqrt(sum((len(one) - 1) * one.var() for one in ratios) / sum(len(one) - 1 for one in ratios))
         n = int(np.median([len(one) for one in ratios]))
+        degrees = most * (n - 1) / (1 + (most - 1) / 4)  # as in ``panels``: ratios to one base are not independent
         shares = [f"{100 * panels.power(sd, n, degrees, comparisons, ratio):.0f} %" for ratio in RATIOS]
         lines.append([f"`{runtime}`", markdown.percent(sd), f"{n}", *shares])
     header = ["runtime", "spread of a ratio", "n", *(f"finds {ratio:g} ×" for ratio in RATIOS)]
@@ -122,7 +124,7 @@ def bytes_read(study: Study) -> Claim | None:
         heading = f"Fewer bytes are faster: `{name}` runs at {span(own['tpot_speedup'], ' ×')} the speed of 16 bit"
         texts = [text for _, row in own.iterrows() if (text := _first_token(study, row))]
     if len(slower):
-        texts.append(f"Slower than the fastest 16 bit, though fewer bytes, are some {named(slower['precision'])}.")
+        texts.append(f"Fewer bytes, yet slower than the fastest 16 bit for some model: {named(slower['precision'])}.")
     return Claim(heading, " ".join([*texts, f"Every ratio is in {study.file('summary')}."]), "trade_off")
 
 

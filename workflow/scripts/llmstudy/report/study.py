@@ -123,10 +123,11 @@ class Study:
 
 
 def load(folder: Path) -> Study:
-    """Read a finished study. Tables without a row, and files that no table of this version has, are left out."""
+    """Read a study, without tables that have no row; one that still runs has no provenance."""
     paths = {name: folder / f"{name}.csv" for name in every()}
     tables = {name: table for name, path in paths.items() if path.exists() and len(table := read_table(path))}
-    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    origin = folder / "provenance.json"
+    provenance = json.loads(origin.read_text(encoding="utf-8")) if origin.exists() else {}
     return Study(folder.name, folder, tables, provenance, tuple(path.stem for path in folder.glob("figures/*.svg")))
 
 

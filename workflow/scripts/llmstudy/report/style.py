@@ -80,26 +80,16 @@ def save(figure: Figure, svg: Path, png: Path) -> None:
             figure.savefig(file, format=path.suffix[1:], metadata=metadata)
 
 
-def color(precision: str) -> str:
-    """Return the color that a precision has in every figure."""
-    return fact(precision, "color") or spare(precision)
+def color(name: str) -> str:
+    """Return the color of a precision or attention kernel in every figure, of an unknown one always the same."""
+    return fact(name, "color") or KERNELS.get(name) or SPARE[zlib.crc32(name.encode()) % len(SPARE)]
 
 
-def kernel_color(kernel: str) -> str:
-    """Return the color that an attention kernel has in every figure."""
-    return KERNELS.get(kernel) or spare(kernel)
-
-
-def spare(name: str) -> str:
-    """Return the color of a name that nothing else gives one, always the same."""
-    return SPARE[zlib.crc32(name.encode()) % len(SPARE)]
-
-
-def panels(rows: int, columns: int, heights: list[float] | float, width: float = WIDTH, **settings) -> tuple:
+def panels(rows: int, columns: int, heights: list[float] | float, width: float = WIDTH) -> tuple:
     """Return a figure and its axes (rows, columns); heights are in inches per row."""
     heights = [heights] * rows if isinstance(heights, (int, float)) else heights
     figure = Figure(figsize=(width, sum(heights) + 0.45))
-    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"height_ratios": heights}, **settings)
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     for axis in axes.flat:
         seaborn.despine(ax=axis)
     return figure, axes
