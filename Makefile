@@ -26,6 +26,9 @@ setup: $(VENV)/study.stamp  ## create .venv with the pinned packages
 study: $(VENV)/study.stamp  ## run the default study (STUDY=config/<study>.yaml for another) and render REPORT.md
 	. $(BIN)/activate && snakemake --cores 1 --configfile $(STUDY)
 
+study-full: $(VENV)/study.stamp  ## run everything that a CPU can: config/full.yaml
+	. $(BIN)/activate && snakemake --cores 1 --configfile config/full.yaml
+
 test: $(VENV)/test.stamp  ## run the tests; those that need a GPU, SLURM or a browser skip without one
 	. $(BIN)/activate && pytest
 
@@ -41,4 +44,4 @@ lint: $(VENV)/test.stamp  ## check style
 clean:  ## remove the environment and what was fetched; results stay
 	rm -rf $(VENV) resources .snakemake
 
-.PHONY: help setup study test test-gpu bench lint clean
+.PHONY: help setup study study-full test test-gpu bench lint clean
