@@ -50,8 +50,8 @@ def install(monkeypatch, folder: Path, body: str) -> None:
 def job(allocator: str | None = None, cases: str = "", **limits) -> Job:
     """A job for such a measurement."""
     return Job(
-        identity=Identity("tiny", "speed", "tiny", "bf16", "sdpa", "generate"),
-        module="measure.speed",
+        identity=Identity("tiny", "probe", "tiny", "bf16", "sdpa", "generate"),
+        module="measure.probe",
         cases=cases,
         alone=True,
         device="cpu",

@@ -115,5 +115,5 @@ def test_a_wrong_kernel_becomes_an_unsupported_workload(measuring, monkeypatch):
 
     wrong = dataclasses.replace(attention.CHOICES["sdpa-flash"], implementation="eager")
     monkeypatch.setitem(attention.CHOICES, "sdpa-flash", wrong)
-    entry = measure(measuring("speed", attention="sdpa-flash"))["workloads"][0]
+    entry = measure(measuring("probe", attention="sdpa-flash"))["workloads"][0]
     assert entry["status"] == "unsupported" and "matmul-softmax ran instead" in entry["reason"]

@@ -11,14 +11,24 @@ from pathlib import Path
 import pytest
 import tiny
 from llmstudy import code, kinds, runtimes
+from llmstudy import config as study_config
 from llmstudy.models import attention, precisions
 from llmstudy.report import figures
 from llmstudy.runner.job import Identity
 from llmstudy.tables import every
 
-ONE = Identity("tiny", "speed", "tiny", "bf16", "sdpa", "generate")
+ONE = Identity("tiny", "probe", "tiny", "bf16", "sdpa", "generate")
+STUDY = study_config.complete(
+    {
+        "study": "tiny",
+        "models": [{"name": "tiny", "source": {"type": "synthetic", "shape": "llama-2-7b"}}],
+        "corpora": [{"name": "text", "source": {"type": "path", "file": "text.txt", "format": "txt"}}],
+        "precisions": ["bf16"],
+        "reference": "bf16",
+    }
+)
 STEPS = (
-    {kind: kinds.modules(replace(ONE, kind=kind)) for kind in kinds.KINDS}
+    {kind: kinds.modules(STUDY, replace(ONE, kind=kind)) for kind in kinds.KINDS}
     | {name: [name] for name in ("fetch.models", "fetch.corpora", "fetch.tasks", "tables.provenance", "report.render")}
     | {f"{name}.csv": ["tables", table.module] for name, table in every().items()}
     | {f"{name}.svg": [figure.module] for name, figure in figures.FIGURES.items()}
@@ -57,7 +67,7 @@ show()
 @pytest.mark.slow
 def test_everything_that_python_loads_is_followed(tiny_weights, tiny_corpus, tmp_path):
     """First by a job from beginning to end, then by every module that a name in a config or a registry leads to."""
-    job = tiny.job("speed", tiny_weights, tiny_corpus, precision="llm-int8")
+    job = tiny.job("probe", tiny_weights, tiny_corpus, precision="llm-int8")
     (tmp_path / "job.json").write_text(json.dumps(job.to_dict()))
     named = {module for modules in STEPS.values() for module in modules} | {"runner.script"}
     named |= {precisions.module_of(name) for name in precisions.names()} | set(
@@ -74,7 +84,7 @@ def test_everything_that_python_loads_is_followed(tiny_weights, tiny_corpus, tmp
     by_the_job, by_all = (
         {str(Path(path).relative_to(code.ROOT)) for path in json.loads(line)} for line in run.stdout.splitlines()[-2:]
     )
-    assert by_the_job - listed(*kinds.modules(replace(ONE, precision="llm-int8"))) == set()
+    assert by_the_job - listed(*kinds.modules(STUDY, replace(ONE, precision="llm-int8"))) == set()
     assert by_all - listed(*named) == set()
     assert {"models/precisions/llm_int8.py", "runtimes/generate.py", "measure/__init__.py"} <= by_the_job
 
@@ -96,7 +106,9 @@ def test_everything_that_python_loads_is_followed(tiny_weights, tiny_corpus, tmp
         ("fetch/hub.py", {"fetch.models", "fetch.corpora", "fetch.tasks", "tasks"}),
         ("measure/generations.py", {"generations"}),
         ("measure/scoring.py", {"quality", "reference", "sensitivity", "outliers"}),
-        ("tables/memory.py", {"memory.csv"}),
+        ("measure/probe.py", {"probe", "capacity"}),
+        ("measure/calls.py", {"probe", "panel", "profile", "capacity"}),
+        ("tables/probes.py", {"probes.csv"}),
         ("report/render.py", {"report.render"}),
         ("kinds.py", set()),
         ("config.py", set()),
@@ -176,8 +188,8 @@ def test_a_new_name_in_a_registry_counts_nowhere(library, registry, name):
     ],
 )
 def test_the_facts_in_its_entries_of_registries_count_for_a_job(monkeypatch, registry, other, used, change):
-    before = kinds.code_of(ONE)
+    before = kinds.code_of(STUDY, ONE)
     monkeypatch.setitem(registry, other, replace(registry[used], **change))
-    assert kinds.code_of(ONE) == before
+    assert kinds.code_of(STUDY, ONE) == before
     monkeypatch.setitem(registry, used, replace(registry[used], **change))
-    assert kinds.code_of(ONE) != before
+    assert kinds.code_of(STUDY, ONE) != before

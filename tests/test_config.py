@@ -47,8 +47,8 @@ def mistake(config: dict) -> str:
     [
         # unknown keys, at every depth
         ("precision", ["fp32"], "config 'precision' precisions"),
-        ("speed.repeat", 3, "speed 'repeat' repeats"),
-        ("speed.warmup.minimun", 3, "speed.warmup 'minimun' minimum"),
+        ("speed.panel", 3, "speed 'panel' panels"),
+        ("speed.panels.minimun", 3, "speed.panels 'minimun' minimum"),
         ("models.0.revision", "main", "models.0 'revision' source"),
         ("models.0.source.branch", "main", "models.0.source 'branch' revision"),
         ("quality.protocols", [{"window": 8, "stride": 8, "step": 1}], "quality.protocols.0 'step' stride"),
@@ -92,14 +92,15 @@ def mistake(config: dict) -> str:
             "corpora.0.source.format 'csv' parquet",
         ),
         # types and ranges
-        ("speed.repeats", 0, "speed.repeats 0 minimum 1"),
-        ("speed.repeats", "three", "speed.repeats 'three' integer"),
+        ("speed.panels.rounds", 0, "speed.panels.rounds 0 minimum 1"),
+        ("speed.warmup", {"minimum": 3}, "speed.warmup integer"),
+        ("models.0.panels", {"maximum": 3}, "models.0.panels 'minimum' missing"),
         ("precisions", [], "precisions"),
         ("precisions", ["fp32", "fp32"], "precisions 'fp32' stands there twice unique"),
         ("speed.workloads", [{"batch": 1, "prompt_tokens": 8, "new_tokens": 1}], "new_tokens 1 at least 2"),
-        ("memory.workloads", [{"batch": 0, "prompt_tokens": 8, "new_tokens": 2}], "memory.workloads.0.batch minimum 1"),
-        ("memory.workloads", [{"batch": 1, "prompt_token": 8}], "memory.workloads.0 'prompt_token' new_tokens"),
-        ("memory.workloads", "many", "memory.workloads 'many' null array"),
+        ("probe.workloads", [{"batch": 0, "prompt_tokens": 8, "new_tokens": 2}], "probe.workloads.0.batch minimum 1"),
+        ("probe.workloads", [{"batch": 1, "prompt_token": 8}], "probe.workloads.0 'prompt_token' new_tokens"),
+        ("probe.workloads", "many", "probe.workloads 'many' null array"),
         ("models.0.workloads", [], "models.0.workloads [] minItems 1"),
         ("models.0.source", {}, "models.0.source 'type' is missing hub, pypi, path, synthetic"),
         ("runtimes", 1, "runtimes 1 is not allowed (type array)"),
@@ -118,7 +119,8 @@ def mistake(config: dict) -> str:
         ("runtimes", ["graph"], "runtimes 'graph' 'generate'"),
         ("models.0.runtimes", ["graph"], "models.one.runtimes 'graph' 'generate'"),
         # numbers that must fit each other
-        ("speed.warmup", {"minimum": 5, "maximum": 4}, "speed.warmup.minimum 5 4"),
+        ("speed.panels", {"minimum": 5, "maximum": 4}, "speed.panels.minimum 5 4"),
+        ("models.0.panels", {"minimum": 5, "maximum": 4}, "models.one.panels.minimum 5 4"),
         ("quality.protocols", [{"window": 64, "stride": 65}], "quality.protocols 65 64"),
     ],
 )
@@ -150,10 +152,10 @@ def test_the_graph_runtime_needs_sdpa_to_be_compared_with(study):
 
 
 def test_equal_studies_are_equal_texts_however_they_are_written(study):
-    put(study, "speed", {"workloads": [CALL], "minimum_seconds": 1})
+    put(study, "speed", {"workloads": [CALL], "panels": {"seconds": 1}})
     other = dict(reversed(copy.deepcopy(study).items()))
     workload = {"new_tokens": 2.0, "prompt_tokens": 8, "batch": 1}
-    other["speed"] = {"minimum_seconds": 1.0, "repeats": 3.0, "workloads": [workload]}
+    other["speed"] = {"panels": {"seconds": 1.0, "minimum": 3.0}, "workloads": [workload]}
     assert str(study_config.complete(other).config) == str(study_config.complete(study).config)
 
 
@@ -179,12 +181,11 @@ def test_a_precision_must_run_on_the_configured_device(study, monkeypatch):
 
 
 def test_defaults_are_filled_and_the_given_config_stays_as_it_was(study):
-    put(study, "speed.repeats", 7)
+    put(study, "speed.panels.maximum", 7)
     given = copy.deepcopy(study)
     full = study_config.complete(study).config
     assert study == given
-    assert full["speed"]["repeats"] == 7
-    assert full["speed"]["warmup"] == {"minimum": 3, "maximum": 10, "tolerance": 0.05}
+    assert full["speed"]["panels"] == {"minimum": 3, "maximum": 7, "minutes": 15, "rounds": 6, "seconds": 1}
     assert full["attention"] == ["sdpa"] and full["runtimes"] == ["generate"] and full["device"] == "auto"
     assert full["quality"]["protocols"] == [{"window": 1024, "stride": 512}]
     assert full["models"][0]["context"] is None and full["models"][0]["precisions"] is None
@@ -197,18 +198,19 @@ def test_defaults_are_filled_and_the_given_config_stays_as_it_was(study):
 
 def test_a_model_takes_from_the_study_what_it_does_not_say(study):
     other = {"batch": 4, "prompt_tokens": 64, "new_tokens": 16}
-    study |= {"runtimes": ["generate", "graph"], "speed": {"workloads": [CALL], "repeats": 2}}
+    study |= {"runtimes": ["generate", "graph"], "speed": {"workloads": [CALL], "panels": {"maximum": 4}}}
     put(study, "models.1", {"name": "two", "source": SYNTHETIC, "precisions": ["bf16"], "workloads": [other]})
-    put(study, "models.1.repeats", 5)
+    put(study, "models.1.panels", {"minimum": 1, "maximum": 2})
     one, two = study_config.complete(study).models
     assert (one.precisions, two.precisions) == (("fp32", "bf16"), ("bf16",))
     assert (one.reference, two.reference) == ("fp32", "bf16")  # random weights may leave the study's out
-    assert (one.repeats, two.repeats) == (2, 5) and one.runtimes == two.runtimes == ("generate", "graph")
-    assert (one.workloads, two.workloads, two.memory_workloads) == ((CALL,), (other,), (other,))
+    assert one.panels == {"minimum": 3, "maximum": 4} and two.panels == {"minimum": 1, "maximum": 2}
+    assert one.runtimes == two.runtimes == ("generate", "graph")
+    assert (one.workloads, two.workloads, two.probe_workloads) == ((CALL,), (other,), (other,))
     assert (one.real, two.real) == (True, False) and (one.context, two.context) == (None, 4096)
-    put(study, "memory.workloads", [other, CALL])
+    put(study, "probe.workloads", [other, CALL])
     one, two = study_config.complete(study).models
-    assert (one.memory_workloads, two.memory_workloads) == ((other, CALL), (other,))
+    assert (one.probe_workloads, two.probe_workloads) == ((other, CALL), (other,))
 
 
 def test_quality_is_measured_under_the_configured_attention_or_the_last(study):

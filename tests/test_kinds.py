@@ -2,14 +2,16 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
 import yaml
 from llmstudy import config as study_config
-from llmstudy import kinds
+from llmstudy import kinds, runtimes
 from llmstudy.errors import StudyError
 from llmstudy.kinds import KINDS
+from llmstudy.models import attention
 from llmstudy.runner.job import Identity, Job
 
 CALL = {"batch": 3, "prompt_tokens": 5, "new_tokens": 7}
@@ -35,7 +37,7 @@ def config():
         "reference": "fp32",
         "attention": ["eager", "sdpa"],
         "runtimes": ["generate", "graph"],
-        "speed": {"repeats": 2},
+        "speed": {"panels": {"minimum": 2, "maximum": 4}},
     }
 
 
@@ -64,15 +66,40 @@ def job(config: dict, kind: str, precision: str = "bf16", model: str = "real") -
 # ------------------------------------------------------------------------------------------------------- which jobs
 
 
-def test_speed_is_measured_for_every_configuration_and_repeat(config):
-    found = records(config, "speed")
-    # (attention eager and sdpa under generate, sdpa under graph) × repeats × (3 + 2 precisions)
-    assert len(found) == 3 * 2 * 5 == len(set(found))
+def test_every_configuration_is_probed_and_every_panel_holds_all(config):
+    found = records(config, "probe")
+    # (attention eager and sdpa under generate, sdpa under graph) × (3 + 2 precisions)
+    assert len(found) == 3 * 5 == len(set(found)) and {one.repeat for one in found} == {0}
     assert {one.attention for one in found if one.runtime == "graph"} == {"sdpa"}
     assert {one.precision for one in found if one.model == "random"} == {"bf16", "nf4"}
-    assert {one.repeat for one in found} == {0, 1}
     assert {one.weights for one in found if one.model == "random"} == {"synthetic"}
-    assert len(records(config, "memory")) == 3 * 5  # once each
+    tiny.put(config, "models.1.panels", {"minimum": 1, "maximum": 2})
+    panels = records(config, "panel")
+    # named after the reference, under the runtime with the least noise
+    assert [one.name for one in panels if one.model == "real"] == [f"fp32.sdpa.graph.r{number}" for number in range(4)]
+    assert [one.name for one in panels if one.model == "random"] == ["bf16.sdpa.graph.r0", "bf16.sdpa.graph.r1"]
+    settings = kinds.job(study_config.complete(config), panels[0]).settings
+    assert settings["configurations"][0] == ["fp32", "sdpa", "graph"]
+    probed = {(one.precision, one.attention, one.runtime): one.path for one in found if one.model == "real"}
+    assert settings["probes"] == [probed[tuple(one)] for one in settings["configurations"]] and len(probed) == 9
+    tiny.put(config, "quality.attention", "eager")  # graph has no other kernel than its own
+    assert {one.attention for one in records(config, "panel")} == {"sdpa"}
+    assert {one.attention for one in records(config | {"runtimes": ["generate"]}, "panel")} == {"eager"}
+
+
+def test_a_panel_beyond_the_minimum_waits_for_those_before_and_may_not_be_needed(config):
+    tiny.put(config, "speed.panels.minutes", 7)
+    study = study_config.complete(config)
+    panels = kinds.records(study, "panel")[:4]
+    until = {"margin_percent": 10, "minutes": 7, "dense": ["fp32", "bf16"]}
+    assert [kinds.job(study, one).settings["until"] for one in panels] == [None, None, until, until]
+    assert [kinds.inputs(study, one).get("panels") for one in panels] == [
+        None,
+        None,
+        [panels[0].path, panels[1].path],
+        [panels[0].path, panels[1].path, panels[2].path],
+    ]
+    assert all(kinds.inputs(study, one)["probes"] == kinds.job(study, one).settings["probes"] for one in panels)
 
 
 def test_quality_and_text_need_real_weights_and_are_measured_under_one_kernel(config):
@@ -95,7 +122,7 @@ def test_diagnostics_are_measured_where_they_are_enabled(config, everything):
     assert set(names["profile"]) == {*precisions, *(name.replace("generate", "graph") for name in precisions)}
     assert names["attention"] == ["bf16.eager.generate.r0", "bf16.sdpa.generate.r0"]
     assert {one.kind for one in records(everything, *DIAGNOSTICS) if one.model == "random"} == {"profile", "attention"}
-    assert len(records(everything, "capacity")) == len(records(everything, "memory"))
+    assert len(records(everything, "capacity")) == len(records(everything, "probe"))
 
 
 @pytest.mark.parametrize("kind", ["profile", "attention", "capacity.verify"])
@@ -116,8 +143,8 @@ def test_record_paths_are_unique_and_name_what_was_measured(everything):
     found = records(everything)
     assert {one.kind for one in found} == set(KINDS)
     assert len({one.path for one in found}) == len(found)
-    one = Identity("tiny", "speed", "real", "llm-int8-t2.5", "sdpa-math", "generate", 3)
-    assert one.path == "results/tiny/records/speed/real/llm-int8-t2.5.sdpa-math.generate.r3.json"
+    one = Identity("tiny", "panel", "real", "llm-int8-t2.5", "sdpa-math", "generate", 3)
+    assert one.path == "results/tiny/records/panel/real/llm-int8-t2.5.sdpa-math.generate.r3.json"
 
 
 # ---------------------------------------------------------------------------------------------------- what a job gets
@@ -144,7 +171,7 @@ def test_diagnostics_get_their_keys_of_the_config(everything):
     for kind, corpus in (("outliers", "first"), ("sensitivity", "second")):
         settings = job(everything, kind).settings
         assert (settings["corpus"], settings["protocol"]) == (corpus, {"window": 512, "stride": 512})
-    assert job(everything, "capacity").settings["memory_record"] == of("memory", model="real").path
+    assert job(everything, "capacity").settings["probe"] == of("probe", model="real").path
     assert job(everything, "capacity").settings["contexts"] == [2048, 8192]
     tiny.put(everything, "diagnostics.capacity.verify.context", 2048)
     assert job(everything, "capacity").settings["contexts"] == [2048]
@@ -152,7 +179,7 @@ def test_diagnostics_get_their_keys_of_the_config(everything):
 
 def test_a_models_workloads_replace_the_studys(config):
     config["models"][1]["workloads"] = [CALL]
-    for kind in ("speed", "memory"):
+    for kind in ("probe", "panel"):
         assert job(config, kind, model="random").settings["workloads"] == [CALL]
         assert job(config, kind).settings["workloads"] != [CALL]
 
@@ -164,46 +191,52 @@ EVERY_TEXT = TEXT | {"outliers", "sensitivity"}
 @pytest.mark.parametrize(
     ("path", "value", "concerned"),
     [
-        ("speed.minimum_runs", 99, {"speed"}),
-        ("speed.warmup.maximum", 99, {"speed"}),
-        ("speed.workloads", [CALL], {"speed", "memory"}),
-        ("memory.workloads", [CALL], {"memory"}),
+        ("speed.panels.rounds", 99, {"panel"}),
+        ("speed.warmup", 99, {"panel"}),
+        ("speed.order_seed", 9, {"panel"}),
+        ("speed.workloads", [CALL], {"panel", "probe"}),
+        ("probe.workloads", [CALL], {"probe"}),
+        # what decides whether one more panel is needed
+        ("speed.panels.minimum", 3, {"panel"}),
+        ("speed.panels.minutes", 3, {"panel"}),
+        ("verdict.margin_percent.speed", 9, {"panel"}),
+        # a panel holds all configurations
+        ("precisions", ["fp32", "bf16", "llm-int8", "nf4"], {"panel"}),
+        ("attention", ["eager", "sdpa-math", "sdpa"], {"panel"}),
         ("quality.bos", True, EVERY_TEXT),
         ("quality.kl_tokens", 5, TEXT),
         ("quality.documents", 5, TEXT),
         ("quality.protocols", [{"window": 8, "stride": 8}], EVERY_TEXT),
         ("quality.protocols", [{"window": 1024, "stride": 512}, {"window": 8, "stride": 8}], {"quality"}),
         ("quality.corpora", ["second"], TEXT | {"sensitivity"}),
-        ("reference", "bf16", TEXT),  # the distances of all precisions are to the reference
+        ("reference", "bf16", TEXT | {"panel"}),  # the distances of all precisions are to the reference
         ("generations.new_tokens", 5, {"generations"}),
         ("generations.prompts", ["Twice"], {"generations"}),
         ("diagnostics.profile.steps", 3, {"profile"}),
         ("diagnostics.capacity.device_gib", 24, {"capacity"}),
         ("threads", 3, set(KINDS)),
         # what is judged or drawn later, what else is measured, and what a measurement may take changes no number
-        ("precisions", ["fp32", "bf16", "llm-int8", "nf4"], set()),
-        ("attention", ["eager", "sdpa-math", "sdpa"], set()),
-        ("speed.repeats", 9, set()),
-        ("speed.order_seed", 9, set()),
+        ("quality_only", ["fp4"], set()),
+        ("speed.panels.maximum", 9, set()),
         ("limits.memory_gib", 9, set()),
         ("jobs", {"minutes": 3, "oom_attempts": 3, "gpu_memory_gib": 9}, set()),
-        ("verdict.smallest_effect_percent.tpot", 9, set()),
+        ("verdict.margin_percent.perplexity", 9, set()),
         ("models.0.note", "a note", set()),
         ("models.0.parameters_millions", 5, set()),
     ],
 )
 def test_a_change_concerns_only_what_depends_on_it(everything, path, value, concerned):
     def jobs(config: dict) -> dict[tuple, dict]:
-        """Every job by what it measures; that of the reference by its kind alone."""
+        """Every job by what it measures; those that are named after the reference without its name."""
         study = study_config.complete(config)
         return {
-            ("reference",) if one.kind == "reference" else one: kinds.job(study, one).to_dict()
+            replace(one, precision="") if one.kind in ("reference", "panel") else one: kinds.job(study, one).to_dict()
             for one in kinds.records(study)
         }
 
     before, after = jobs(everything), jobs(tiny.put(copy.deepcopy(everything), path, value))
     changed = [one for one in before if one in after and before[one] != after[one]]
-    assert {one[0] if isinstance(one, tuple) else one.kind for one in changed} == concerned
+    assert {one.kind for one in changed} == concerned
 
 
 def test_inputs_are_what_a_job_reads(everything, tmp_path):
@@ -215,25 +248,41 @@ def test_inputs_are_what_a_job_reads(everything, tmp_path):
         assert files["manifest"] == "resources/models/real/manifest.json", kind
         assert files["text"] == ["resources/corpora/first/text.jsonl"], kind
     assert read["quality"]["reference"] == job(everything, "quality").reference_folder
-    assert read["capacity"]["memory"] == of("memory", model="real").path
+    assert read["capacity"]["probe"] == of("probe", model="real").path
     assert read["tasks"]["tasks"] == "resources/tasks/tiny.json"
     assert read["tasks"]["files"] == [str(tmp_path / "quiz.yaml")]
 
 
-def test_a_job_runs_through_its_kind_precision_and_runtime():
-    modules = kinds.modules(of("profile", "nf4", runtime="graph"))
+def test_a_job_runs_through_its_kind_precision_and_runtime_and_a_panel_through_all(config, monkeypatch):
+    study = study_config.complete(config)
+    modules = kinds.modules(study, of("profile", "nf4", runtime="graph"))
     assert modules == ["runner.child", "measure.diagnostics.profile", "models.precisions.four_bit", "runtimes.graph"]
-    assert "models.precisions.llm_int8" in kinds.modules(of("quality", "llm-int8-t2.5"))
+    assert "models.precisions.llm_int8" in kinds.modules(study, of("quality", "llm-int8-t2.5"))
+    panel = kinds.records(study, "panel")[0]
+    own = ["models.precisions.dense", "runtimes.generate", "runtimes.graph", "models.precisions.llm_int8"]
+    assert kinds.modules(study, panel) == ["runner.child", "measure.panel", *own]
+    before = kinds.code_of(study, panel)
+    for registry, name in ((runtimes.MODULES, "generate"), (attention.CHOICES, "eager")):  # not those of its name
+        with monkeypatch.context() as context:
+            context.setitem(registry, name, replace(registry[name]))
+            assert kinds.code_of(study, panel) == before
+            field = "own_cache" if name == "generate" else "implementation"
+            context.setitem(registry, name, replace(registry[name], **{field: "another"}))
+            assert kinds.code_of(study, panel) != before
 
 
-def test_jobs_start_in_a_random_but_repeatable_order(config):
-    def order(config: dict) -> list[int]:
+def test_jobs_start_in_a_random_but_repeatable_order_after_the_probes_and_the_first_panel(everything):
+    def order(config: dict) -> list[Identity]:
         study = study_config.complete(config)
-        return [kinds.start_order(study, one) for one in kinds.records(study, "speed")]
+        return sorted(kinds.records(study), key=lambda one: -kinds.start_order(study, one))
 
-    first = order(config)
-    assert first == order(copy.deepcopy(config)) and len(set(first)) == len(first) and first != sorted(first)
-    assert order(tiny.put(config, "speed.order_seed", 1)) != first
+    first = order(everything)
+    assert first == order(copy.deepcopy(everything))
+    assert [one.kind for one in first[:17]] == 15 * ["probe"] + 2 * ["panel"]  # of two models
+    assert {one.repeat for one in first[15:17]} == {0} and 0 not in {one.repeat for one in first if one.kind == "panel"} - {0}
+    rest = [one.kind for one in first[17:]]
+    assert rest != sorted(rest) and len({kind for kind in rest[:10]}) > 2
+    assert order(tiny.put(everything, "speed.order_seed", 1)) != first
 
 
 # ------------------------------------------------------------------------------------------------- what a job requests
@@ -253,17 +302,19 @@ def test_jobs_start_in_a_random_but_repeatable_order(config):
 def test_a_model_requests_as_many_gpus_as_hold_it(config, shape, precision, gib, expected):
     config |= {"device": "cuda", "jobs": {"gpu_memory_gib": gib}}
     study = study_config.complete(tiny.put(config, "models.1.source.shape", shape))
-    assert kinds.gpus(study, of("speed", precision)) == expected
-    assert kinds.gpus(study_config.complete(config | {"device": "cpu"}), of("speed", precision)) == 0
+    assert kinds.gpus(study, of("probe", precision)) == expected
+    assert kinds.gpus(study_config.complete(config | {"device": "cpu"}), of("probe", precision)) == 0
 
 
 def test_host_memory_holds_the_weights_and_grows_with_the_attempt(config):
-    def requested(precision: str = "bf16", attempt: int = 1) -> int:
-        return kinds.memory_mb(study_config.complete(config), of("speed", precision, "real"), attempt)
+    def requested(precision: str = "bf16", attempt: int = 1, kind: str = "probe") -> int:
+        return kinds.memory_mb(study_config.complete(config), of(kind, precision, "real"), attempt)
 
     assert requested() > 2 * 2e9 * 2 / 2**20  # 2 000 million parameters in bf16, twice
     assert requested("fp32") > requested()
     assert requested(attempt=3) == pytest.approx(3 * requested(), abs=3)
+    weights = 2e9 * (4 + 2 + 1) / 2**20  # of fp32, bf16 and llm-int8; a panel holds them for eager and for sdpa
+    assert requested(kind="panel") == pytest.approx(2500 + 2 * weights + 2 * 2e9 * 2 / 2**20, rel=0.01)
     config["models"][0]["parameters_millions"] = None
     assert requested() > 2500  # nothing says how large it is: still a request
     config["device"] = "cuda"
@@ -312,8 +363,8 @@ def test_mistakes_in_diagnostics_are_one_line(everything, path, value, message):
     ("path", "longest", "message"),
     [
         ("speed.workloads.0.new_tokens", 120, "speed.workloads: prompt_tokens 80 + new_tokens 121 = 201 tokens"),
-        ("memory.workloads.0.new_tokens", 120, "memory.workloads: prompt_tokens 80 + new_tokens 121 = 201 tokens"),
-        ("quality.protocols.0.window", 200, "protocols: window 201"),
+        ("probe.workloads.0.new_tokens", 120, "probe.workloads: prompt_tokens 80 + new_tokens 121 = 201 tokens"),
+        ("quality.protocols.0.window", 200, "quality.protocols: window 201"),
         ("generations.new_tokens", 200, "generations.new_tokens: new_tokens 201"),
         ("diagnostics.invariance.prompt_tokens", 200, "diagnostics.invariance.prompt_tokens: prompt_tokens 201"),
         # two tokens, the prefill's and one more, come before the steps that are profiled
@@ -322,7 +373,7 @@ def test_mistakes_in_diagnostics_are_one_line(everything, path, value, message):
 )
 def test_what_is_longer_than_the_context_is_refused(config, path, longest, message):
     workloads = [{"batch": 1, "prompt_tokens": 80, "new_tokens": 8}]
-    config |= {"speed": {"workloads": workloads}, "memory": {"workloads": copy.deepcopy(workloads)}}
+    config |= {"speed": {"workloads": workloads}, "probe": {"workloads": copy.deepcopy(workloads)}}
     config["quality"] = {"protocols": [{"window": 64, "stride": 64}]}
     config["diagnostics"] = {name: {"enabled": True, "prompt_tokens": 64} for name in ("profile", "invariance")}
     fits(tiny.put(tiny.put(config, "models.0.context", 200), path, longest))

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 from llmstudy.errors import Unsupported
-from llmstudy.measure import memory
+from llmstudy.measure import probe
 from llmstudy.measure.diagnostics import capacity
+from llmstudy.runner.record import SCHEMA
 
 GIB = 2**30
 WEIGHTS, FIXED, KV, TOKEN = 12.5, 0.3, 4.9e-4, 1.1e-4  # GiB, as in stats.capacity
@@ -61,7 +62,7 @@ def law(batch, context):
     return WEIGHTS + FIXED + batch * (KV + TOKEN) * context
 
 
-def memory_record(**changes):
+def probe_record(**changes):
     """The record of three workloads that follow the law above, in bytes."""
     entries = []
     for batch, prompt, new in ((1, 10, 2), (4, 10, 2), (4, 60, 4)):
@@ -71,7 +72,7 @@ def memory_record(**changes):
         entries.append(entry | {"prefill": reading, "decode": reading, "kv_cache_bytes": KV * batch * context * GIB})
     weights = {"embeddings": {}, "linears": {"bf16": WEIGHTS * GIB}}
     results = {"weights": weights, "load": {"peak_allocated_bytes": WEIGHTS * GIB}, "workloads": entries}
-    return {"schema": 2, "status": "ok", "results": results} | changes
+    return {"schema": SCHEMA, "status": "ok", "results": results} | changes
 
 
 class Full:
@@ -104,12 +105,12 @@ def session(measuring, tmp_path, monkeypatch):
     def session(holds=None, record=None, contexts=(64, 9999)):
         monkeypatch.setattr(capacity, "require_one_gpu", lambda device: None)
         monkeypatch.setattr(capacity, "usable_gib", lambda device_gib: 14.0)
-        monkeypatch.setattr(memory.runtimes, "get", lambda name: Full)
+        monkeypatch.setattr(probe.runtimes, "get", lambda name: Full)
         monkeypatch.setattr(Full, "holds", predicted() if holds is None else holds)
         monkeypatch.setattr(Full, "closed", 0)
-        path = tmp_path / "memory.json"
-        path.write_text(json.dumps(record or memory_record()))
-        return measuring("capacity", contexts=list(contexts), memory_record=str(path))
+        path = tmp_path / "probe.json"
+        path.write_text(json.dumps(record or probe_record()))
+        return measuring("capacity", contexts=list(contexts), probe=str(path))
 
     return session
 
@@ -145,7 +146,7 @@ def test_another_failure_than_memory_ends_the_record(session, monkeypatch):
 
 
 def test_a_configuration_without_a_memory_model_is_unsupported(session):
-    failed = memory_record(status="oom", results={})
+    failed = probe_record(status="oom", results={})
     with pytest.raises(Unsupported, match="no prediction to verify: .*at least 2 measured workloads, there is 0"):
         capacity.measure(session(record=failed))
 

@@ -1,4 +1,4 @@
-"""Rates of the device, its NVML readings, energy, and what is flagged as a disturbance."""
+"""Rates of the device, its NVML readings, and what is flagged as a disturbance."""
 
 import os
 import sys
@@ -6,112 +6,61 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from llmstudy.measure import conditions, device, energy, memory
+from llmstudy.measure import conditions, device, probe
 
-QUIET = {"load_average": 0.5, "cores": 8}
+
+def disturbed(seconds=10.0, others=0.0, before=None, after=None, cores=2) -> list[str]:
+    """What disturbs a span in which this process works all the time and others work as many seconds of all cores."""
+    states = [
+        {"time_s": 50.0, "own_s": 7.0, "busy_s": 100.0},
+        {"time_s": 50.0 + seconds, "own_s": 7.0 + seconds, "busy_s": 100.0 + seconds + others},
+    ]
+    return conditions.disturbances(*(one | ({"gpu": gpu} if gpu else {}) for one, gpu in zip(states, (before, after))))
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "steady", "expected"),
+    ("changes", "expected"),
     [
-        ({}, {}, True, []),
-        ({}, {}, False, ["not steady"]),
-        ({}, {"foreign_processes": 2}, True, ["2 other GPU processes"]),
-        ({"foreign_processes": 1}, {"foreign_processes": 0}, True, ["1 other GPU process"]),
-        ({}, {"throttle_reasons": 0x1}, True, []),  # idle is no disturbance
-        ({"throttle_reasons": 0x4}, {"throttle_reasons": 0x40}, True,
-         ["throttled: power cap", "throttled: hardware thermal slowdown"]),
-        ({"sm_clock_mhz": 1980}, {"sm_clock_mhz": 1800}, True, []),
-        ({"sm_clock_mhz": 1980}, {"sm_clock_mhz": 1700}, True, ["SM clock fell from 1980 to 1700 MHz"]),
+        ({}, []),
+        ({"others": 3.9}, []),  # of 2 cores × 10 s
+        ({"others": 4.2}, ["other work took 21 % of the cores"]),
+        ({"others": 0.15, "seconds": 0.15}, []),  # too short for the kernel's clock
+        ({"after": {"foreign_processes": 2}}, ["2 other GPU processes"]),
+        ({"before": {"foreign_processes": 1}, "after": {"foreign_processes": 0}}, ["1 other GPU process"]),
+        ({"before": {"throttle_reasons": 0x7}}, []),  # idle, set clocks and the power limit disturb nothing
+        ({"before": {"throttle_reasons": 0x4}, "after": {"throttle_reasons": 0x44, "foreign_processes": None}},
+         ["throttled: hardware thermal slowdown"]),
+        ({"others": 20.0, "after": {"foreign_processes": 1, "throttle_reasons": 0x88}},
+         ["other work took 100 % of the cores", "1 other GPU process", "throttled: hardware slowdown",
+          "throttled: power brake"]),
     ],
 )  # fmt: skip
-def test_disturbances_are_flagged(before, after, steady, expected):
-    assert conditions.flags(QUIET | {"gpu": before}, QUIET | {"gpu": after}, steady) == expected
-    if not before | after:
-        assert conditions.flags(QUIET, QUIET, steady) == expected  # no GPU
+def test_disturbances_are_flagged(monkeypatch, changes, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    assert disturbed(**changes) == expected
 
 
-def test_bandwidth_counts_bytes_read_and_written_in_the_fastest_copy(monkeypatch):
-    seconds = [0.7, 0.9, 0.5, 0.6, 0.8, 3.0, 0.7, 0.9, 0.6]
+def test_work_is_that_on_the_cores_of_this_process_without_idling(monkeypatch):
+    lines = ["cpu  9 9 9 9 9 9 9 9 0 0", "cpu0 1 2 4 800 700 8 16 32 1 2", "cpu1 100 0 0 800 700 0 0 0 0 0", "intr 5"]
+    monkeypatch.setattr(conditions.Path, "read_text", lambda path: "\n".join(lines))
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    assert conditions.busy_seconds() == pytest.approx(0.63)  # user, nice, system, interrupts, stolen; hundredths
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    assert conditions.busy_seconds() == pytest.approx(1.63)
+    monkeypatch.undo()
+    monkeypatch.setattr(conditions, "busy_seconds", lambda: None)  # another system than Linux
+    assert conditions.disturbances(conditions.snapshot(), conditions.snapshot()) == []
+
+
+def test_bandwidth_is_that_of_the_fastest_copy_and_of_the_fastest_read(monkeypatch):
+    seconds = [0.7, 0.9, 0.5, 0.6, 0.8, 3.0, 0.7, 0.9, 0.6] + [0.4, 0.3, 0.2, 0.6, 0.8, 3.0, 0.7, 0.9, 0.6]
     clock = iter(stamp for begin, took in enumerate(seconds) for stamp in (10 * begin, 10 * begin + took))
     monkeypatch.setattr(device.time, "perf_counter", lambda: next(clock))
     monkeypatch.setitem(device.COPY_BYTES, "cpu", 2**20)
-    assert device.copy_bandwidth_gb_s("cpu", lambda: None) == pytest.approx(2 * 2**20 / 0.5 / 1e9)
-
-
-# ------------------------------------------------------------------------------------------------------------- energy
-
-
-def test_energy_is_what_the_work_added_to_idle(monkeypatch):
-    now = {"s": 0.0, "j": 0.0}
-
-    def work(seconds: float, watts: float):
-        now["s"] += seconds
-        now["j"] += seconds * watts
-
-    monkeypatch.setattr(energy.time, "perf_counter", lambda: now["s"])
-    monkeypatch.setattr(energy, "_rapl_counter", lambda: energy.Counter("test", lambda: [now["j"]], [None]))
-    meter = energy.EnergyMeter("cpu", sleep=lambda seconds: work(seconds, 20.0))
-    meter.start()
-    work(3.0, 120.0)
-    assert meter.joules() == pytest.approx(300.0)
-    meter.start()
-    work(3.0, 5.0)
-    assert meter.joules() is None  # no more than idling: lost in the noise, and certainly not 0 J
-
-
-@pytest.fixture
-def rapl(monkeypatch, tmp_path):
-    """Set a counter of a fake powercap folder, microjoules; ``most`` is where it begins again."""
-    monkeypatch.setattr(energy, "RAPL", tmp_path)
-
-    def write(name, value, most=None):
-        (tmp_path / name).mkdir(exist_ok=True)
-        (tmp_path / name / "energy_uj").write_text(f"{value}\n")
-        if most is not None:
-            (tmp_path / name / "max_energy_range_uj").write_text(f"{most}\n")
-
-    return write
-
-
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_without_a_counter_there_is_no_energy(rapl, monkeypatch, kind):
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    meter = energy.EnergyMeter(kind)
-    meter.start()
-    assert meter.joules() is None and meter.source is None
-
-
-def test_rapl_counts_packages_alone(rapl):
-    for name, value in {"intel-rapl:0": 5_000_000, "intel-rapl:1": 2_000_000, "intel-rapl:0:0": 999_000_000}.items():
-        rapl(name, value)
-    counter = energy._rapl_counter()
-    assert counter.read() == [5.0, 2.0] and counter.source == "rapl"
-
-
-def test_a_rapl_counter_that_begins_again_is_counted_on(rapl):
-    """Package 0 goes from 260 J over its range of 262 J to 8 J: 10 J; package 1 from 2 J to 5 J: 3 J."""
-    rapl("intel-rapl:0", 260_000_000, most=262_000_000)
-    rapl("intel-rapl:1", 2_000_000, most=262_000_000)
-    meter = energy.EnergyMeter("cpu", sleep=lambda seconds: None)
-    meter.start()
-    rapl("intel-rapl:0", 8_000_000)
-    rapl("intel-rapl:1", 5_000_000)
-    assert meter.idle_w == 0 and meter.joules() == pytest.approx(13.0)
-
-
-def test_without_its_range_a_counter_that_begins_again_is_no_energy(rapl):
-    rapl("intel-rapl:0", 260_000_000)
-    meter = energy.EnergyMeter("cpu", sleep=lambda seconds: None)
-    meter.start()
-    rapl("intel-rapl:0", 261_000_000)
-    assert meter.joules() == pytest.approx(1.0)
-    rapl("intel-rapl:0", 8_000_000)
-    assert meter.joules() is None
-    rapl("intel-rapl:0", 260_000_000)
-    meter = energy.EnergyMeter("cpu", sleep=lambda seconds: rapl("intel-rapl:0", 1))
-    meter.start()
-    assert meter.joules() is None  # idle power is not known
+    found = device.bandwidth_gb_s("cpu", lambda: None)
+    assert found["copy"] == pytest.approx(2 * 2**20 / 0.5 / 1e9)  # it reads and writes
+    assert found["read"] == pytest.approx(2**20 / 0.2 / 1e9)
 
 
 # --------------------------------------------------------------------------------------------------------------- NVML
@@ -120,7 +69,7 @@ def test_without_its_range_a_counter_that_begins_again_is_no_energy(rapl):
 class FakeNvml:
     """Three GPUs as the NVML library shows them; one reading is not available on this board."""
 
-    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+    NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
 
     class NVMLError(Exception):
         pass
@@ -144,9 +93,6 @@ class FakeNvml:
 
     def nvmlSystemGetDriverVersion(self):
         return "555.1"
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, gpu):
-        return 1500 + gpu
 
     def nvmlDeviceGetClockInfo(self, gpu, clock):
         return 1000 * clock
@@ -176,22 +122,20 @@ def library(monkeypatch):
 def test_the_library_has_what_is_read_from_it():
     pynvml = pytest.importorskip("pynvml")
     names = [name for name in vars(FakeNvml) if name.startswith(("nvml", "NVML"))]
-    assert len(names) > 10 and [name for name in names if not hasattr(pynvml, name)] == []
+    assert len(names) > 9 and [name for name in names if not hasattr(pynvml, name)] == []
 
 
 def test_nvml_readings_come_in_units_and_a_missing_one_is_left_out(library, monkeypatch):
     assert conditions.snapshot()["gpu"] == {
         "sm_clock_mhz": 1000,
-        "memory_clock_mhz": 2000,
         "power_w": 250.0,
         "throttle_reasons": 4,
         "foreign_processes": 1,
     }
-    assert device.read_nvml(memory.process_bytes) == 2**31
-    assert energy._nvml_counter().read() == pytest.approx([1.501])  # of the first visible GPU, millijoules
+    assert device.read_nvml(probe.process_bytes) == 2**31
     assert device.read_nvml(lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, 0)) is None
     monkeypatch.setattr(library, "nvmlDeviceGetComputeRunningProcesses", lambda gpu: [])
-    assert device.read_nvml(memory.process_bytes) is None  # a container's processes have other numbers outside
+    assert device.read_nvml(probe.process_bytes) is None  # a container's processes have other numbers outside
 
 
 def test_the_gpu_is_the_one_that_cuda_shows(library, monkeypatch):

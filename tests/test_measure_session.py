@@ -10,14 +10,15 @@ import tiny
 import torch
 from llmstudy import config, kinds
 from llmstudy.errors import StudyError, Unsupported
-from llmstudy.measure import measure, quality, speed
+from llmstudy.measure import measure, panel, quality
 from llmstudy.measure.session import resolve_device, thread_count
+from llmstudy.models import precisions
 from llmstudy.runner.job import Job, Workload
 
 
 def test_settings_are_typed_through_and_through(measuring):
-    settings = measuring("speed").settings_as(speed.Settings)
-    assert settings.workloads == (Workload(2, 9, 4),) and settings.warmup.maximum == 3
+    settings = measuring("panel").settings_as(panel.Settings)
+    assert settings.workloads == (Workload(2, 9, 4),) and settings.configurations[0].runtime == "generate"
     assert measuring("quality").settings_as(quality.Settings).protocols[0].name(True) == "w32-s16-bos"
 
 
@@ -41,7 +42,7 @@ def test_a_wrong_setting_is_one_line(measuring, change, expected):
 
 
 def test_a_case_that_fails_keeps_status_and_reason_and_costs_no_other(measuring, capsys):
-    session = measuring("speed")
+    session = measuring("probe")
     results = {"points": []}
     for number, error in enumerate([None, MemoryError("full"), Unsupported("no kernel"), ValueError("wrong")]):
         with session.case(results, "points", number=number) as entry:
@@ -64,7 +65,7 @@ def test_a_case_that_fails_keeps_status_and_reason_and_costs_no_other(measuring,
 
 def test_what_a_failed_case_held_is_free_before_the_next(measuring, monkeypatch):
     """A tensor that a traceback keeps alive would stay in the memory that the next case measures."""
-    session, alive, held = measuring("speed"), [], {"points": []}
+    session, alive, held = measuring("probe"), [], {"points": []}
 
     class Tensor:
         def __del__(self):
@@ -120,21 +121,21 @@ def test_devices():
 
 
 def test_a_precision_that_does_not_run_on_the_device_is_unsupported(measuring, monkeypatch):
-    session = measuring("speed")
-    monkeypatch.setitem(session.__dict__, "precision", dataclasses.replace(session.precision, devices=("cuda",)))
+    get = precisions.get
+    monkeypatch.setattr(precisions, "get", lambda name: dataclasses.replace(get(name), devices=("cuda",)))
     with pytest.raises(Unsupported, match="'fp32': not available on cpu; allowed: cuda"):
-        session.load_model()
+        measuring("probe").load_model()
 
 
 def test_a_missing_package_is_unsupported(measuring):
     with pytest.raises(Unsupported, match="[Ff]lash"):
-        measuring("speed", attention="flash_attention_2").load_model()
+        measuring("probe", attention="flash_attention_2").load_model()
 
 
 @pytest.mark.parametrize(
     ("kind", "settings", "expected"),
     [
-        ("speed", {"workloads": [{"batch": 1, "prompt_tokens": 250, "new_tokens": 7}]}, "workloads: 257"),
+        ("panel", {"workloads": [{"batch": 1, "prompt_tokens": 250, "new_tokens": 7}]}, "workloads: 257"),
         ("quality", {"protocols": [{"window": 257, "stride": 1}]}, "protocols: 257"),
         ("invariance", {"prompt_tokens": 257}, "prompt_tokens: 257"),
         ("profile", {"prompt_tokens": 200, "steps": 55}, "steps: 257"),  # its shorter generation has two tokens more
@@ -152,7 +153,7 @@ def test_every_kind_gives_its_module_the_settings_that_it_reads(measuring, tmp_p
     diagnostics["tasks"] = {"enabled": True, "tasks": ["quiz"]}
     study = config.complete(tiny.study(tmp_path) | {"diagnostics": diagnostics})
     job = kinds.job(study, kinds.records(study, name)[0])
-    session = measuring("speed")
+    session = measuring("probe")
     session.job = Job.from_dict(json.loads(json.dumps(job.to_dict())))
     settings = session.settings_as(import_module(f"llmstudy.{job.module}").Settings)
     assert dataclasses.is_dataclass(settings)

@@ -18,14 +18,14 @@ def tokenizer(tiny_weights):
 
 
 def test_every_row_of_a_batch_begins_with_another_document(measuring, tokenizer):
-    ids = text.prompt_batch(measuring("speed"), 3, 20)
+    ids = text.prompt_batch(measuring("probe"), 3, 20)
     assert ids.shape == (3, 20) and ids.dtype == torch.int64
     for row, document in zip(ids.tolist(), tiny.DOCUMENTS):
         assert row == tokenizer(document)["input_ids"][:20]
 
 
 def test_a_short_document_goes_on_with_the_next(measuring, tokenizer, tmp_path):
-    session = measuring("speed", corpus=tiny.save_corpus(tmp_path / "corpus", ["ab", "cd", "ef"]))
+    session = measuring("probe", corpus=tiny.save_corpus(tmp_path / "corpus", ["ab", "cd", "ef"]))
     ids = [tokenizer(document)["input_ids"] for document in ("ab", "cd", "ef")]
     prompts = text.prompt_batch(session, 2, sum(map(len, ids))).tolist()
     assert prompts == [ids[0] + ids[1] + ids[2], ids[1] + ids[2] + ids[0]]
@@ -34,11 +34,11 @@ def test_a_short_document_goes_on_with_the_next(measuring, tokenizer, tmp_path):
 def test_a_corpus_that_is_too_small_or_missing_is_one_line(measuring, tmp_path):
     corpus = tiny.save_corpus(tmp_path / "corpus", ["ab", "cd"])
     workloads = [tiny.WORKLOAD | {"batch": 3}, tiny.WORKLOAD]
-    entries = measure(measuring("memory", corpus=corpus, workloads=workloads))["workloads"]
+    entries = measure(measuring("probe", corpus=corpus, workloads=workloads))["workloads"]
     few, short = (entry["reason"] for entry in entries)
     assert few == "corpus 'tiny-text': 2 documents for batch 3; every row needs its own"
     assert "tokens for a prompt of 9" in short
-    (entry,) = measure(measuring("memory", corpus=tmp_path / "nowhere"))["workloads"]
+    (entry,) = measure(measuring("probe", corpus=tmp_path / "nowhere"))["workloads"]
     assert entry["status"] == "error" and "text.jsonl: missing; fetch it" in entry["reason"]
 
 

@@ -279,7 +279,7 @@ def test_a_calibrated_precision_gets_text_in_a_measurement(folder, measuring, mo
     monkeypatch.setattr(text, "CALIBRATION_TOKENS", 20)
     seen = {}
     for name in ("int8-fused-outlier", "int8-fused"):
-        session = measuring("memory", model=folder, precision=name)
+        session = measuring("probe", model=folder, precision=name)
         watched = dataclasses.replace(precisions.get(name), load=partial(seen.__setitem__, name))
         monkeypatch.setitem(session.__dict__, "precision", watched)
         session.load_model()

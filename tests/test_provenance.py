@@ -9,7 +9,7 @@ from table_kit import write_record
 
 def record(folder, repeat, commit="a", started="2026-01-01T00:00:00", **changes):
     where = {"git_commit": commit, "packages": {"torch": "1"}, "started": started, "wall_s": 30.0, "waited_s": 12.5}
-    return write_record(folder, "speed", {}, provenance=where, repeat=repeat, **changes)
+    return write_record(folder, "probe", {}, provenance=where, repeat=repeat, **changes)
 
 
 def write_model(folder, architecture):
@@ -29,12 +29,12 @@ def test_provenance_counts_each_environment_once(tmp_path):
     manifest = write_model(tmp_path / "model", hand_made.ARCHITECTURES["llama-2-7b"])
     unseen = {"name": "n", "source": {"type": "hub", "repo": "a/b"}}
     config = {"study": "s", "models": [{"name": "m", "source": {"type": "path"}}, unseen]}
-    missing = [f"results/s/records/speed/{name}/{number}.json" for name in "mn" for number in range(2)]
+    missing = [f"results/s/records/probe/{name}/{number}.json" for name in "mn" for number in range(2)]
     provenance.write(paths, missing, [str(manifest)], config, {"m": {}, "n": {}}, tmp_path / "provenance.json")
     content = json.loads((tmp_path / "provenance.json").read_text())
     assert [environment["records"] for environment in content["environments"]] == [2, 1]
     assert content["environments"][0]["first_started"] == "2026-01-01T00:00:00"
-    assert content["missing"] == {"speed of m": 2, "speed of n": 2}
+    assert content["missing"] == {"probe of m": 2, "probe of n": 2}
     assert content["headline"] == {"m": {}}  # of n nothing was measured yet
     assert content["statuses"] == {"ok": 2, "oom": 1} and content["wall_s"] == 90 - 3 * 12.5  # without waiting
     assert content["models"]["m"]["architecture"]["hidden_size"] == 4096

@@ -86,6 +86,13 @@ def test_out_of_memory_is_tried_again_and_then_becomes_the_record(measure, tmp_p
     assert records.read(measure("raise ValueError('no')", attempt=1, oom_attempts=3))["status"] == "error"
 
 
+def test_numbers_of_a_list_share_a_line(tmp_path):
+    record = {"schema": records.SCHEMA, "a": [1, -2.5, 3e-07], "b": [{"c": []}, ["x", 1]], "d": "[\n 1,\n 2\n] [ 1 ]"}
+    records.write(record, tmp_path / "record.json")
+    assert records.read(tmp_path / "record.json") == record
+    assert ' "a": [1, -2.5, 3e-07],\n' in (tmp_path / "record.json").read_text()
+
+
 def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path):
     """Atomic writes and full disks are the business of test_files.py."""
     path = tmp_path / "record.json"
@@ -169,6 +176,7 @@ class Rule:
         job = faults.job().to_dict()
         del job["limits"]
         self.params = type("Params", (), {"job": job})
+        self.input = {}
         self.resources = resources
 
 
@@ -182,12 +190,26 @@ def test_a_rules_outputs_are_what_the_child_writes(monkeypatch, tmp_path, refere
         other.mkdir(parents=True)
         (other / "old").touch()
     outputs = ["records/bf16.sdpa.r0.json", str(other.relative_to(tmp_path))]
-    script.measure(Rule(tmp_path, outputs, limit_s=60, oom_attempts=1))
+    script.measure(Rule(tmp_path, outputs, limit_s=60, oom_attempts=1), unneeded=None)
     assert records.read(tmp_path / outputs[0])["status"] == "ok"
     if reference:
         assert names_in(other) == ["arrays.npz", "text.top5.npy"]
     else:
         assert other.read_text() == "arrays.npz"
+
+
+@pytest.mark.parametrize(("reason", "status"), [("settled by 3 panels", "skipped"), (None, "ok")])
+def test_a_panel_that_is_not_needed_is_a_record_without_a_child(monkeypatch, tmp_path, reason, status):
+    faults.install(monkeypatch, tmp_path / "stand-in", "return {'measured': True}")
+    rule = Rule(tmp_path, ["record.json"], limit_s=60, oom_attempts=1)
+    rule.input = {"panels": ["r0.json", "r1.json"]}
+    asked = []
+    script.measure(rule, unneeded=lambda *arguments: asked.append(arguments) or reason)
+    assert asked == [([Path("r0.json"), Path("r1.json")], faults.job().settings)]
+    record = records.read(tmp_path / "record.json")
+    assert (record["status"], record["reason"]) == (status, reason or "")
+    assert record["results"] == ({} if reason else {"measured": True})
+    FITS.validate(record)
 
 
 def test_a_mistake_ends_a_step_with_one_line_in_the_log_and_on_the_terminal(tmp_path, capsys):

@@ -104,13 +104,17 @@ QUALITY = {
     "kl_tokens": 64,
 }
 SETTINGS = {
-    "speed": {
+    "probe": {"workloads": [WORKLOAD]},
+    "panel": {
+        "configurations": [["fp32", "sdpa", "generate"]],
+        "probes": [],
         "workloads": [WORKLOAD],
-        "warmup": {"minimum": 2, "maximum": 3, "tolerance": 0.5},
-        "minimum_runs": 2,
-        "minimum_seconds": 0,
+        "warmup": 1,
+        "rounds": 2,
+        "seconds": 0,
+        "order_seed": 0,
+        "until": None,
     },
-    "memory": {"workloads": [WORKLOAD]},
     "quality": QUALITY,
     "reference": QUALITY,
     "generations": {"prompts": ["Once upon a time"], "new_tokens": 6},
@@ -120,11 +124,11 @@ SETTINGS = {
     "profile": {"batch": 1, "prompt_tokens": 9, "steps": 3},
     "attention": {"contexts": [16, 48], "repeats": 2},
     "tasks": {"tasks": [], "include_path": None, "limit": None, "num_fewshot": 0, "batch_size": 8},
-    "capacity": {"contexts": [64], "device_gib": None, "memory_record": "none.json"},
+    "capacity": {"contexts": [64], "device_gib": None, "probe": "none.json"},
 }
 CASES = {
-    "speed": "workloads",
-    "memory": "workloads",
+    "probe": "workloads",
+    "panel": "entries",
     "quality": "protocols",
     "invariance": "batches",
     "attention": "points",
@@ -144,8 +148,9 @@ def job(kind: str, model: Path, corpus: Path | None = None, **changes):
         "precision": "fp32",
         "attention": "sdpa",
         "runtime": "generate",
+        "repeat": 0,
     }
-    main = ("speed", "memory", "quality", "reference", "generations")
+    main = ("probe", "panel", "quality", "reference", "generations")
     parts = {
         "module": f"measure.{kind}" if kind in main else f"measure.diagnostics.{kind}",
         "cases": CASES.get(kind, ""),
@@ -203,10 +208,8 @@ def study(folder: Path, **changes) -> dict[str, Any]:
         "runtimes": ["generate"],
         "speed": {
             "workloads": [{"batch": 1, "prompt_tokens": 16, "new_tokens": 6}],
-            "repeats": 1,
-            "warmup": {"minimum": 2, "maximum": 2},
-            "minimum_runs": 3,
-            "minimum_seconds": 0,
+            "panels": {"minimum": 1, "maximum": 1, "rounds": 3, "seconds": 0},
+            "warmup": 1,
         },
         "quality": {"protocols": [{"window": 64, "stride": 32}], "kl_tokens": 200, "tokens_per_document": 60},
         "generations": {"prompts": ["Once upon a time"], "new_tokens": 8},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from dataclasses import replace
@@ -66,24 +65,45 @@ def measure(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="llmstudy-") as temporary:
         folder = Path(temporary)
         study = study_config.complete(_config(options, options.text or _chapters(folder / "chapters")))
-        kinds.check(study, options.kind)
+        # A panel holds what was probed; here that is one configuration.
+        names = ["probe", "panel"] if options.kind == "panel" else [options.kind]
+        kinds.check(study, *names)
         identity = Identity(study.name, options.kind, MODEL, options.precision, options.attention, options.runtime)
-        job = replace(
-            kinds.job(study, identity),
-            model_folder=str(folder / "model"),
-            corpora={CORPUS: str(folder / "corpus")},
-            reference_folder=str(folder / "reference"),
-            limits=Limits(60 * options.minutes),
-        )
         fetch_weights(study.config["models"][0], folder / "model", folder / "downloads")
         fetch_corpus(study.config["corpora"][0], folder / "corpus", folder / "downloads")
-        path = folder / "record.json"
-        record.measure(job, path, folder / "log", {"arrays.npz": folder / "record.npz"})
+        for name in names:
+            job = replace(
+                kinds.job(study, replace(identity, kind=name)),
+                model_folder=str(folder / "model"),
+                corpora={CORPUS: str(folder / "corpus")},
+                reference_folder=str(folder / "reference"),
+                limits=Limits(60 * options.minutes),
+            )
+            if name == "panel":
+                job.settings["configurations"] = [list(identity.configuration)]
+                job.settings["probes"] = [str(folder / "probe.json")]
+            path = folder / f"{name}.json"
+            record.measure(job, path, folder / "log", {"arrays.npz": folder / "record.npz"})
+        print(path.read_text(), end="")
         result = record.read(path)
-        print(json.dumps(result, indent=1, sort_keys=True))
+        if options.kind == "panel":
+            _print_times(result)
         if result["status"] != "ok":
             print((folder / "log").read_text(), file=sys.stderr)
     return 0 if result["status"] == "ok" else 1
+
+
+def _print_times(panel: dict) -> None:
+    """Print a line for each workload on standard error, and one more for the second call of each round."""
+    from llmstudy.tables import Sources
+    from llmstudy.tables.processes import processes
+
+    for row in processes(Sources([panel], {}, {})):
+        if row["status"] == "ok":
+            tokens = f"batch {row['batch']}, {row['prompt_tokens']} + {row['new_tokens']} tokens"
+            times = f"TTFT {row['ttft_ms']:.4g} ms, TPOT {row['tpot_ms']:.4g} ms"
+            again = ", again" if row["again"] == "yes" else ""
+            print(f"{tokens}{again}: {times}, medians of {row['rounds']} rounds", file=sys.stderr)
 
 
 def _chapters(folder: Path) -> Path:
@@ -104,7 +124,7 @@ def _config(options: argparse.Namespace, text: Path) -> dict:
     if not text.exists():
         raise StudyError(f"--text: {str(text)!r} does not exist; allowed: a .txt or .jsonl file")
     form = "jsonl" if text.suffix == ".jsonl" else "txt"
-    shared = {key: value for key, value in given.items() if key not in ("diagnostics", "quality_only", "report")}
+    shared = {key: value for key, value in given.items() if key not in ("diagnostics", "quality_only")}
     return shared | {
         "study": "once",
         "models": [{"name": MODEL, "source": {"type": "path", "folder": str(options.model)}}],

@@ -29,7 +29,7 @@ _COMPARE = "the command llmstudy compare BEFORE AFTER"
 RENAMED = {
     "latency": "speed",
     "memory": "probe",
-    "report": "nothing: REPORT.md is the report of the study that runs",
+    "report": "no key (REPORT.md is that of the study that runs)",
     "speed.repeats": "speed.panels.minimum",
     "speed.minimum_runs": "speed.panels.rounds",
     "speed.minimum_seconds": "speed.panels.seconds",

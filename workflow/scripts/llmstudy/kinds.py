@@ -35,6 +35,7 @@ class Kind:
     # The module below ``llmstudy`` that makes the table of its name, where ``tables.TABLES`` has none for its records.
     table: str = ""
     key: str = ""  # the part of the config that switches the kind on with ``enabled``; empty if every study measures it
+    settings_key: str = ""  # the part of the config that its settings come from, where that is not of its name
     real_only: bool = False  # random weights have no outliers like a trained model's, and no loss worth comparing
     alone: bool = False  # whether another process on the same GPU would falsify it
     cases: str = ""  # the key of the results whose entries have a status each
@@ -183,6 +184,7 @@ KINDS = {
         "measure.panel",
         panel_reference,
         panel_settings,
+        settings_key="speed",
         alone=True,
         cases="entries",
         repeats=lambda model: model.panels["maximum"],
@@ -193,6 +195,7 @@ KINDS = {
         "measure.reference",
         the_reference,
         reference_settings,
+        settings_key="quality",
         real_only=True,
         text=lambda study: study.quality_corpora,
         logprobs=True,
@@ -364,24 +367,26 @@ def weight_gib(study: Study, identity: Identity, precision: str) -> float:
 
 
 def gpus(study: Study, identity: Identity) -> int:
-    """Return the GPUs to request: none on a CPU, else as many as hold 1.2 × the weights."""
+    """Return the GPUs to request: none on a CPU, else as many as hold 1.2 × the weights, of a panel the largest."""
     if study.device != "cuda":
         return 0
-    size = weight_gib(study, identity, identity.precision)
+    size = max(weight_gib(study, identity, one.precision) for one in members(study, identity))
     return max(1, math.ceil(1.2 * size / study.jobs["gpu_memory_gib"]))
 
 
 def memory_mb(study: Study, identity: Identity, attempt: int = 1) -> int:
     """Return the host memory to request, MB, which grows with the attempt.
 
-    On a CPU it holds libraries, weights, a 16-bit copy and the file; on a GPU one shard at a time passes through.
+    On a CPU it holds libraries, the weights of all models that are loaded, a 16-bit copy and the file; on a GPU one
+    shard at a time passes through.
     """
     sixteen_bit = weight_gib(study, identity, "bf16")
     if study.device == "cuda":
         needed = 6000 + 1024 * min(10.0, sixteen_bit)
     else:
-        held = {one.precision for one in members(study, identity)}
-        needed = 2500 + 1024 * (sum(weight_gib(study, identity, name) for name in held) + 2 * sixteen_bit)
+        loaded = {(one.precision, attention.get(one.attention).implementation) for one in members(study, identity)}
+        weights = sum(weight_gib(study, identity, precision) for precision, _ in sorted(loaded))
+        needed = 2500 + 1024 * (weights + 2 * sixteen_bit)
     return int(needed * attempt)
 
 
@@ -407,7 +412,8 @@ def check(study: Study, *wanted: str) -> None:
             # The lengths are the same in all configurations.
             settings = KINDS[name].settings(study, model, plan[0]) if plan else {}
             for key, tokens in sequences(settings):
-                _check_context(f"{KINDS[name].key or name}.{key}", tokens, model)
+                part = KINDS[name].settings_key or KINDS[name].key or name
+                _check_context(f"{part}.{key}", tokens, model)
 
 
 def _check_context(key: str, tokens: dict[str, int], model: Model) -> None:

@@ -1,4 +1,4 @@
-"""The device: its rates, measured in the process that needs them, and what NVML reads from an NVIDIA GPU."""
+"""The device: its rates, measured in the process that needs them, and what NVML and the kernel say of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -95,4 +96,13 @@ def _first_visible(pynvml):
             return pynvml.nvmlDeviceGetHandleByUUID(name)
     with suppress(pynvml.NVMLError):
         return pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0)
+    return None
+
+
+def proc_bytes(file: str, field: str) -> int | None:
+    """Return a field of ``/proc/<file>``, which is in KiB there, in bytes; None where it is not."""
+    with suppress(OSError):
+        for line in Path("/proc", file).read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
     return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from llmstudy import runtimes
 from llmstudy.measure import conditions, footprint
 from llmstudy.measure.calls import timed_call
-from llmstudy.measure.device import bandwidth_gb_s
+from llmstudy.measure.device import bandwidth_gb_s, proc_bytes
 from llmstudy.measure.session import Session, log
 from llmstudy.measure.text import prompt_batch
 from llmstudy.models import attention
@@ -57,6 +57,10 @@ class Settings:
     order_seed: int
     until: dict | None
 
+    def labels(self, configuration: Configuration) -> list[bool]:
+        """Return the values of ``again`` under which a configuration is called: both for the reference."""
+        return [False, True] if configuration == self.configurations[0] else [False]
+
 
 @dataclass(eq=False)
 class Member:
@@ -82,11 +86,13 @@ class Member:
 
 
 def measure(session: Session) -> dict:
-    """Return ``{"bandwidth_gb_s": {"copy", "read"}, "rounds": [{"group", "workload", "round", "flags"}], "entries":
-    [{"precision", "attention", "runtime", "again", "workload", "status", "reason", "group", "step_weight_bytes",
-    "kv_bytes_per_token", "warmup_e2e_ms", "calls": [{"round", "ttft_ms", "itl_ms", "e2e_ms"}]}]}``.
+    """Return ``{"bandwidth_gb_s": {"copy", "read"}, "rounds": [{"group", "workload", "round", "flags", "gpu"}],
+    "entries": [{"precision", "attention", "runtime", "again", "workload", "status", "reason", "group",
+    "step_weight_bytes", "kv_bytes_per_token", "warmup_e2e_ms", "calls": [{"round", "ttft_ms", "itl_ms",
+    "e2e_ms"}]}]}``.
 
-    A configuration whose probe failed has entries with the status of its probe.
+    Every configuration has an entry for each workload, the reference one more with ``again``, in each group that it is
+    in. One whose probe failed has the status of its probe.
     """
     settings = session.settings_as(Settings)
     results: dict = {
@@ -99,8 +105,7 @@ def measure(session: Session) -> dict:
     able = {one: probe for one, probe in zip(settings.configurations, probed) if probe["status"] == "ok"}
     for one, probe in zip(settings.configurations, probed):
         if one not in able:
-            for workload in settings.workloads:
-                results["entries"].append(failed(one, workload, probe["status"], f"probe: {probe['reason']}"))
+            results["entries"] += all_failed(settings, one, probe["status"], f"probe: {probe['reason']}")
     session.save(results)
     sizes = {one: needed_bytes(probe, session.device) for one, probe in able.items()}
     for number, group in enumerate(groups(sizes, settings.configurations[0], ROOM * free_bytes(session))):
@@ -110,31 +115,34 @@ def measure(session: Session) -> dict:
     return results
 
 
-def failed(configuration: Configuration, workload: Workload, status: str, reason: str, again: bool = False) -> dict:
-    """Return the entry of a configuration that was not measured."""
-    outcome = {"status": status, "reason": reason}
-    return configuration._asdict() | {"again": again, "workload": asdict(workload)} | outcome
+def entry(configuration: Configuration, again: bool, workload: Workload, status: str = "ok", reason: str = "") -> dict:
+    """Return the entry of a configuration, without times."""
+    about = configuration._asdict() | {"again": again, "workload": asdict(workload)}
+    return about | {"status": status, "reason": reason}
+
+
+def all_failed(settings: Settings, configuration: Configuration, status: str, reason: str) -> list[dict]:
+    """Return the entries of a configuration that cannot be called."""
+    labels = settings.labels(configuration)
+    return [entry(configuration, again, one, status, reason) for one in settings.workloads for again in labels]
 
 
 def needed_bytes(probe: dict, device: str) -> int:
     """Return the most memory that a configuration took in its probe: reserved by CUDA's allocator, or of the host."""
     key = "peak_reserved_bytes" if device == "cuda" else "peak_rss_growth_bytes"
     results = probe["results"]
-    phases = [entry[phase] for entry in results["workloads"] for phase in ("prefill", "decode") if phase in entry]
+    phases = [tried[phase] for tried in results["workloads"] for phase in ("prefill", "decode") if phase in tried]
     return max(reading[key] for reading in [results["load"], *phases])
 
 
 def free_bytes(session: Session) -> float:
-    """Return the memory that models may take: free on the GPU, or available on the host and within the job's limit."""
+    """Return the memory that models may take: free on the GPUs, or on the host and within the job's limit."""
     if session.device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    limits = (
-        [1e6 * session.job.limits.host_memory_mb] if session.job.limits and session.job.limits.host_memory_mb else []
-    )
-    with suppress(OSError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        limits += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return min(limits, default=float("inf"))
+        return sum(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count()))
+    left = proc_bytes("meminfo", "MemAvailable") or float("inf")
+    if session.job.limits and (limit := session.job.limits.host_memory_mb):
+        left = min(left, limit * 2**20 - (proc_bytes("self/status", "VmData") or 0))
+    return left
 
 
 def groups(sizes: dict[Configuration, int], reference: Configuration, room: float) -> Iterator[list[Configuration]]:
@@ -173,8 +181,7 @@ def measure_group(
             if key not in models:
                 models[key] = session.load_model(one)[0]
         except Exception as error:
-            for workload in settings.workloads:
-                results["entries"].append(failed(one, workload, *classify(error)))
+            results["entries"] += all_failed(settings, one, *classify(error))
             continue
         members.append(one)
     for workload in settings.workloads:
@@ -183,9 +190,10 @@ def measure_group(
             status, reason = probed_status(probes[one], workload)
             if status == "ok":
                 model = models[one.precision, attention.get(one.attention).implementation]
-                present += [Member(one, again, model) for again in [False, True][: 1 + (one == group[0])]]
+                present += [Member(one, again, model) for again in settings.labels(one)]
             else:
-                results["entries"].append(failed(one, workload, status, f"probe: {reason}"))
+                reason = f"probe: {reason}"
+                results["entries"] += [entry(one, again, workload, status, reason) for again in settings.labels(one)]
         results["rounds"] += measure_workload(session, settings, number, workload, present)
         results["entries"] += [entry_of(member, number, workload) for member in present]
         session.save(results)
@@ -193,9 +201,9 @@ def measure_group(
 
 def probed_status(probe: dict, workload: Workload) -> tuple[str, str]:
     """Return status and reason of a workload in a probe; ``ok`` for one that the probe was not asked for."""
-    for entry in probe["results"]["workloads"]:
-        if entry["workload"] == asdict(workload):
-            return entry["status"], entry["reason"]
+    for tried in probe["results"]["workloads"]:
+        if tried["workload"] == asdict(workload):
+            return tried["status"], tried["reason"]
     return "ok", ""
 
 
@@ -204,9 +212,14 @@ def measure_workload(
 ) -> list[dict]:
     """Prepare and warm up the members, call each once a round in random order, and return the rounds.
 
-    A disturbed round is repeated once; both stay.
+    A disturbed round is repeated once; both stay. Without text for the prompts all members fail.
     """
-    input_ids = prompt_batch(session, workload.batch, workload.prompt_tokens)
+    try:
+        input_ids = prompt_batch(session, workload.batch, workload.prompt_tokens)
+    except Exception as error:
+        for member in members:
+            member.error = classify(error)
+        return []
     order = random.Random(f"{settings.order_seed} {session.job.identity.repeat} {number} {workload}")
     rounds: list[dict] = []
     with ExitStack() as stack:
@@ -219,9 +232,9 @@ def measure_workload(
 
         def one_round() -> bool:
             alive = [member for member in members if member.error is None]
-            flags = run_round(len(rounds), order.sample(alive, len(alive)), input_ids, workload)
-            rounds.append({"group": number, "workload": asdict(workload), "round": len(rounds), "flags": flags})
-            return bool(flags)
+            about = {"group": number, "workload": asdict(workload), "round": len(rounds)}
+            rounds.append(about | run_round(len(rounds), order.sample(alive, len(alive)), input_ids, workload))
+            return bool(rounds[-1]["flags"])
 
         start, planned = time.perf_counter(), 0
         while any(member.error is None for member in members) and (
@@ -249,20 +262,21 @@ def prepare(stack: ExitStack, member: Member, members: Sequence[Member], workloa
         member.error = classify(error)
 
 
-def run_round(number: int, members: Sequence[Member], input_ids: torch.Tensor, workload: Workload) -> list[str]:
-    """Call each member once, in this order, and return what disturbed the round."""
+def run_round(number: int, members: Sequence[Member], input_ids: torch.Tensor, workload: Workload) -> dict:
+    """Call each member once, in this order, and return what disturbed the round, and the GPU after it."""
     before = conditions.snapshot()
     for member in members:
         if call := member.call(input_ids, workload):
             member.calls.append({"round": number} | call)
-    return conditions.disturbances(before, conditions.snapshot())
+    after = conditions.snapshot()
+    return {"flags": conditions.disturbances(before, after)} | {key: after[key] for key in ("gpu",) if key in after}
 
 
 def entry_of(member: Member, group: int, workload: Workload) -> dict:
     """Return the entry of a member; one that failed in some round keeps no time: its rounds are not those of others."""
     if member.error:
-        return failed(member.configuration, workload, *member.error, again=member.again)
-    return failed(member.configuration, workload, "ok", "", again=member.again) | {
+        return entry(member.configuration, member.again, workload, *member.error)
+    return entry(member.configuration, member.again, workload) | {
         "group": group,
         "step_weight_bytes": footprint.step_weight_bytes(member.model),
         "kv_bytes_per_token": footprint.kv_bytes_per_token(member.model),

@@ -7,6 +7,7 @@ the CPU they are the growth of the process's peak RSS over the state before load
 from __future__ import annotations
 
 import os
+import resource
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from llmstudy import runtimes
 from llmstudy.measure import footprint
 from llmstudy.measure.calls import prove_attention, timed_call
-from llmstudy.measure.device import read_nvml
+from llmstudy.measure.device import proc_bytes, read_nvml
 from llmstudy.measure.session import Session, log
 from llmstudy.measure.text import prompt_batch
 from llmstudy.runner.job import Workload
@@ -131,13 +132,5 @@ def process_bytes(nvml, gpu) -> int | None:
 
 
 def _status_bytes(field: str) -> int:
-    """Return a field of /proc/self/status, bytes; the peak RSS from getrusage where there is no /proc."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Return a field of this process's status, bytes; the peak RSS from getrusage where there is no /proc."""
+    return proc_bytes("self/status", field) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -85,7 +85,7 @@ def write(record: dict, path: Path) -> None:
     """Write a record atomically."""
     text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
     # A list of numbers on one line: a panel has thousands of times between tokens.
-    text = re.sub(r"\[\s+([-+.\de][-+.\de,\s]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+    text = re.sub(r"\[\n\s*([-+.\de][-+.\de,\s]*?)\n\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     with atomic_write(path) as file:
         file.write(f"{text}\n")
 

@@ -1,23 +1,29 @@
-"""Memory: bytes by phase, the KV cache by formula and measured, and peaks that see what is allocated."""
+"""Probe: cold call, bytes by phase, the KV cache by formula and measured, peaks that see what is allocated, proof."""
+
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import tiny
 import torch
-from llmstudy.measure import measure, memory
+from llmstudy.errors import Unsupported
+from llmstudy.measure import measure, probe
 
 WORKLOAD = tiny.WORKLOAD
 KV_PER_TOKEN = 2 * 2 * 2 * 16 * 4  # K and V · layers · KV heads · head width · fp32
 
 
 def test_weights_cache_and_phases(measuring):
-    session = measuring("memory", workloads=[WORKLOAD, WORKLOAD | {"batch": 3, "prompt_tokens": 20}])
+    session = measuring("probe", workloads=[WORKLOAD, WORKLOAD | {"batch": 3, "prompt_tokens": 20}])
     results = measure(session)
     # the load counts even if no workload fits
     assert [len(saved["workloads"]) for saved in session.saved] == [0, 1, 2]
     assert set(results["weights"]) == {"embeddings", "linears", "norms", "head", "other"}
-    assert results["kv_bytes_per_token"] == KV_PER_TOKEN
+    assert results["load_s"] > 0 and results["kv_bytes_per_token"] == KV_PER_TOKEN
     for entry, batch, prompt in zip(results["workloads"], (2, 3), (9, 20)):
-        assert entry["status"] == "ok"
+        assert entry["status"] == "ok" and entry["cold_ms"] > 0 and entry["compile_s"] == 0
         assert entry["kv_cache_bytes"] == KV_PER_TOKEN * batch * (prompt + 4)
         assert entry["kv_cache_measured_prefill_bytes"] == KV_PER_TOKEN * batch * prompt
         for phase in ("prefill", "decode"):
@@ -26,33 +32,28 @@ def test_weights_cache_and_phases(measuring):
 
 
 def test_bf16_halves_the_cache(measuring):
-    entry = measure(measuring("memory", precision="bf16"))["workloads"][0]
+    entry = measure(measuring("probe", precision="bf16"))["workloads"][0]
     assert entry["kv_cache_bytes"] == KV_PER_TOKEN // 2 * 2 * 13
     assert entry["kv_cache_measured_prefill_bytes"] == KV_PER_TOKEN // 2 * 2 * 9
 
 
 def test_the_peak_of_the_host_sees_an_allocation_of_its_phase():
-    probe = memory.PeakProbe("cpu")
+    peaks = probe.PeakProbe("cpu")
     block = np.ones(96 * 2**20, dtype=np.uint8)
-    grown = probe.reading()["peak_rss_growth_bytes"]
+    grown = peaks.reading()["peak_rss_growth_bytes"]
     assert grown >= 0.9 * block.nbytes
     del block
-    probe.reset()
-    assert probe.reading()["peak_rss_growth_bytes"] < grown / 2  # the next phase begins from what is left
+    peaks.reset()
+    assert peaks.reading()["peak_rss_growth_bytes"] < grown / 2  # the next phase begins from what is left
 
 
 def test_code_does_not_count_as_memory_of_the_model(tiny_weights, tiny_corpus, tmp_path):
     """In a process of its own: there importing transformers and bitsandbytes takes 160 MB, the model half of one."""
-    import json
-    import os
-    import subprocess
-    import sys
-
-    job = tiny.job("memory", tiny_weights, tiny_corpus, precision="nf4")
+    job = tiny.job("probe", tiny_weights, tiny_corpus, precision="nf4")
     (tmp_path / "job.json").write_text(json.dumps(job.to_dict()))
     files = [str(tmp_path / name) for name in ("job.json", "out.json", ".")]
     command = [sys.executable, "-m", "llmstudy.runner.child", *files]
-    library = os.path.dirname(os.path.dirname(memory.__file__))
+    library = os.path.dirname(os.path.dirname(probe.__file__))
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": os.path.dirname(library)})
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["status"] == "ok"
@@ -60,15 +61,15 @@ def test_code_does_not_count_as_memory_of_the_model(tiny_weights, tiny_corpus, t
 
 
 def test_one_workload_that_does_not_fit_costs_no_other(measuring, monkeypatch):
-    real = memory.prompt_batch
+    real = probe.prompt_batch
 
     def prompt_batch(session, batch, tokens):
         if batch == 7:
             raise MemoryError
         return real(session, batch, tokens)
 
-    monkeypatch.setattr(memory, "prompt_batch", prompt_batch)
-    session = measuring("memory", workloads=[WORKLOAD | {"batch": batch} for batch in (2, 7, 1)])
+    monkeypatch.setattr(probe, "prompt_batch", prompt_batch)
+    session = measuring("probe", workloads=[WORKLOAD | {"batch": batch} for batch in (2, 7, 1)])
     entries = measure(session)["workloads"]
     assert [entry["status"] for entry in entries] == ["ok", "oom", "ok"]
     assert "decode" not in entries[1]
@@ -87,5 +88,14 @@ def test_a_runtime_that_fails_is_closed(measuring, monkeypatch):
         def close(self):
             closed.append(True)
 
-    monkeypatch.setattr(memory.runtimes, "get", lambda name: Full)
-    assert measure(measuring("memory"))["workloads"][0]["status"] == "oom" and closed == [True]
+    monkeypatch.setattr(probe.runtimes, "get", lambda name: Full)
+    assert measure(measuring("probe"))["workloads"][0]["status"] == "oom" and closed == [True]
+
+
+def test_attention_that_did_not_run_makes_the_workload_unsupported(measuring, monkeypatch):
+    def refuse(*_):
+        raise Unsupported("attention 'sdpa-flash': math ran instead")
+
+    monkeypatch.setattr(probe, "prove_attention", refuse)
+    entry = measure(measuring("probe"))["workloads"][0]
+    assert entry["status"] == "unsupported" and "math" in entry["reason"]
