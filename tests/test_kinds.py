@@ -279,9 +279,9 @@ def test_jobs_start_in_a_random_but_repeatable_order_after_the_probes_and_the_fi
     first = order(everything)
     assert first == order(copy.deepcopy(everything))
     assert [one.kind for one in first[:17]] == 15 * ["probe"] + 2 * ["panel"]  # of two models
-    assert {one.repeat for one in first[15:17]} == {0} and 0 not in {one.repeat for one in first if one.kind == "panel"} - {0}
+    assert {one.repeat for one in first[15:17]} == {0}
     rest = [one.kind for one in first[17:]]
-    assert rest != sorted(rest) and len({kind for kind in rest[:10]}) > 2
+    assert rest != sorted(rest) and len(set(rest[:10])) > 2
     assert order(tiny.put(everything, "speed.order_seed", 1)) != first
 
 
@@ -323,7 +323,7 @@ def test_host_memory_holds_the_weights_and_grows_with_the_attempt(config):
 
 def test_the_default_study_requests_what_a_small_machine_has(repository):
     study = study_config.complete(yaml.safe_load((repository / "config" / "config.yaml").read_text()))
-    assert max(kinds.memory_mb(study, one) for one in kinds.records(study)) < 4096
+    assert 1e6 * max(kinds.memory_mb(study, one) for one in kinds.records(study)) < 4 * 2**30
     # room to write the record of a timeout
     assert kinds.limit_seconds(study) == 60 * study.jobs["minutes"]
     assert kinds.runtime_minutes(study) > study.jobs["minutes"]

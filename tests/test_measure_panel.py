@@ -28,6 +28,13 @@ def named(names: str, precision: str = "fp32") -> list[Configuration]:
     return [Configuration(precision, "sdpa", name) for name in names]
 
 
+def probed(mib: int = 1, *others: dict) -> dict:
+    """The results of a probe whose calls took so many MiB, as did loading; ``others`` are other workloads of it."""
+    reading = {"peak_rss_growth_bytes": mib * MIB}
+    done = {"workload": ONE, "status": "ok", "reason": "", "prefill": reading, "decode": reading}
+    return {"load": reading, "workloads": [*others, done]}
+
+
 @pytest.fixture
 def prepared(measuring, tmp_path, monkeypatch):
     """``prepared(configurations, probes, **settings)`` is a session of a panel; ``probes`` has what differs in their
@@ -37,7 +44,7 @@ def prepared(measuring, tmp_path, monkeypatch):
         paths = []
         for one in configurations:
             probe = {"schema": SCHEMA, "status": "ok", "reason": ""} | (probes or {}).get(one, {})
-            probe.setdefault("results", {"load": {"peak_rss_growth_bytes": MIB}, "workloads": []})
+            probe.setdefault("results", probed())
             paths.append(tmp_path / f"{'.'.join(one)}.json")
             paths[-1].write_text(json.dumps(probe))
         members = {"configurations": [list(one) for one in configurations], "probes": list(map(str, paths))}
@@ -189,9 +196,8 @@ def test_a_reference_that_fails_leaves_no_label_without_an_entry(prepared, clock
 def test_what_its_probe_says_does_not_run_is_not_loaded(prepared, clockwork):
     (reference, other), (lost,) = named("ab"), named("c", "bf16")
     tried = {"workload": TWO, "status": "oom", "reason": "CUDA out of memory"}
-    reading = {"peak_rss_growth_bytes": MIB}
     probes = {
-        other: {"results": {"load": reading, "workloads": [tried, {"workload": ONE, "status": "ok", "reason": ""}]}},
+        other: {"results": probed(1, tried)},
         lost: {"status": "timeout", "reason": "stopped after its limit of 9 s", "results": {}},
     }
     session = prepared([reference, other, lost], probes, workloads=[ONE, TWO])
@@ -215,28 +221,29 @@ def test_a_workload_without_prompts_costs_no_other(prepared, clockwork):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "room", "expected"),
+    ("needs", "room", "expected"),
     [
-        ({"a": 3, "b": 3, "c": 3}, 9, ["abc"]),
-        ({"a": 3, "b": 3, "c": 3, "d": 3}, 9, ["abc", "ad"]),
-        ({"a": 3, "b": 5, "c": 4, "d": 1}, 8, ["ab", "acd"]),
-        ({"a": 3, "b": 7, "c": 1}, 8, ["ac", "b"]),  # beside the reference there is no room for b
-        ({"a": 9, "b": 1}, 8, ["a", "b"]),
-        ({"a": 3}, 8, ["a"]),
-        ({"b": 3, "c": 3, "d": 3}, 6, ["bc", "d"]),  # the reference's probe failed
-        ({}, 8, []),
+        ("a3 b3 c3", 9, ["abc"]),
+        ("a3 b3 c3 d3", 9, ["abc", "ad"]),
+        ("a3 b5 c4 d1", 8, ["ab", "acd"]),
+        ("a3 b7 c1", 8, ["ac", "b"]),  # beside the reference there is no room for b
+        ("a9 b1", 8, ["a", "b"]),
+        ("a3", 8, ["a"]),
+        ("b3 c3 d3", 6, ["bc", "d"]),  # the reference's probe failed
+        ("", 8, []),
+        ("a3+2 b3+4 c3", 13, ["abc"]),  # one is loaded after the other
+        ("a3+2 b3+4 c3", 12, ["ab", "ac"]),
+        ("a1 b2+6 c2", 8, ["ac", "b"]),
     ],
 )
-def test_what_does_not_fit_is_split_with_the_reference_in_each_group(sizes, room, expected):
+def test_what_does_not_fit_is_split_with_the_reference_in_each_group(needs, room, expected):
+    sizes = {one[0]: panel.Need(*map(int, f"{one[1:]}+0".split("+")[:2])) for one in needs.split()}
     assert ["".join(group) for group in panel.groups(sizes, "a", room)] == expected
 
 
 def test_groups_are_loaded_one_after_the_other(prepared, clockwork, monkeypatch):
     configurations = [*named("a"), *named("b", "bf16"), *named("c", "llm-int8")]
-    probes = {
-        one: {"results": {"load": {"peak_rss_growth_bytes": size * MIB}, "workloads": []}}
-        for one, size in zip(configurations, (3, 3, 7))
-    }
+    probes = {one: {"results": probed(size)} for one, size in zip(configurations, (3, 3, 7))}
     monkeypatch.setattr(panel, "free_bytes", lambda session: 9 * MIB)
     session = prepared(configurations, probes)
     results = measure(session)
@@ -267,11 +274,11 @@ def test_a_group_may_take_what_is_free_within_the_jobs_limit(measuring, monkeypa
     assert panel.free_bytes(session) == 130 * MIB
 
 
-def test_a_configuration_needs_the_highest_peak_of_its_probe():
+def test_a_configuration_needs_the_highest_peak_of_its_calls_and_what_loading_takes_more():
     readings = [{"peak_rss_growth_bytes": 10 * n, "peak_reserved_bytes": 9 - n} for n in range(4)]
     workloads = [{"prefill": readings[1], "decode": readings[3]}, {"status": "oom"}, {"prefill": readings[2]}]
     probe = {"results": {"load": readings[0], "workloads": workloads}}
-    assert (panel.needed_bytes(probe, "cpu"), panel.needed_bytes(probe, "cuda")) == (30, 9)
+    assert (panel.need_of(probe, "cpu"), panel.need_of(probe, "cuda")) == ((30, 0), (8, 1))
 
 
 # ---------------------------------------------------------------------------------------------------- a shared model

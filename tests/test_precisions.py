@@ -277,12 +277,12 @@ def test_a_calibrated_precision_gets_text_in_a_measurement(folder, measuring, mo
     from llmstudy.measure import text
 
     monkeypatch.setattr(text, "CALIBRATION_TOKENS", 20)
-    seen = {}
+    seen, get = {}, precisions.get
+    monkeypatch.setattr(
+        precisions, "get", lambda name: dataclasses.replace(get(name), load=partial(seen.__setitem__, name))
+    )
     for name in ("int8-fused-outlier", "int8-fused"):
-        session = measuring("probe", model=folder, precision=name)
-        watched = dataclasses.replace(precisions.get(name), load=partial(seen.__setitem__, name))
-        monkeypatch.setitem(session.__dict__, "precision", watched)
-        session.load_model()
+        measuring("probe", model=folder, precision=name).load_model()
     assert seen["int8-fused"].calibration_ids is None
     ids = seen["int8-fused-outlier"].calibration_ids
     tokenizer = open_weights(folder).tokenizer
@@ -296,11 +296,12 @@ from types import SimpleNamespace
 from llmstudy.models import precisions
 from llmstudy.measure.session import Session
 from llmstudy.fetch.weights import open_weights
+from llmstudy.runner.job import Configuration
 
 weights = open_weights(Path(sys.argv[1]))
 for name in sys.argv[2:]:
     precision = precisions.get(name)
-    Session.import_libraries(SimpleNamespace(weights=weights, precision=precision))
+    Session.import_libraries(SimpleNamespace(weights=weights, configurations=[Configuration(name, "sdpa", "generate")]))
     before = "bitsandbytes" in sys.modules
     precision.load(precisions.LoadRequest(weights=weights, device="cpu", attention="sdpa"))
     print(name, before, "bitsandbytes" in sys.modules)

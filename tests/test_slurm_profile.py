@@ -40,7 +40,7 @@ def test_measuring_rules_share_a_partition_and_what_measures_time_a_node_with_no
     requested = SETTINGS["set-resources"]
     assert set(requested) == MEASURING and len({values["slurm_partition"] for values in requested.values()}) == 1
     assert {rule for rule, values in requested.items() if "exclusive" in str(values)} == {"measure_time"}
-    assert {name for name, kind in KINDS.items() if kind.rule == "measure_time"} == {"speed", "profile", "attention"}
+    assert {name for name, kind in KINDS.items() if kind.rule == "measure_time"} == {"panel", "profile", "attention"}
 
 
 def test_jobs_are_repeated_by_the_profile_and_by_downloads_alone():
@@ -88,7 +88,7 @@ def requests(planned: str, rule: str) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("rule", "count"), {"measure_time": 4, "measure": 4, "measure_reference": 1, "measure_quality": 2}.items()
+    ("rule", "count"), {"measure_time": 3, "measure": 4, "measure_reference": 1, "measure_quality": 2}.items()
 )
 def test_a_measuring_job_requests_a_gpu_in_its_partition(planned, rule, count):
     found = requests(planned, rule)

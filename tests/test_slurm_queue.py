@@ -32,9 +32,9 @@ def answer(tmp_path, monkeypatch):
 
 
 def queue(folder: Path) -> str:
-    return f"""11|RUNNING|{RUN}|rule_measure_wildcards_memory_tiny_fp32|{folder}
-12|PENDING|{RUN}|rule_measure_wildcards_memory_tiny_bf16|{folder}
-13|RUNNING|{RUN}|rule_measure_wildcards_memory_tiny_fp32|{folder}/elsewhere
+    return f"""11|RUNNING|{RUN}|rule_measure_wildcards_probe_tiny_fp32|{folder}
+12|PENDING|{RUN}|rule_measure_wildcards_probe_tiny_bf16|{folder}
+13|RUNNING|{RUN}|rule_measure_wildcards_probe_tiny_fp32|{folder}/elsewhere
 14|RUNNING|bash||{folder}"""
 
 
@@ -129,8 +129,8 @@ def test_settling_by_hand(answer, tmp_path):
     answer("squeue", queue(tmp_path))
     shown = subprocess.run([*script, "list"], cwd=tmp_path, capture_output=True, text=True)
     assert shown.stdout.splitlines() == [
-        "11 RUNNING rule_measure_wildcards_memory_tiny_fp32",
-        "12 PENDING rule_measure_wildcards_memory_tiny_bf16",
+        "11 RUNNING rule_measure_wildcards_probe_tiny_fp32",
+        "12 PENDING rule_measure_wildcards_probe_tiny_bf16",
     ]
     answer("squeue", "down", status=1)
     failed = subprocess.run([*script, "wait"], cwd=tmp_path, capture_output=True, text=True)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scrip
 from llmstudy.errors import StudyError, Unsupported  # noqa: E402
 from llmstudy.fetch.synthetic import llama_config, random_tensor  # noqa: E402
 from llmstudy.measure import footprint  # noqa: E402
-from llmstudy.measure.device import copy_bandwidth_gb_s  # noqa: E402
+from llmstudy.measure.device import bandwidth_gb_s  # noqa: E402
 from llmstudy.models import precisions  # noqa: E402
 from llmstudy.runtimes.graph import GraphRuntime  # noqa: E402
 
@@ -61,7 +61,7 @@ class Row:
     peak_gib: float
 
 
-def measure(model, name: str, batch: int, prompt: int, new: int, repeats: int, bandwidth_gb_s: float) -> Row:
+def measure(model, name: str, batch: int, prompt: int, new: int, repeats: int, bandwidth: float) -> Row:
     """Two generations to warm up, then ``repeats`` measured ones."""
     torch.cuda.reset_peak_memory_stats()
     runtime = GraphRuntime(model, batch, prompt, new)
@@ -84,7 +84,7 @@ def measure(model, name: str, batch: int, prompt: int, new: int, repeats: int, b
         tpot_ms=middle * 1000,
         tpot_min_ms=min(tpot) * 1000,
         tpot_max_ms=max(tpot) * 1000,
-        mbu=step_bytes / middle / (1e9 * bandwidth_gb_s),
+        mbu=step_bytes / middle / (1e9 * bandwidth),
         compile_s=compile_s,
         peak_gib=torch.cuda.max_memory_allocated() / 2**30,
     )
@@ -100,7 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("bench_kernels measures CUDA kernels and found no CUDA device")
-    bandwidth = copy_bandwidth_gb_s("cuda", torch.cuda.synchronize)
+    bandwidth = bandwidth_gb_s("cuda", torch.cuda.synchronize)["copy"]
     result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "bandwidth_gb_s": bandwidth}
     rows = []
     for name in options.precisions:

@@ -24,8 +24,8 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COLUMNS = ["measuring_jobs", "mode", "wall_s", "peak_rss_mib"]
-# Measuring jobs → models, attention kernels, repeats. Five precisions; memory is measured once per configuration.
-SIZES = {10: (1, 1, 1), 100: (2, 2, 4), 1_000: (10, 2, 9), 10_000: (20, 2, 49)}
+# Measuring jobs → models, attention kernels, panels. Five precisions; each configuration is probed once.
+SIZES = {10: (1, 1, 5), 100: (5, 2, 10), 1_000: (50, 2, 10), 10_000: (500, 2, 10)}
 PRECISIONS = ["bf16", "fp16", "llm-int8", "nf4", "fp4"]
 # An executor that finishes a job by touching its outputs.
 EXECUTOR = """
@@ -73,7 +73,7 @@ class Executor(RealExecutor):
 
 def study(jobs: int) -> dict:
     """Return a config with exactly ``jobs`` measuring jobs."""
-    models, kernels, repeats = SIZES[jobs]
+    models, kernels, panels = SIZES[jobs]
     return {
         "study": f"scaling-{jobs}",
         "device": "cuda",
@@ -86,7 +86,7 @@ def study(jobs: int) -> dict:
         "precisions": PRECISIONS,
         "reference": "bf16",
         "attention": ["eager", "sdpa"][-kernels:],
-        "speed": {"repeats": repeats},
+        "speed": {"panels": {"maximum": panels}},
         "generations": {"prompts": []},
     }
 

@@ -84,14 +84,14 @@ def whole(cluster, sample, tmp_path_factory):
 def test_the_whole_study_through_the_profile(cluster, whole):
     folder = whole["submitted"]
     assert whole["head"].returncode == 0, (whole["tmp"] / "submitted.log").read_text()[-3000:]
-    for kind in ("speed", "memory", "quality", "generations"):
-        for precision in PRECISIONS:
-            record = read_record(folder, kind, precision)
-            assert (record["status"], record["attempt"]) == ("ok", 1), (kind, precision, record["reason"])
+    measured = [(kind, precision) for kind in ("probe", "quality", "generations") for precision in PRECISIONS]
+    for kind, precision in [*measured, ("panel", PRECISIONS[0])]:
+        record = read_record(folder, kind, precision)
+        assert (record["status"], record["attempt"]) == ("ok", 1), (kind, precision, record["reason"])
     assert (folder / "REPORT.md").stat().st_size > 1000
     assert (folder / "results/tiny/summary.csv").exists()
     jobs = cluster.jobs(folder)
-    assert len(jobs) == 9  # 2 precisions × 4 kinds and the reference; fetching, tables and report stay with the head
+    assert len(jobs) == 8  # 2 precisions × 3 kinds, panel, reference; fetching, tables and report stay with the head
     assert {job.state for job in jobs} == {"COMPLETED"}
     logs = list((folder / ".snakemake/slurm_logs").rglob("*.log"))
     assert sorted(int(log.stem) for log in logs) == [job.number for job in jobs]
@@ -99,7 +99,7 @@ def test_the_whole_study_through_the_profile(cluster, whole):
 
 def test_a_job_that_measures_time_has_the_node_to_itself(cluster, whole):
     jobs = cluster.jobs(whole["submitted"])
-    assert sum("measure_time" in job.what for job in jobs) == 2
+    assert sum("measure_time" in job.what for job in jobs) == 1
     for timed in (job for job in jobs if "measure_time" in job.what):
         others = [job for job in jobs if job is not timed]
         assert all(other.end <= timed.start or other.start >= timed.end for other in others)
@@ -120,7 +120,7 @@ def rows(file: Path) -> list[dict]:
 
 def test_slurm_and_one_machine_agree(whole):
     tables = sorted(path.name for path in (whole["local"] / "results/tiny").glob("*.csv"))
-    assert {"processes.csv", "memory.csv", "quality.csv", "generations.csv", "summary.csv"} <= set(tables)
+    assert {"processes.csv", "probes.csv", "quality.csv", "generations.csv", "summary.csv"} <= set(tables)
     for name in tables:
         here, there = (rows(whole[where] / "results/tiny" / name) for where in ("local", "submitted"))
         assert [list(row) for row in here] == [list(row) for row in there], name
@@ -164,10 +164,10 @@ def limited(cluster, sample, tmp_path_factory):
         edit_profile(folders[name], "measure", mem_mb='"attempt * 1100"')
     edit_profile(folders["timeout"], "measure", runtime=1)
     targets = {
-        "gpus": [record_path("memory", name) for name in ("fp32", "bf16", "fp16")]
-        + [record_path("memory", "bf16", "llama-70b")],
-        "oom": [record_path("memory", "fp32", "bulky")],
-        "retry": [record_path("memory", "fp32", "bulky")],
+        "gpus": [record_path("probe", name) for name in ("fp32", "bf16", "fp16")]
+        + [record_path("probe", "bf16", "llama-70b")],
+        "oom": [record_path("probe", "fp32", "bulky")],
+        "retry": [record_path("probe", "fp32", "bulky")],
         "timeout": [record_path("generations", "fp32")],
     }
     heads = {
@@ -184,7 +184,7 @@ def test_never_more_gpu_jobs_at_once_than_gpus(cluster, limited):
     assert sorted(job.gpus for job in jobs) == [1, 1, 1, 2]
     in_use = [sum(other.gpus for other in jobs if other.start <= job.start < other.end) for job in jobs]
     assert max(in_use) == 2  # both were used, and never a third
-    statuses = {read_record(limited["gpus"], "memory", name)["status"] for name in ("fp32", "bf16", "fp16")}
+    statuses = {read_record(limited["gpus"], "probe", name)["status"] for name in ("fp32", "bf16", "fp16")}
     assert statuses == {"unsupported"}  # the GPUs are pretended: that is a result too
 
 
@@ -194,13 +194,13 @@ def test_a_model_larger_than_a_gpu_asks_for_more(cluster, limited):
 
 
 def test_out_of_memory_becomes_a_record(cluster, limited):
-    record = read_record(limited["oom"], "memory", "fp32", "bulky")
+    record = read_record(limited["oom"], "probe", "fp32", "bulky")
     assert (record["status"], record["attempt"]) == ("oom", 1), record["reason"]
     assert [job.state for job in cluster.jobs(limited["oom"])] == ["COMPLETED"]
 
 
 def test_out_of_memory_is_tried_again_with_more_where_configured(cluster, limited):
-    record = read_record(limited["retry"], "memory", "fp32", "bulky")
+    record = read_record(limited["retry"], "probe", "fp32", "bulky")
     assert (record["status"], record["attempt"]) == ("ok", 2), record["reason"]
     assert [job.state for job in cluster.jobs(limited["retry"])] == ["FAILED", "COMPLETED"]
 
@@ -219,7 +219,7 @@ def test_ctrl_c_then_sigkill_then_restart(cluster, sample, tmp_path):
     """One checkout through both: after Ctrl-C a plain start suffices, after SIGKILL the queue has to be settled."""
     names = ["fp32", "bf16", "fp16"]
     folder = checkout(tmp_path / "study", sample, precisions=names)
-    targets = [record_path("memory", name) for name in names]
+    targets = [record_path("probe", name) for name in names]
     study = (*SNAKEMAKE, *STUDY, "--jobs", "2", *targets)
 
     head = cluster.start(*study, folder=folder, output=tmp_path / "interrupted.log")
@@ -253,7 +253,7 @@ def test_ctrl_c_then_sigkill_then_restart(cluster, sample, tmp_path):
     assert sum((folder / target).exists() for target in targets) == 2
     again = cluster.run(*study, folder=folder)
     assert again.returncode == 0, again.stdout[-3000:]
-    assert {read_record(folder, "memory", name)["status"] for name in names} == {"ok"}
+    assert {read_record(folder, "probe", name)["status"] for name in names} == {"ok"}
     finished = [job.what for job in cluster.jobs(folder) if job.state == "COMPLETED"]
     assert len(finished) == len(set(finished)) == 3  # each ran to its end once
     assert len(cluster.jobs(folder)) == 5
@@ -261,7 +261,7 @@ def test_ctrl_c_then_sigkill_then_restart(cluster, sample, tmp_path):
 
 def test_settling_by_cancelling(cluster, sample, tmp_path):
     folder = checkout(tmp_path / "study", sample)
-    study = (*SNAKEMAKE, *STUDY, record_path("memory", "fp32"))
+    study = (*SNAKEMAKE, *STUDY, record_path("probe", "fp32"))
     head = cluster.start(*study, folder=folder, output=tmp_path / "killed.log")
     wait_for(lambda: in_state(cluster, folder, "RUNNING"), 90, "the job to run")
     signal_command(head, signal.SIGKILL)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -107,8 +107,8 @@ def measure(session: Session) -> dict:
         if one not in able:
             results["entries"] += all_failed(settings, one, probe["status"], f"probe: {probe['reason']}")
     session.save(results)
-    sizes = {one: needed_bytes(probe, session.device) for one, probe in able.items()}
-    for number, group in enumerate(groups(sizes, settings.configurations[0], ROOM * free_bytes(session))):
+    needs = {one: need_of(probe, session.device) for one, probe in able.items()}
+    for number, group in enumerate(groups(needs, settings.configurations[0], ROOM * free_bytes(session))):
         log(f"group {number}: {', '.join(map('.'.join, group))}")
         measure_group(session, settings, number, group, able, results)
         session.free()
@@ -127,12 +127,20 @@ def all_failed(settings: Settings, configuration: Configuration, status: str, re
     return [entry(configuration, again, one, status, reason) for one in settings.workloads for again in labels]
 
 
-def needed_bytes(probe: dict, device: str) -> int:
-    """Return the most memory that a configuration took in its probe: reserved by CUDA's allocator, or of the host."""
+class Need(NamedTuple):
+    """Bytes that a configuration takes: while it is called, and beyond these while it is loaded."""
+
+    held: int
+    loading: int
+
+
+def need_of(probe: dict, device: str) -> Need:
+    """Return what a configuration took at most in its probe: reserved by CUDA's allocator, or of the host."""
     key = "peak_reserved_bytes" if device == "cuda" else "peak_rss_growth_bytes"
     results = probe["results"]
     phases = [tried[phase] for tried in results["workloads"] for phase in ("prefill", "decode") if phase in tried]
-    return max(reading[key] for reading in [results["load"], *phases])
+    held = max(reading[key] for reading in phases)
+    return Need(held, max(0, results["load"][key] - held))
 
 
 def free_bytes(session: Session) -> float:
@@ -145,28 +153,29 @@ def free_bytes(session: Session) -> float:
     return left
 
 
-def groups(sizes: dict[Configuration, int], reference: Configuration, room: float) -> Iterator[list[Configuration]]:
-    """Yield the configurations in groups whose sizes fit into ``room`` together, the reference first in each.
+def groups(needs: dict[Configuration, Need], reference: Configuration, room: float) -> Iterator[list[Configuration]]:
+    """Yield the configurations in groups that fit into ``room`` bytes together, the reference first in each.
 
-    What does not fit beside the reference is a group of its own, whose times compare with no other. Sizes are those of
-    single processes, so a group in which configurations share weights takes less than their sum.
+    What does not fit beside the reference is a group of its own, whose times compare with no other. Needs are those of
+    single processes, so a group in which configurations share weights takes less.
     """
-    others = [one for one in sizes if one != reference]
-    base = [reference] if reference in sizes else []
-    group, used = list(base), sum(sizes[one] for one in base)
-    alone = []
+
+    def fit(*members: Configuration) -> bool:
+        return sum(needs[one].held for one in members) + max(needs[one].loading for one in members) <= room
+
+    base = [reference] if reference in needs else []
+    others = [one for one in needs if one not in base]
+    alone = [one for one in others if base and not fit(*base, one)]
+    group = list(base)
     for one in others:
-        if base and sizes[reference] + sizes[one] > room:
-            alone.append([one])
-            continue
-        if used + sizes[one] > room and len(group) > len(base):
-            yield group
-            group, used = list(base), sum(sizes[one] for one in base)
-        group.append(one)
-        used += sizes[one]
+        if one not in alone:
+            if len(group) > len(base) and not fit(*group, one):
+                yield group
+                group = list(base)
+            group.append(one)
     if group:
         yield group
-    yield from alone
+    yield from ([one] for one in alone)
 
 
 def measure_group(
@@ -180,6 +189,7 @@ def measure_group(
         try:
             if key not in models:
                 models[key] = session.load_model(one)[0]
+                session.free()
         except Exception as error:
             results["entries"] += all_failed(settings, one, *classify(error))
             continue
