@@ -27,13 +27,22 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_one_measurement_prints_its_record(model, tmp_path, capsys):
-    settings = {"memory": {"workloads": [{"batch": 2, "prompt_tokens": 9, "new_tokens": 4}]}, "threads": 1}
+    workloads = [{"batch": 2, "prompt_tokens": 9, "new_tokens": 4}]
+    settings = {"speed": {"workloads": workloads, "panels": {"seconds": 0}}, "threads": 1}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings | {"diagnostics": {"profile": {"enabled": True}}}))
     arguments = ["--model", str(model), "--precision", "fp32", "--config", str(tmp_path / "study.yaml")]
-    assert cli.main(["measure", "memory", *arguments]) == 0
+    assert cli.main(["measure", "probe", *arguments]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["status"] == "ok" and record["identity"]["precision"] == "fp32"
-    assert [entry["workload"] for entry in record["results"]["workloads"]] == settings["memory"]["workloads"]
+    assert [entry["workload"] for entry in record["results"]["workloads"]] == workloads
+    assert cli.main(["measure", "panel", *arguments, "--runtime", "graph"]) == 0
+    output = capsys.readouterr()
+    entries = json.loads(output.out)["results"]["entries"]
+    assert [(one["runtime"], one["again"], one["workload"]) for one in entries] == [
+        ("graph", again, workloads[0]) for again in (False, True)
+    ]
+    first, second = output.err.splitlines()[-2:]
+    assert first.startswith("batch 2, 9 + 4 tokens: TTFT ") and second.startswith("batch 2, 9 + 4 tokens, again: TTFT ")
 
 
 @pytest.mark.slow
@@ -60,7 +69,7 @@ def test_a_mistake_is_one_line(model, tmp_path, monkeypatch, capsys, arguments, 
     workload = {"batch": 1, "prompt_tokens": 250, "new_tokens": 7}
     (tmp_path / "long.yaml").write_text(yaml.safe_dump({"speed": {"workloads": [workload]}}))
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["measure", "speed", "--model", str(model), *arguments]) == 1
+    assert cli.main(["measure", "panel", "--model", str(model), *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith(line) and error.count("\n") == 1
 

@@ -1,41 +1,59 @@
 """The workflow itself: a dry run of every shipped config, linters, and mistakes that stop before any job."""
 
 import os
-import shutil
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import tiny
+import yaml
 from checkout import ROOT, Checkout, inputs, jobs, measuring
-from llmstudy import tables
+from llmstudy import config as study_config
+from llmstudy import kinds, tables
 from llmstudy.report import figures
 
 EXPECTED = {
-    # 6 precisions × 2 attention kernels (× 2 repeats); quality (and that of 3 more) and text under one kernel
+    # 6 precisions; quality and text of each
     "config.yaml": {
         "fetch_weights": 1,
         "fetch_corpus": 1,
-        "measure_time": 24 + 6 + 2,  # speed, profile, attention kernels
-        "measure": 12 + 6 + 1 + 1 + 6,  # memory, generations, outliers, sensitivity, invariance
+        "measure_time": 6,  # panels at most
+        "measure": 6 + 6,  # probes, generations
         "measure_reference": 1,
-        "measure_quality": 6 + 3,
+        "measure_quality": 6,
     },
-    # 5 precisions × 2 attention kernels (× 5 repeats)
+    # the same under two attention kernels, and under the other runtime, which has one
+    "full.yaml": {
+        "fetch_weights": 1,
+        "fetch_corpus": 1,
+        "measure_time": 8 + 12 + 2,  # panels, profile, attention kernels
+        "measure": 18 + 6 + 1 + 1 + 6,  # probes, generations, outliers, sensitivity, invariance
+        "measure_reference": 1,
+        "measure_quality": 6 + 4,
+    },
+    "quick.yaml": {
+        "fetch_weights": 1,
+        "fetch_corpus": 1,
+        "measure_time": 1,
+        "measure": 6 + 3,
+        "measure_reference": 1,
+        "measure_quality": 3,
+    },
     "llama2-7b.yaml": {
         "fetch_weights": 1,
         "fetch_corpus": 1,
-        "measure_time": 50,
-        "measure": 10 + 5,
+        "measure_time": 10,
+        "measure": 12 + 6,
         "measure_reference": 1,
-        "measure_quality": 5,
+        "measure_quality": 6,
     },
-    # one real model: 8 precisions; random ones: 6 × 2 runtimes (× 2 repeats), 6 × 2 and 4 × 2
+    # one real model: 8 precisions; random ones: 6 × 2 runtimes (two of these) and 4 × 2
     "h200.yaml": {
         "fetch_weights": 4,
         "fetch_corpus": 1,
-        "measure_time": 8 + 24 + 12 + 8 + 12 + 7,
+        "measure_time": 1 + 2 + 1 + 1 + 12 + 7,
         "measure": 8 + 12 + 12 + 8 + 8 + 1 + 1 + 8 + 12,  # …, and what verifies capacity
         "measure_reference": 1,
         "measure_quality": 8 + 6,
@@ -60,7 +78,7 @@ def test_a_dry_run_plans_exactly_these_jobs(checkout, name):
     assert {found[rule] for rule in rest} == {1} and rest >= {"provenance", "render_report"}
     made = {rule.removeprefix("tabulate_") for rule in rest if rule.startswith("tabulate_")}
     assert set(tables.every()) - DIAGNOSTICS <= made <= set(tables.every())
-    assert (made & DIAGNOSTICS != set()) == (name != "llama2-7b.yaml")
+    assert (made & DIAGNOSTICS != set()) == (name in ("full.yaml", "h200.yaml"))
     drawn = {rule.removeprefix("plot_") for rule in rest if rule.startswith("plot_")}
     assert drawn == {one for one, figure in figures.FIGURES.items() if set(figure.tables) <= made}
 
@@ -70,10 +88,10 @@ def test_a_study_of_ones_own_takes_nothing_from_the_default_study(checkout):
     """Snakemake merges config files key by key; 20 documents of the default must not cut another study's text."""
     capacity = {"capacity": {"enabled": True, "verify": {"enabled": True}}}
     study = tiny.study(checkout.folder / "data", diagnostics=capacity)
-    del study["speed"]["repeats"]
+    del study["speed"]["panels"]
     output = checkout.snakemake("-n", checkout.write(study))
-    # the schema's three repeats, not the default study's two; memory, text, and what verifies capacity
-    assert measuring(jobs(output)) | {"measure_time": 2 * 3, "measure": 2 + 2 + 2} == measuring(jobs(output))
+    # the schema's ten panels, not the default study's six; probes, text, and what verifies capacity
+    assert measuring(jobs(output)) | {"measure_time": 10, "measure": 2 + 2 + 2} == measuring(jobs(output))
     assert '"documents": 20' not in output and "'documents': 20" not in output
     assert inputs(output, "tabulate_capacity").count("records/capacity/tiny-llama/") == 2
     assert inputs(output, "provenance").count("records/capacity/tiny-llama/") == 2
@@ -81,17 +99,19 @@ def test_a_study_of_ones_own_takes_nothing_from_the_default_study(checkout):
 
 @pytest.mark.slow
 def test_without_measuring_tables_are_made_of_the_records_that_are_there(checkout):
-    records = checkout.folder / "results" / "cpu" / "records"
-    shutil.copytree(ROOT / "results" / "cpu" / "records", records)
-    lost = records / "profile/smollm2-135m/bf16.sdpa.generate.r0.json"
-    lost.unlink()
-    shutil.rmtree(records / "invariance")
-    output = checkout.snakemake("-n", "--config", "study=cpu", "measure=nothing")
+    study = study_config.complete(yaml.safe_load((ROOT / "config" / "full.yaml").read_text()))
+    there = [one.path for one in kinds.records(study) if one.kind != "invariance"]
+    del there[-1]
+    for path in there:
+        record = checkout.folder / path
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.touch()
+        record.with_suffix(".npz").touch()
+    output = checkout.snakemake("-n", "--configfile=config/full.yaml", "--config", "measure=nothing")
     found = jobs(output)
     assert measuring(found) == {}
-    assert "tabulate_profile" in found and "tabulate_invariance" not in found
-    used = inputs(output, "provenance")
-    assert lost.name in used and str(lost.relative_to(checkout.folder)) not in used and "records/speed/" in used
+    assert "tabulate_attention" in found and "tabulate_invariance" not in found
+    assert set(re.findall(r"[^ ,]+/records/[^ ,]+", inputs(output, "provenance"))) == set(there)
 
 
 @pytest.mark.slow

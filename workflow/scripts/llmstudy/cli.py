@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace) -> int:
         study = study_config.complete(_config(options, options.text or _chapters(folder / "chapters")))
         # A panel holds what was probed; here that is one configuration.
         names = ["probe", "panel"] if options.kind == "panel" else [options.kind]
-        kinds.check(study, *names)
+        kinds.check(study, *reversed(names))
         identity = Identity(study.name, options.kind, MODEL, options.precision, options.attention, options.runtime)
         fetch_weights(study.config["models"][0], folder / "model", folder / "downloads")
         fetch_corpus(study.config["corpora"][0], folder / "corpus", folder / "downloads")

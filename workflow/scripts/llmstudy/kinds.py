@@ -178,7 +178,7 @@ def capacity_settings(study: Study, model: Model, configuration: Configuration) 
 
 
 KINDS = {
-    "probe": Kind("Probes", "measure.probe", configurations, probe_settings, alone=True, cases="workloads"),
+    # Checked before the probes, which take its workloads over where the config gives them none: a mistake is in these.
     "panel": Kind(
         "Panels",
         "measure.panel",
@@ -190,6 +190,7 @@ KINDS = {
         repeats=lambda model: model.panels["maximum"],
         rule="measure_time",
     ),
+    "probe": Kind("Probes", "measure.probe", configurations, probe_settings, alone=True, cases="workloads"),
     "reference": Kind(
         "Reference",
         "measure.reference",
