@@ -50,7 +50,7 @@ def test_the_added_precision_is_measured(tmp_path):
 
     tiny.save_model(tmp_path / "model", max_position_embeddings=1024)  # the default protocol has as many tokens
     text = tiny.save_corpus(tmp_path / "text") / "text.jsonl"
-    command = [sys.executable, "-m", "llmstudy.cli", "measure", "memory", "--precision", "nf4-dq"]
+    command = [sys.executable, "-m", "llmstudy.cli", "measure", "probe", "--precision", "nf4-dq"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "scripts")}
     measured = subprocess.run(
         [*command, "--model", tmp_path / "model", "--text", text], capture_output=True, text=True, env=environment
@@ -70,8 +70,8 @@ def test_a_model_of_your_own_takes_a_few_lines(tmp_path):
     (block,) = pages.blocks(pages.section(README, "Study your own model"), "yaml")
     (tmp_path / "my-study.yaml").write_text(block)
     counts = Checkout(tmp_path).dry_run("--configfile", "my-study.yaml")
-    # four precisions × two runtimes, three repeats by default; quality once a precision
-    assert (counts["measure_time"], counts["measure_quality"], counts["render_report"]) == (24, 4, 1)
+    # ten panels at most by default; quality once a precision
+    assert (counts["measure_time"], counts["measure_quality"], counts["render_report"]) == (10, 4, 1)
 
 
 @pytest.mark.slow
@@ -80,8 +80,7 @@ def test_a_fresh_checkout_measures_although_a_report_is_committed(tmp_path):
     shutil.copytree(pages.REPOSITORY / "results" / "cpu", tmp_path / "results" / "cpu")
     (tmp_path / "REPORT.md").write_text("the report of another machine\n")
     counts = Checkout(tmp_path).dry_run()
-    # six precisions × two attention kernels, two repeats; six profiles, and two kernels alone
-    assert (counts["measure_time"], counts["render_report"]) == (24 + 6 + 2, 1)
+    assert (counts["measure_time"], counts["render_report"]) == (6, 1)  # panels
 
 
 def test_every_message_exists_in_the_code():
