@@ -30,6 +30,7 @@ from llmstudy.stats.estimate import CONFIDENCE, Estimate, critical_value, holm, 
 from llmstudy.stats.processes import ratio, student_interval
 from llmstudy.stats.quality import bootstrap_mean, document_blocks
 from llmstudy.tables.columns import CONFIGURATION, PROTOCOL, WORKLOAD, number, percent, read_table
+from llmstudy.tables.processes import once
 from llmstudy.tables.records import read_arrays
 from llmstudy.tables.speed import geometric_mean
 
@@ -59,10 +60,13 @@ def compare(before: Path, after: Path, limits: Mapping[str, float | None]) -> tu
     folders = Path(before), Path(after)
     processes, probes, quality = (
         [_read(folder / file, [*CONFIGURATION, *keys, "status", "reason"]) for folder in folders]
-        for file, keys in (("processes.csv", WORKLOAD), ("probes.csv", WORKLOAD), ("quality.csv", PROTOCOL))
+        for file, keys in (
+            ("processes.csv", [*WORKLOAD, "process", "again"]),
+            ("probes.csv", WORKLOAD),
+            ("quality.csv", PROTOCOL),
+        )
     )
-    processes = [table[table["again"] == "no"] for table in processes]
-    rows = _rows(processes, WORKLOAD, _times) + _rows(probes, WORKLOAD, _memory)
+    rows = _rows([once(table) for table in processes], WORKLOAD, _times) + _rows(probes, WORKLOAD, _memory)
     rows += _rows(quality, PROTOCOL, lambda *sides: _quality(*sides, folders))
     if not rows:
         raise StudyError(f"{before}: nothing was measured there, so there is nothing to compare with")

@@ -17,6 +17,7 @@ import pandas as pd
 from llmstudy.stats.crossover import CrossOver, cross_over
 from llmstudy.tables import Sources
 from llmstudy.tables.columns import AT_WORKLOAD, CONFIGURATION, SHARED, WORKLOAD, columns
+from llmstudy.tables.processes import once
 from llmstudy.tables.records import identity
 
 COLUMNS = {
@@ -29,8 +30,7 @@ PHASES = ("prefill", "decode")
 
 def crossover(sources: Sources) -> list[dict]:
     """Return every cross-over of a study: none where it has a single batch size, prompt length or common context."""
-    study, processes = sources.study, sources.tables["processes"]
-    processes = processes[processes["again"] == "no"]
+    study, processes = sources.study, once(sources.tables["processes"])
     rows = cross_overs(processes, "tokens_per_s", "batch", "precision", sources.reference)
     rows += cross_overs(processes, "ttft_ms", "prompt_tokens", "attention", lambda _: study["attention"][0])
     empty = dict.fromkeys([*WORKLOAD, *(f"{phase}_ms" for phase in PHASES)])

@@ -5,7 +5,8 @@
 configurations of a ``group``. TPOT of a call is (t_last − t_first) / (n − 1). ``itl_p50_ms`` and ``itl_p90_ms`` are
 percentiles of all inter-token times of the process. ``tokens_per_s`` counts the generated tokens of all rows of the
 batch over the whole call. ``step_bytes`` is what a decode step must read: weights without the embedding table, and the
-KV cache at the mean context. ``again`` marks the second call of the reference in each round.
+KV cache at the mean context. ``again`` marks the second call of the reference in each round. Where not all
+configurations fit together, the reference has a row in each group.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from __future__ import annotations
 from statistics import fmean, median
 
 import numpy as np
+import pandas as pd
 
 from llmstudy.stats.estimate import percentile
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import AT_WORKLOAD, CONFIGURATION, SHARED, Column, columns
+from llmstudy.tables.columns import AT_WORKLOAD, CONFIGURATION, SHARED, WORKLOAD, Column, columns
 from llmstudy.tables.records import identity
 
 QUANTITIES = ("ttft_ms", "tpot_ms", "e2e_ms")
@@ -51,24 +53,30 @@ def processes(sources: Sources) -> list[dict]:
         if record["status"] == "skipped":
             continue
         results, settings = record["results"], record["settings"]
-        entries = {key_of(entry): entry for entry in results.get("entries", [])}
+        entries: dict[tuple, list] = {}
+        for entry in results.get("entries", []):
+            entries.setdefault(key_of(entry), []).append(entry)
         shared = {"process": record["identity"]["repeat"], "threads": record["provenance"].get("threads")}
         shared |= {f"{name}_gb_s": rate for name, rate in results.get("bandwidth_gb_s", {}).items()}
         for workload in settings["workloads"]:
             for number, names in enumerate(settings["configurations"]):
                 configuration = dict(zip(CONFIGURATION[1:], names))
                 for again in [False, True][: 1 + (number == 0)]:
-                    entry = entries.get(key_of(configuration | {"again": again, "workload": workload}))
-                    if again and not entry:
-                        continue
-                    row = identity(record, entry) | configuration | workload | shared
-                    row["again"] = "yes" if again else "no"
-                    if not entry and record["status"] == "ok":
-                        row |= {"status": "error", "reason": "the panel has no entry of this configuration"}
-                    if entry and entry["status"] == "ok":
-                        row |= timing(entry) | {"flags": flags(results["rounds"], entry)}
-                    rows.append(row)
+                    key = key_of(configuration | {"again": again, "workload": workload})
+                    for entry in entries.get(key, [] if again else [None]):
+                        row = identity(record, entry) | configuration | workload | shared
+                        row["again"] = "yes" if again else "no"
+                        if not entry and record["status"] == "ok":
+                            row |= {"status": "error", "reason": "the panel has no entry of this configuration"}
+                        if entry and entry["status"] == "ok":
+                            row |= timing(entry) | {"flags": flags(results["rounds"], entry)}
+                        rows.append(row)
     return rows
+
+
+def once(processes: pd.DataFrame) -> pd.DataFrame:
+    """Return one row for each process, configuration and workload: without the reference's second calls and groups."""
+    return processes[processes["again"] == "no"].drop_duplicates([*CONFIGURATION, *WORKLOAD, "process"])
 
 
 def key_of(entry: dict) -> tuple:

@@ -69,7 +69,8 @@ def speed(sources: Sources) -> list[dict]:
         reference = sources.reference(model)
         for key, own in here.groupby([*KEY, "again"], sort=False):
             measured = ok(own)
-            row = own.iloc[0][[*IDENTITY, *WORKLOAD, "again"]].to_dict() | outcome(own) | {"processes": len(measured)}
+            row = own.iloc[0][[*IDENTITY, *WORKLOAD, "again"]].to_dict() | outcome(own)
+            row["processes"] = measured["process"].nunique()
             if len(measured):
                 row |= times(measured, bandwidth)
                 base = key[:-1] if key[-1] == "yes" else compared.base
