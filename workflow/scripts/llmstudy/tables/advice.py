@@ -34,7 +34,7 @@ from llmstudy.tables.probes import nearest_workload
 from llmstudy.tables.speed import COLUMNS as SPEED
 from llmstudy.tables.speed import KEY, blocks, name_of, ok
 from llmstudy.tables.summary import COLUMNS as SUMMARY
-from llmstudy.tables.summary import OF_QUALITY, where
+from llmstudy.tables.summary import OF_QUALITY, REFERENCE, UNMEASURED, where
 
 OF_SUMMARY = ["ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "ppl_verdict"]
 COLUMNS = {
@@ -64,6 +64,7 @@ LIMITS = {
     "top1_agreement": ("top1_low", -1, "a top-1 agreement of {}"),
 }
 ON_QUALITY = ("ppl_loss_percent", "top1_agreement")
+UNKNOWN = {SMALL: "Memory was not measured.", CLOSE: "No other precision was compared with the original."}
 MANY, SOME = 5, 3  # processes
 NAMED = 3  # of those that cannot be told from the taken one
 
@@ -113,20 +114,17 @@ def advise(case: Case, summary: pd.DataFrame, tables: dict, study: Mapping, devi
     identity = summary.iloc[0][IDENTITY].to_dict() | dict.fromkeys(KEY, "")
     row = identity | {"status": "ok", "reason": "", "use": case.use} | dict(case.workload)
     if rows.empty:
-        failed = "; ".join(f"{name_of(tuple(one[KEY]))}: {one['status']}" for _, one in summary.iterrows())
-        sentence = "No configuration was measured at this workload."
-        return (
-            row
-            | {"status": summary.iloc[0]["status"], "reason": failed, "verdict": "not measured"}
-            | {"sentence": sentence}
-        )
+        tried = where(tables["speed"], {**case.workload, "again": "no"})
+        failed = "; ".join(f"{name_of(tuple(one[KEY]))}: {one['status']}" for _, one in tried.iterrows())
+        row |= {"status": tried.iloc[0]["status"] if len(tried) else "error", "reason": failed or UNMEASURED}
+        return row | {"verdict": "not measured", "sentence": "No configuration was measured at this workload."}
     kept, missed = within(rows, study["limits"], study["margin_percent"]["perplexity"])
     if kept.empty:
         return row | {"verdict": "nothing meets the limits", "sentence": f"No configuration keeps {missed}."}
     reference = study["headline"][row["model"]]["reference"]
     taken, others = chosen(case, kept, tables["processes"], study, device_gib, reference)
     if taken is None:
-        return row | {"verdict": "not measured", "sentence": "No other precision was compared with the original."}
+        return row | {"verdict": "not measured", "sentence": UNKNOWN[case.use]}
     speed = {end: taken[f"{case.quantity}_{end}"] for end in ("speedup", "speedup_low", "speedup_high")}
     row |= taken[[*KEY, "against", "tpot_ms", "tokens_per_s", "memory_gib", "memory_ratio", *OF_SUMMARY]].to_dict()
     row |= speed | {"processes": taken["processes"], "evidence": evidence(taken)}
@@ -143,8 +141,10 @@ def candidates_of(case: Case, summary: pd.DataFrame, tables: dict) -> pd.DataFra
     rows = speed.merge(ok(probes)[[*KEY, "memory_gib"]], how="left", on=KEY).merge(quality, how="left", on=KEY)
     memory = {name_of(tuple(one[KEY])): one["memory_gib"] for _, one in rows.iterrows()}
     rows["memory_ratio"] = rows["memory_gib"] / rows["against"].map(memory)
-    # A limit on the loss is kept with the worse end of its interval; the reference loses nothing.
+    # A limit is kept with the worse end of an interval. The reference loses nothing and agrees with itself, whatever a
+    # second run of it did.
     rows["loss_percent"] = 100 * (rows["ppl_ratio_high"].fillna(rows["ppl_ratio"]) - 1)
+    rows["top1_low"] = rows["top1_low"].mask(rows["ppl_verdict"] == REFERENCE, 1.0)
     return rows
 
 
@@ -170,7 +170,7 @@ def chosen(
 ) -> tuple[pd.Series | None, tuple]:
     """Return the row that is taken, and the keys of those that the data cannot tell from it."""
     if case.use == CLOSE:
-        kept = kept[(kept["precision"] != reference) & kept["kl_nats"].notna()]
+        kept = kept[(kept["precision"] != reference) & kept["kl_nats"].notna() & kept["ppl_ratio"].notna()]
         kept = kept[kept["kl_nats"] == kept["kl_nats"].min()]
         return (None if kept.empty else kept.loc[kept["tpot_ms"].idxmin()]), ()
     if case.use == SMALL:
@@ -192,7 +192,7 @@ def chosen(
 def verdict_of(case: Case, taken: pd.Series, others: tuple) -> str:
     """Return the word for what the row says."""
     if taken["weights"] == "synthetic" or pd.isna(taken["ppl_ratio"]):
-        return "fastest in this study" if case.use not in (SMALL, CLOSE) else "least memory in this study"
+        return "least memory in this study" if case.use == SMALL else "fastest in this study"
     return "too noisy to say" if others else "take"
 
 

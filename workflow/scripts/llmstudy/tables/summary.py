@@ -52,6 +52,7 @@ COLUMNS = {
     ]
 }
 REFERENCE = "reference"
+UNMEASURED = "this workload was not measured"
 COSTS = {"memory_gib": "memory", "tpot_ms": "speed", "ppl_ratio": "perplexity"}  # of the front, with their margins
 
 
@@ -101,7 +102,7 @@ def where(table: pd.DataFrame, values: Mapping) -> pd.DataFrame:
 def outcome_of(speed: pd.DataFrame, probes: pd.DataFrame, quality: pd.DataFrame) -> dict:
     """Return status and reason of a configuration: those of its speed, with notes on what else failed."""
     if speed.empty:
-        return {"status": "error", "reason": "this workload was not measured"}
+        return {"status": "error", "reason": UNMEASURED}
     first = speed.iloc[0][["status", "reason"]].to_dict()
     if first["status"] != "ok":
         return first
