@@ -11,14 +11,24 @@ from llmstudy.runner import record as records
 from llmstudy.tables.columns import SHARED, read_table
 
 OOM = {"status": "oom", "reason": "CUDA out of memory"}
+AT = {"batch": 1, "prompt_tokens": 128, "new_tokens": 32}
+AGAIN = "again"
 STUDY = {
     "headline": {"m": {"reference": "fp32"}},
+    "workloads": {"m": [AT]},
+    "dense": ["fp32", "bf16"],
+    "runtime": "generate",
     "attention": ["eager"],
     "kernels": ["eager"],
     "limits": {},
-    "smallest_effect_percent": {"tpot": 3.0, "memory": 3.0, "ppl": 0.5},
+    "margin_percent": {"speed": 10.0, "memory": 10.0, "perplexity": 1.0},
     "capacity": {"contexts": [1024, 2048], "device_gib": 40.0},
 }
+
+
+def configuration(name: str) -> tuple[str, str, str]:
+    """Return precision, attention and runtime of ``bf16`` or ``bf16.sdpa.graph``."""
+    return tuple(name.split(".")) if "." in name else (name, "sdpa", "generate")
 
 
 def write_record(folder: Path, kind: str, results: dict, settings: dict | None = None, arrays=None, **changes) -> str:
@@ -37,6 +47,33 @@ def write_record(folder: Path, kind: str, results: dict, settings: dict | None =
     if arrays:
         np.savez_compressed(path.with_suffix(".npz"), **arrays)
     return str(path)
+
+
+def panel(
+    folder: Path, *groups: dict, number=0, workload=AT, ttft_ms=None, planned=(), bandwidth=(15.0, 20.0), **changes
+) -> str:
+    """Write the record of a panel and return its path.
+
+    A group has for each configuration the TPOT of every round, or an outcome; its first is the reference, ``again`` the
+    second calls of that. ``ttft_ms`` is 5 unless it has another for a configuration; ``planned`` are without an entry.
+    """
+    names = list(dict.fromkeys(name for group in groups for name in group if name != AGAIN))
+    entries = []
+    for place, group in enumerate(groups):
+        for name, times in group.items():
+            own = configuration(names[0] if name == AGAIN else name)
+            entry = dict(zip(("precision", "attention", "runtime"), own)) | {"again": name == AGAIN}
+            entry |= {"workload": workload, "status": "ok", "reason": ""}
+            if isinstance(times, dict):
+                entries.append(entry | times)
+                continue
+            first, gaps = (ttft_ms or {}).get(name, 5.0), workload["new_tokens"] - 1
+            calls = [{"ttft_ms": first, "itl_ms": [ms] * gaps, "e2e_ms": first + ms * gaps} for ms in times]
+            entry |= {"group": place, "step_weight_bytes": 100_000_000, "kv_bytes_per_token": 1000, "calls": calls}
+            entries.append(entry)
+    results = {"bandwidth_gb_s": dict(zip(("copy", "read"), bandwidth)), "rounds": [], "entries": entries}
+    settings = {"workloads": [workload], "configurations": [list(configuration(one)) for one in [*names, *planned]]}
+    return write_record(folder, "panel", results, settings, repeat=number, **changes)
 
 
 def make(folder: Path, name: str, records=(), sources: dict[str, pd.DataFrame] | None = None, **study) -> pd.DataFrame:

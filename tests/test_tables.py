@@ -1,16 +1,14 @@
 """Tables from hand-made records: right medians and units, a status and a reason where a number is missing, never 0."""
 
 import math
+import re
 
 import numpy as np
-import pandas as pd
 import pytest
 from llmstudy import tables
-from llmstudy.stats.processes import Noise
-from llmstudy.tables import memory, quality
+from llmstudy.tables import quality
 from llmstudy.tables.columns import Column, write_table
-from llmstudy.tables.speed import shared_noise
-from table_kit import OOM, make, only, write_record
+from table_kit import AT, OOM, make, only, panel, write_record
 
 GIB = 2**30
 WORKLOADS = [
@@ -46,177 +44,232 @@ def test_counts_are_written_in_full_beside_a_missing_cell(tmp_path):
 # --------------------------------------------------------------------------------------------------------- processes
 
 
-def runs():
-    """Three calls with TPOT 10, 20 and 60 ms and TTFT 5, 7 and 100 ms."""
-    return [
+def entry_of(workload, again=False, **changes):
+    """Return the entry of fp32: three calls with TPOT 10, 20 and 60 ms and TTFT 5, 100 and 7 ms."""
+    calls = [
         {"ttft_ms": 5.0, "itl_ms": [9.0, 10.0, 11.0], "e2e_ms": 40.0},
         {"ttft_ms": 100.0, "itl_ms": [20.0, 20.0, 20.0], "e2e_ms": 160.0},
         {"ttft_ms": 7.0, "itl_ms": [10.0, 10.0, 160.0], "e2e_ms": 100.0},
     ]
+    entry = {"precision": "fp32", "attention": "sdpa", "runtime": "generate", "again": again, "workload": workload}
+    entry |= {"status": "ok", "reason": "", "group": 0, "calls": calls}
+    return entry | {"step_weight_bytes": 300_000_007, "kv_bytes_per_token": 1000} | changes
 
 
-def timed(workload, **changes):
-    entry = {"workload": workload, "status": "ok", "reason": "", "runs": runs(), "cold_ms": 500.0, "compile_s": 0.0}
-    entry |= {"joules_per_token": None, "attention_kernels": ["flash"], "flags": ["not steady"]}
-    return entry | {"conditions": {"before": {"load_average": 3.1, "cores": 2}}} | changes
+def processes_of(folder, *entries, rounds=(), results=None, **changes):
+    """Return the table of a panel of fp32 and nf4, at two workloads."""
+    results = {"bandwidth_gb_s": {"copy": 15.0}, "rounds": rounds, "entries": entries} if results is None else results
+    configurations = [["fp32", "sdpa", "generate"], ["nf4", "sdpa", "generate"]]
+    settings = {"workloads": WORKLOADS, "configurations": configurations}
+    return table_of(folder, "processes", "panel", results, settings, **changes)
 
 
-def speed_results(*entries):
-    shared = {"load_s": 1.5, "bandwidth_gb_s": 20.0, "step_weight_bytes": 300_000_007, "kv_bytes_per_token": 1000}
-    return shared | {"workloads": list(entries)}
+MEASURED = ["ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s", "step_bytes", "rounds", "group"]
 
 
-def processes_of(folder, *entries, workloads=WORKLOADS, results=None, **changes):
-    results = speed_results(*entries) if results is None else results
-    return table_of(folder, "processes", "speed", results, {"workloads": workloads}, **changes)
-
-
-MEASURED = ["ttft_ms", "tpot_ms", "e2e_ms", "tokens_per_s", "mbu", "cold_ms", "step_bytes", "runs"]
-
-
-def test_times_are_medians_over_the_calls_of_a_process(tmp_path):
-    row = only(processes_of(tmp_path, *map(timed, WORKLOADS), repeat=3), batch=2)
-    assert row["status"] == "ok" and row["reason"] == "" and row["repeat"] == 3
-    assert (row["ttft_ms"], row["tpot_ms"], row["e2e_ms"]) == (7.0, 20.0, 100.0)
+def test_times_are_medians_over_the_rounds_of_a_process_beside_every_round(tmp_path):
+    row = only(processes_of(tmp_path, entry_of(WORKLOADS[0]), repeat=3), precision="fp32", batch=2)
+    assert row["status"] == "ok" and row["reason"] == "" and (row["process"], row["again"]) == (3, "no")
+    assert (row["ttft_ms"], row["tpot_ms"], row["e2e_ms"], row["rounds"]) == (7.0, 20.0, 100.0, 3)
+    assert row[["ttft_rounds_ms", "tpot_rounds_ms"]].tolist() == ["5 100 7", "10 20 60"]
+    assert row["e2e_rounds_ms"] == "40 160 100"
     assert row["tokens_per_s"] == pytest.approx(2 * 4 / 0.100)  # all rows of the batch over the whole call
-    assert (row["cold_ms"], row["load_s"], row["compile_s"], row["threads"]) == (500.0, 1.5, 0.0, 2)
-    # end to end 40, 100 and 160 ms
-    assert row["flags"] == "not steady; load average 3.1 on 2 cores; timed calls 120 % apart"
-    assert row["attention_kernels"] == "flash"
-    assert row["runs"] == 3 and math.isnan(row["joules_per_token"])
+    assert row["step_bytes"] == 300_000_007 + 1000 * 2 * (100 + 4 / 2)  # weights, the KV cache at the mean context
+    assert (row["threads"], row["copy_gb_s"]) == (2, 15.0) and math.isnan(row["read_gb_s"])
+    assert row[["itl_p50_ms", "itl_p90_ms"]].isna().all()  # nine gaps support no percentile
 
 
-@pytest.mark.parametrize(
-    ("times", "flag"), [((100.0, 118.0, 110.0), ""), ((90.0, 100.0, 112.0), "timed calls 22 % apart"), ((100.0,), "")]
-)
-def test_timed_calls_that_lie_far_apart_are_flagged(tmp_path, times, flag):
-    entry = timed(WORKLOADS[0], flags=[], runs=[run | {"e2e_ms": time} for run, time in zip(runs(), times)])
-    entry["conditions"]["before"]["load_average"] = 0.1
-    assert only(processes_of(tmp_path, entry, workloads=WORKLOADS[:1]))["flags"] == flag
+def test_percentiles_are_of_the_gaps_of_all_calls(tmp_path):
+    calls = [
+        {"ttft_ms": 1.0, "itl_ms": [float(gap) for gap in half], "e2e_ms": 1.0} for half in (range(50), range(50, 101))
+    ]
+    row = only(processes_of(tmp_path, entry_of(WORKLOADS[0], calls=calls)), precision="fp32", batch=2)
+    assert (row["itl_p50_ms"], row["itl_p90_ms"]) == (50, 90)
 
 
-def test_mbu_is_step_bytes_over_tpot_over_bandwidth(tmp_path):
-    table = processes_of(tmp_path, *map(timed, WORKLOADS))
-    for batch in (2, 8):
-        row = only(table, batch=batch)
-        step_bytes = 300_000_007 + 1000 * batch * (100 + 4 / 2)  # weights, and the KV cache at the mean context
-        assert row["step_bytes"] == step_bytes
-        assert row["mbu"] == pytest.approx(step_bytes / 0.020 / 20e9, rel=1e-5)
+def test_flags_count_the_disturbed_rounds_of_a_group_and_workload(tmp_path):
+    at = {"group": 0, "workload": WORKLOADS[0]}
+    rounds = [at | {"flags": ["load average 5", "another process took 30 %"]}, at | {"flags": []}]
+    rounds += [at | {"flags": ["another process took 9 %"]}]
+    rounds += [at | {"group": 1, "flags": ["load average 5"]}, at | {"workload": WORKLOADS[1], "flags": ["hot"]}]
+    row = only(processes_of(tmp_path, entry_of(WORKLOADS[0]), rounds=rounds), precision="fp32", batch=2)
+    assert row["flags"] == "load average 5 (1 of 3 rounds); another process (2 of 3 rounds)"
 
 
-def test_percentiles_only_where_the_sample_supports_them(tmp_path):
-    many = [{"ttft_ms": 1.0, "itl_ms": [float(gap) for gap in range(1, 101)], "e2e_ms": 1.0}]
-    table = processes_of(tmp_path, timed(WORKLOADS[0], runs=many), timed(WORKLOADS[1]))
-    row = only(table, batch=2)
-    assert row["itl_p50_ms"] == pytest.approx(50.5) and row["itl_p90_ms"] == pytest.approx(90.1)
-    assert only(table, batch=8)[["itl_p50_ms", "itl_p90_ms"]].isna().all()  # nine gaps
-
-
-def test_a_workload_that_failed_has_its_own_status_and_no_numbers(tmp_path):
-    table = processes_of(tmp_path, timed(WORKLOADS[0]), {"workload": WORKLOADS[1]} | OOM)
-    failed = only(table, batch=8)
-    assert (failed["status"], failed["reason"]) == ("oom", "CUDA out of memory")
-    assert failed[MEASURED].isna().all()
-    assert failed["load_s"] == 1.5  # the model did load
-    ok = only(table, batch=2)
-    assert ok["status"] == "ok" and ok["step_bytes"] == 300_204_007  # exact beside the missing cell
+def test_what_a_panel_lacks_is_an_error_and_never_an_empty_ok(tmp_path):
+    lost = entry_of(WORKLOADS[1]) | OOM
+    table = processes_of(tmp_path, entry_of(WORKLOADS[0]), entry_of(WORKLOADS[0], again=True), lost)
+    assert len(table) == 5  # two configurations at two workloads, and the reference again
+    assert table[table["status"] == "ok"]["again"].tolist() == ["no", "yes"]
+    failed = only(table, precision="fp32", batch=8)
+    assert (failed["status"], failed["reason"]) == ("oom", "CUDA out of memory") and failed[MEASURED].isna().all()
+    absent = table[table["precision"] == "nf4"]
+    assert set(absent["status"]) == {"error"} and set(absent["reason"]) == {
+        "the panel has no entry of this configuration"
+    }
+    assert absent[MEASURED].isna().all(axis=None)
 
 
 @pytest.mark.parametrize("status", ["oom", "unsupported", "timeout", "error"])
-def test_a_failed_record_has_a_row_for_every_workload(tmp_path, status):
+def test_a_failed_panel_has_a_row_for_every_configuration_and_workload(tmp_path, status):
     table = processes_of(tmp_path, results={}, status=status, reason="why it failed")
-    assert len(table) == 2 and set(table["status"]) == {status} and set(table["reason"]) == {"why it failed"}
-    assert table[[*MEASURED, "load_s", "bandwidth_gb_s"]].isna().all(axis=None)
-    assert table["batch"].tolist() == [2, 8]
+    assert table["precision"].tolist() == ["fp32", "nf4"] * 2 and table["batch"].tolist() == [2, 2, 8, 8]
+    assert set(table["status"]) == {status} and set(table["reason"]) == {"why it failed"}
+    assert table[[*MEASURED, "copy_gb_s"]].isna().all(axis=None)
 
 
-def test_what_a_killed_process_had_finished_counts(tmp_path):
-    table = processes_of(tmp_path, timed(WORKLOADS[0]), status="timeout", reason="stopped after its limit of 600 s")
-    assert only(table, batch=2)["status"] == "ok" and only(table, batch=2)["tpot_ms"] == 20.0
-    assert only(table, batch=8)["status"] == "timeout" and math.isnan(only(table, batch=8)["tpot_ms"])
+def test_what_a_killed_panel_had_finished_counts(tmp_path):
+    table = processes_of(tmp_path, entry_of(WORKLOADS[0]), status="timeout", reason="stopped after its limit of 600 s")
+    assert only(table, precision="fp32", batch=2)[["status", "tpot_ms"]].tolist() == ["ok", 20.0]
+    assert only(table, precision="fp32", batch=8)["status"] == "timeout"
+
+
+def test_a_skipped_panel_leaves_no_row(tmp_path):
+    skipped = write_record(tmp_path, "panel", {}, {}, status="skipped", reason="settled", repeat=1)
+    table = make(tmp_path, "processes", [panel(tmp_path, {"fp32": [10.0]}), skipped])
+    assert table["process"].tolist() == [0]
 
 
 # ------------------------------------------------------------------------------------------------------------- speed
 
 
-def process_rows(precision, tpots, runtime="generate", model="m", batches=(1,), **changes):
-    """Return a row of processes.csv for each workload and process; ``tpots``: of the processes, at each workload."""
-    row = {"study": "s", "model": model, "weights": "real", "precision": precision, "attention": "sdpa"}
-    row |= {"runtime": runtime, "device": "cpu", "status": "ok", "reason": "", "prompt_tokens": 128, "new_tokens": 16}
-    row |= {"ttft_ms": 50.0, "e2e_ms": 700.0, "tokens_per_s": 45.0, "mbu": 0.5, "bandwidth_gb_s": 20.0, "flags": ""}
-    row |= {"cold_ms": 900.0, "load_s": 4.0, "compile_s": 0.0, "itl_p50_ms": 9.0, "itl_p90_ms": None}
-    row |= {"joules_per_token": None, "step_bytes": 100_000_000, "attention_kernels": "flash"}
-    return [row | {"batch": batch, "tpot_ms": tpot} | changes for batch in batches for tpot in tpots]
+def speed_of(folder, *paths, **study):
+    make(folder, "processes", paths)
+    return make(folder, "speed", **study)
 
 
-def speed_of(folder, *rows, references=("fp32",)):
-    headline = {model: {"reference": reference} for model, reference in zip(("m", "n"), references)}
-    processes = pd.DataFrame([row for some in rows for row in some])
-    return make(folder, "speed", sources={"processes": processes}, headline=headline)
+def panels(folder, *processes, **options):
+    """Return speed.csv of panels with these times in one group each."""
+    return speed_of(folder, *(panel(folder, times, number=number, **options) for number, times in enumerate(processes)))
 
 
-def test_speed_has_geometric_means_intervals_and_medians(tmp_path):
-    row = only(speed_of(tmp_path, process_rows("fp32", [10.0, 20.0, 40.0])))
-    assert row["tpot_ms"] == pytest.approx(20.0) and row["processes"] == 3 and row["tpot_degrees"] == 2
-    factor = 2 ** (4.302653 / math.sqrt(3))  # ln of 10, 20, 40: standard deviation ln 2, t(2) = 4.303
-    assert (row["tpot_ms_low"], row["tpot_ms_high"]) == pytest.approx((20 / factor, 20 * factor))
-    assert row["floor_ms"] == pytest.approx(5.0)  # 100 MB ÷ 20 GB/s
-    assert (row["cold_ms"], row["itl_p50_ms"], row["ttft_ms"]) == (900.0, 9.0, 50.0)
-    assert math.isnan(row["ttft_ms_low"]) and math.isnan(row["joules_per_token"])  # identical times are no spread
+TPOT = ["tpot_speedup", "tpot_speedup_low", "tpot_speedup_high"]
 
 
-def test_speed_up_is_against_the_reference_at_the_same_workload(tmp_path):
+def test_times_are_geometric_means_with_their_range_and_no_interval(tmp_path):
+    row = only(panels(tmp_path, {"fp32": [9.0, 10.0, 99.0]}, {"fp32": [20.0]}, {"fp32": [40.0]}))
+    assert row[["tpot_ms", "tpot_ms_min", "tpot_ms_max"]].tolist() == pytest.approx([20, 10, 40])
+    assert row["processes"] == 3 and row["e2e_ms_max"] == pytest.approx(5 + 31 * 40)
+    assert not [name for name in row.index if re.fullmatch("(ttft|tpot|e2e)_ms_(low|high)", name)]
+
+
+def test_the_bandwidth_of_a_study_is_the_best_copy_or_read_of_any_process(tmp_path):
+    paths = [panel(tmp_path, {"fp32": [8.0]}, bandwidth=(15.0, 20.0)), panel(tmp_path, {"nf4": [8.0]}, number=1)]
+    paths.append(panel(tmp_path, {"nf4": [8.0]}, number=2, bandwidth=(25.0, 10.0)))
+    table = speed_of(tmp_path, *paths)
+    step_bytes = 100_000_000 + 1000 * (128 + 32 / 2)
+    assert table["bandwidth_gb_s"].tolist() == [25, 25] and table["step_bytes"].tolist() == [step_bytes] * 2
+    assert table["floor_ms"].tolist() == pytest.approx([step_bytes / 25e6] * 2, rel=1e-5)
+    assert table["mbu"].tolist() == pytest.approx([step_bytes / 25e6 / 8] * 2, rel=1e-5)
+
+
+def test_a_ratio_is_of_the_times_of_one_round_within_a_process(tmp_path):
+    """Ratios 2, 0.5 and 3 by round; the medians of the times have the ratio 2 / 3, and the second process is slow."""
+    times = {"fp32": np.array([10.0, 20.0, 90.0]), "int8": np.array([5.0, 40.0, 30.0])}
+    row = only(panels(tmp_path, times, {name: 3 * ms for name, ms in times.items()}), precision="int8")
+    assert row["tpot_ms"] == pytest.approx(30 * math.sqrt(3), rel=1e-5)
+    assert row[TPOT].tolist() == pytest.approx([2, 2, 2]) and row["tpot_verdict"] == "faster"
+    assert row["ttft_speedup"] == 1 and row["ttft_verdict"] == "same"
+    assert row["e2e_speedup"] == pytest.approx(math.sqrt((5 + 310) / (5 + 155) * (5 + 930) / (5 + 465)), rel=1e-5)
+
+
+def test_a_ratio_is_within_a_group_where_not_all_fit_together(tmp_path):
+    first = {"fp32": [10.0, 12.0], "again": [10.0, 12.0], "int8": [5.0, 6.0]}
+    second = {"fp32": [30.0, 40.0], "again": [30.0, 40.0], "nf4": [7.5, 10.0]}
+    table = speed_of(tmp_path, *(panel(tmp_path, first, second, number=number) for number in range(2)))
+    assert only(table, precision="int8")[TPOT].tolist() == pytest.approx([2, 2, 2])
+    assert only(table, precision="nf4")[TPOT].tolist() == pytest.approx([4, 4, 4])
+    base = only(table, precision="fp32", again="no")
+    assert base["processes"] == 2 and base["tpot_ms"] == pytest.approx(math.sqrt(11 * 35), rel=1e-5)
+
+
+def test_a_configuration_in_a_group_of_its_own_is_compared_between_processes(tmp_path):
+    paths = []
+    for number, (slow, other) in enumerate([(1.0, 1.1), (1.3, 0.9), (0.8, 1.0)]):
+        beside = {"fp32": [10.0 * slow], "int8": [5.0 * slow]}
+        paths.append(panel(tmp_path, beside, {"nf4": [2.5 * other]}, number=number))
+    table = speed_of(tmp_path, *paths)
+    assert only(table, precision="int8")[TPOT].tolist() == pytest.approx([2, 2, 2])
+    alone = only(table, precision="nf4")
+    assert alone["tpot_speedup"] == pytest.approx(4 * (1.3 * 0.8 / 1.1 / 0.9) ** (1 / 3), rel=1e-5)
+    assert (
+        alone["tpot_speedup_low"]
+        < 0.9 * alone["tpot_speedup"]
+        < 1.1 * alone["tpot_speedup"]
+        < alone["tpot_speedup_high"]
+    )
+
+
+def test_the_base_is_the_fastest_dense_configuration(tmp_path):
+    """Not the reference, not the one with the fastest single process, not the faster quantized one."""
+    times = {"fp32": 20.0, "again": 20.0, "fp32.sdpa.graph": 12.0, "bf16.sdpa.graph": 10.0, "nf4": 5.0}
+    processes = [{name: [ms * drift] for name, ms in times.items()} for drift in (1.0, 1.5, 1.0)]
+    for times, noisy in zip(processes, (4.0, 60.0, 30.0)):
+        times["bf16.sdpa.compile"] = [noisy]
+    table = panels(tmp_path, *processes)
+    base = only(table, precision="bf16", runtime="graph")
+    assert base["tpot_verdict"] == base["e2e_verdict"] == "base" and base["tpot_speedup"] == 1
+    assert base[["tpot_speedup_low", "tpot_speedup_high"]].isna().all()
+    assert set(table[table["again"] == "no"]["against"]) == {"bf16 (sdpa, graph)"}
+    assert only(table, precision="nf4")["tpot_speedup"] == pytest.approx(2)
+    again = only(table, again="yes")  # the reference, with itself
+    assert (again["against"], again["tpot_verdict"]) == ("fp32 (sdpa, generate)", "same")
+    assert again[TPOT].tolist() == pytest.approx([1, 1, 1])
+
+
+def test_there_is_a_base_at_each_workload_and_none_without_a_dense_configuration(tmp_path):
+    wide = AT | {"batch": 8}
     table = speed_of(
         tmp_path,
-        process_rows("fp32", [19.0, 21.0], batches=(1, 8)),
-        process_rows("int8", [10.0, 10.5], batches=(1,)),
-        process_rows("int8", [40.0, 42.0], batches=(8,)),
-        process_rows("fp32", [5.0, 5.1], runtime="graph"),
-        process_rows("int8", [1.0, 1.1], attention="eager"),
-        process_rows("int8", [1.0], model="n"),
-        references=("fp32", "bf16"),
+        panel(tmp_path, {"fp32": [20.0], "bf16": [10.0]}),
+        panel(tmp_path, {"fp32": [40.0], "bf16": [80.0], "nf4": [10.0]}, number=1, workload=wide),
+        panel(tmp_path, {"nf4": [10.0]}, number=2, model="n"),
+        headline={"m": {"reference": "fp32"}, "n": {"reference": "nf4"}},
     )
-    base = only(table, precision="fp32", runtime="generate", batch=1)
-    assert base["speedup"] == 1 and base[["speedup_low", "speedup_high", "speedup_p"]].isna().all()
-    fast, slow = (only(table, model="m", precision="int8", attention="sdpa", batch=batch) for batch in (1, 8))
-    assert fast["speedup"] == pytest.approx(math.sqrt(19 * 21 / 10 / 10.5))
-    assert slow["speedup"] == pytest.approx(math.sqrt(19 * 21 / 40 / 42))
-    assert fast["speedup_low"] < fast["speedup"] < fast["speedup_high"] and fast["speedup_p"] < 0.05
-    assert only(table, runtime="graph")["speedup"] == pytest.approx(math.sqrt(19 * 21 / 5 / 5.1))
-    for other in ({"attention": "eager"}, {"model": "n"}):  # no reference beside them
-        assert math.isnan(only(table, **other)["speedup"])
+    assert only(table, precision="bf16", batch=1)["tpot_verdict"] == "base"
+    assert only(table, precision="fp32", batch=8)["tpot_verdict"] == "base"
+    assert only(table, model="m", precision="nf4")["tpot_speedup"] == 4
+    alone = only(table, model="n")
+    assert alone["status"] == "ok" and alone["against"] == "" and math.isnan(alone["tpot_speedup"])
 
 
-def test_a_configuration_that_failed_keeps_its_row(tmp_path):
-    failed = {"status": "timeout", "reason": "600 s", "tpot_ms": None, "step_bytes": None}
-    table = speed_of(
-        tmp_path,
-        process_rows("fp32", [10.0, 20.0], flags="clocks; load") + process_rows("fp32", [None], **failed),
-        process_rows("nf4", [None], **failed),
+def test_generate_speedup_is_against_the_reference_under_the_library_s_runtime(tmp_path):
+    times = {"fp32": [20.0], "again": [20.0], "bf16": [10.0], "fp32.sdpa.graph": [5.0], "nf4.eager.generate": [4.0]}
+    table = panels(tmp_path, times)
+    assert (
+        only(table, runtime="graph")["generate_speedup"] == 4 and only(table, precision="bf16")["generate_speedup"] == 2
     )
+    for other in ({"attention": "eager"}, {"precision": "fp32", "runtime": "generate", "again": "no"}):
+        assert math.isnan(only(table, **other)["generate_speedup"])
+
+
+@pytest.mark.parametrize(
+    ("ratios", "word"),
+    [
+        ([1.2, 1.2, 1.2], "faster"),
+        ([0.8, 0.8, 0.8], "slower"),
+        ([1.09, 1.09, 1.09], "same"),  # within the margin of 10 %
+        ([1.0, 1.4, 0.7], "not enough data"),
+        ([1.2], "not enough data"),
+    ],
+)
+def test_the_four_verdicts(tmp_path, ratios, word):
+    row = only(panels(tmp_path, *({"fp32": [12.0], "int8": [12.0 / ratio]} for ratio in ratios)), precision="int8")
+    assert row["tpot_verdict"] == word and row["tpot_speedup"] == pytest.approx(np.prod(ratios) ** (1 / len(ratios)))
+    assert math.isnan(row["tpot_speedup_low"]) == (len(ratios) == 1)
+
+
+def test_a_configuration_that_failed_keeps_its_row_and_a_failed_process_is_noted(tmp_path):
+    late = {"status": "timeout", "reason": "600 s"}
+    table = panels(tmp_path, {"fp32": [10.0], "nf4": late}, {"fp32": late, "nf4": late}, {"fp32": [40.0], "nf4": late})
     partly, gone = only(table, precision="fp32"), only(table, precision="nf4")
-    assert (partly["status"], partly["processes"], partly["flags"]) == ("ok", 2, "clocks; load")
-    assert partly["reason"] == "1 of 3 repeats failed (timeout: 600 s)"
+    assert (partly["status"], partly["processes"], partly["tpot_ms"]) == ("ok", 2, 20)
+    assert partly["reason"] == "1 of 3 processes failed (timeout: 600 s)"
     assert (gone["status"], gone["reason"], gone["processes"]) == ("timeout", "600 s", 0)
-    assert gone[["tpot_ms", "speedup", "floor_ms", "mbu"]].isna().all()
+    assert gone[["tpot_ms", "tpot_speedup", "floor_ms", "mbu"]].isna().all() and gone["tpot_verdict"] == ""
 
 
-def test_noise_is_shared_within_a_runtime_and_by_the_whole_study_where_a_model_has_none():
-    rows = process_rows("fp32", (50.0, 60.0), batches=(1, 8)) + process_rows("fp32", (4, 5), "graph")
-    rows += process_rows("nf4", (70.0, 70.0)) + process_rows("fp32", (90.0,), model="n")
-    rows += process_rows("fp32", (90.0, math.nan), "other", "n", status="oom")
-    noise = shared_noise(pd.DataFrame(rows), "tpot_ms")
-    variance = math.log(60 / 50) ** 2 / 2
-    at = {"model": "m", "runtime": "generate", "batch": 8, "prompt_tokens": 128, "new_tokens": 16}
-    assert noise.of(at) == Noise(pytest.approx(math.sqrt(variance)), 1)
-    assert noise.of(at | {"batch": 1}) == Noise(pytest.approx(math.sqrt(variance / 2)), 2)
-    # fp32 at two workloads and nf4: three differences, but two processes more than configurations
-    assert noise.of(at | {"model": "n"}) == Noise(pytest.approx(math.sqrt(2 * variance / 3)), 2)
-    assert noise.of(at | {"model": "n", "runtime": "graph"}).sd == pytest.approx(math.log(5 / 4) / math.sqrt(2))
-    assert noise.of(at | {"runtime": "other"}) is None
-
-
-# ------------------------------------------------------------------------------------------------------------ memory
+# ------------------------------------------------------------------------------------------------------------ probes
 
 
 WEIGHTS = {
@@ -228,72 +281,70 @@ WEIGHTS = {
 }
 
 
-def phase(peak_gib, rss_gib, cuda=False):
+def phase(peak_gib, rss_gib, cuda=False, driver_gib=9):
     reading = {"peak_rss_bytes": int(rss_gib * GIB), "peak_rss_growth_bytes": int(peak_gib * GIB)}
     if cuda:
-        reading |= {"peak_allocated_bytes": 7 * GIB, "peak_reserved_bytes": 8 * GIB, "driver_bytes": 9 * GIB}
+        reading |= {"peak_allocated_bytes": 7 * GIB, "peak_reserved_bytes": 8 * GIB}
+        reading["driver_bytes"] = driver_gib and driver_gib * GIB
     return reading
 
 
-def held(workload, cuda=False):
-    entry = {"workload": workload, "status": "ok", "reason": "", "prefill": phase(5.5, 6.0, cuda)}
-    entry |= {"decode": phase(6.0, 6.5, cuda), "kv_cache_bytes": GIB}
-    return entry | {"kv_cache_measured_prefill_bytes": GIB // 2}
+def held(workload, **cuda):
+    entry = {"workload": workload, "status": "ok", "reason": "", "prefill": phase(5.5, 6.0, **cuda)}
+    entry |= {"decode": phase(6.0, 6.5, **cuda), "kv_cache_bytes": GIB, "cold_ms": 500.0, "compile_s": 0.5}
+    return entry | {"kv_cache_measured_prefill_bytes": GIB // 2, "attention_kernels": ["flash", "combine"]}
 
 
-def memory_results(*entries, cuda=False):
-    return {"load": phase(5.0, 5.5, cuda), "weights": WEIGHTS, "kv_bytes_per_token": 1, "workloads": list(entries)}
+def probe_of(folder, *entries, load=None, workloads=WORKLOADS[:1], results=None, **changes):
+    load = load or phase(5.0, 5.5, cuda="peak_reserved_bytes" in entries[0]["decode"]) if entries else None
+    measured = {"load_s": 1.5, "load": load, "weights": WEIGHTS, "kv_bytes_per_token": 1, "workloads": list(entries)}
+    results = measured if results is None else results
+    return table_of(folder, "probes", "probe", results, {"workloads": workloads}, **changes)
 
 
-def memory_of(folder, results, workloads=WORKLOADS[:1], **changes):
-    return table_of(folder, "memory", "memory", results, {"workloads": workloads}, **changes)
-
-
-def test_memory_in_gib_by_component_and_phase(tmp_path):
-    row = only(memory_of(tmp_path, memory_results(held(WORKLOADS[0]))))
+def test_a_probe_in_gib_by_component_and_phase(tmp_path):
+    row = only(probe_of(tmp_path, held(WORKLOADS[0])))
     assert row["weights_gib"] == 4.5
     assert [row[f"{name}_gib"] for name in ("embeddings", "linears", "norms", "head", "other")] == [1, 2.5, 0, 1, 0]
     assert (row["peak_load_gib"], row["peak_prefill_gib"], row["peak_decode_gib"]) == (5.0, 5.5, 6.0)
     assert row["kv_cache_gib"] == 1.0 and row["kv_cache_measured_prefill_gib"] == 0.5
     assert row["workspace_gib"] == pytest.approx(6.0 - 4.5 - 1.0)  # what decode has above weights and cache
-    assert row["peak_rss_gib"] == 6.5
+    assert (row["load_s"], row["cold_ms"], row["compile_s"], row["peak_rss_gib"]) == (1.5, 500, 0.5, 6.5)
+    assert row["attention_kernels"] == "flash; combine"
     assert math.isnan(row["peak_reserved_gib"]) and math.isnan(row["driver_gib"])  # does not apply on a CPU
+    loading = probe_of(tmp_path, held(WORKLOADS[0]), load=phase(9.0, 9.5))
+    assert only(loading)["peak_rss_gib"] == 9.5  # the host's peak may be that of loading
 
 
-def test_the_hosts_peak_may_be_that_of_loading(tmp_path):
-    results = memory_results(held(WORKLOADS[0])) | {"load": phase(9.0, 9.5)}
-    assert only(memory_of(tmp_path, results))["peak_rss_gib"] == 9.5
-
-
-def test_on_a_gpu_the_allocators_peak_counts(tmp_path):
-    row = only(memory_of(tmp_path, memory_results(held(WORKLOADS[0], cuda=True), cuda=True)))
-    assert row["peak_load_gib"] == row["peak_prefill_gib"] == row["peak_decode_gib"] == 7.0
-    assert (row["peak_reserved_gib"], row["driver_gib"]) == (8.0, 9.0)
+@pytest.mark.parametrize(
+    ("device", "gib"),
+    [
+        ({}, 4.5 + 1),  # a CPU: weights and KV cache, whatever the peaks
+        ({"cuda": True}, 9),  # what the driver shows
+        ({"cuda": True, "driver_gib": None}, 8),  # without NVML what the allocator reserved
+        ({"cuda": True, "driver_gib": 6}, 8),  # read after some was given back
+    ],
+)
+def test_the_memory_that_is_judged_depends_on_the_device(tmp_path, device, gib):
+    row = only(probe_of(tmp_path, held(WORKLOADS[0], **device)))
+    assert row["memory_gib"] == gib
+    if device:
+        assert row["peak_load_gib"] == row["peak_prefill_gib"] == row["peak_decode_gib"] == 7
+        assert row["peak_reserved_gib"] == 8
 
 
 def test_a_workload_out_of_memory_keeps_what_is_known_of_the_weights(tmp_path):
-    table = memory_of(tmp_path, memory_results(held(WORKLOADS[0]), {"workload": WORKLOADS[1]} | OOM), WORKLOADS)
+    table = probe_of(tmp_path, held(WORKLOADS[0]), {"workload": WORKLOADS[1], "decode": {}} | OOM, workloads=WORKLOADS)
     failed = only(table, batch=8)
     assert (failed["status"], failed["reason"]) == ("oom", "CUDA out of memory")
-    assert failed["weights_gib"] == 4.5 and failed["peak_load_gib"] == 5.0
-    assert failed[["kv_cache_gib", "workspace_gib", "peak_decode_gib", "peak_rss_gib"]].isna().all()
-
-
-@pytest.mark.parametrize(("driver", "gib"), [(None, None), (2 * GIB, None), (4 * GIB, 4.0)])
-def test_a_driver_s_figure_below_what_was_allocated_came_too_late(driver, gib):
-    assert memory.driver_gib({"driver_bytes": driver, "peak_allocated_bytes": 3 * GIB}) == gib
+    assert (failed["weights_gib"], failed["peak_load_gib"], failed["load_s"]) == (4.5, 5.0, 1.5)
+    assert failed[["memory_gib", "kv_cache_gib", "workspace_gib", "peak_decode_gib", "cold_ms"]].isna().all()
 
 
 def test_a_model_that_never_loaded_has_no_bytes(tmp_path):
-    table = memory_of(tmp_path, {}, WORKLOADS, **OOM)
+    table = probe_of(tmp_path, workloads=WORKLOADS, results={}, **OOM)
     assert len(table) == 2 and set(table["status"]) == {"oom"}
     assert table[[name for name in table if name.endswith("_gib")]].isna().all(axis=None)
-
-
-def test_the_peak_on_a_cpu_leaves_loading_out_and_host_memory_stands_in_for_phases():
-    rows = pd.DataFrame({"device": ["cpu", "cuda"], "peak_load_gib": 9.0, "peak_decode_gib": 6.0, "peak_rss_gib": 1.0})
-    assert memory.peak_gib(rows).tolist() == [6.0, 9.0]
-    assert memory.peak_gib(rows[["device", "peak_rss_gib"]]).tolist() == [1.0, 1.0]
 
 
 # ----------------------------------------------------------------------------------------------------------- quality
