@@ -1,224 +1,199 @@
-"""Summary, verdict and recommendation on tables written by hand."""
+"""Summary and advice: verdicts, the front, and what to take, from tables written by hand."""
 
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
+from llmstudy.tables import summary
+from llmstudy.tables.advice import cases
 from llmstudy.tables.columns import percent
-from llmstudy.tables.recommendation import recommend
-from llmstudy.tables.verdict import judge
-from table_kit import make
+from table_kit import AT, OOM, configuration, make, only, panel, write_record
 
-REFERENCE = "bf16"
-SMALLEST = {"tpot": 3.0, "memory": 3.0, "ppl": 0.5}
-HEADLINE = {
-    "reference": "bf16",
-    "batch": 1,
-    "prompt_tokens": 128,
-    "new_tokens": 32,
-    "corpus": "wiki",
-    "protocol": "w1024",
-}
-SURE = 1e-6
+HEADLINE = AT | {"reference": "bf16", "corpus": "wiki", "protocol": "w1024"}
+MARGINS = {"speed": 10.0, "memory": 10.0, "perplexity": 1.0}
+TIMES = {"bf16": 20.0, "int8": 10.0, "nf4": 5.0}
+MEMORY = {"bf16": 12.0, "int8": 7.0, "nf4": 4.0}
+LOSSES = {"int8": 1.001, "nf4": 1.2}
 
 
-def row(precision, tpot, memory, ratio, *, p=SURE, spread=0.01, quality_spread=0.001, base=(20.0, 12.0), **changes):
-    """A summary row against a reference of 20 ms and 12 GiB; spreads are half intervals on the log scale."""
-    speedup = base[0] / tpot
-    columns = {"study": "s", "model": "m", "weights": "real", "precision": precision, "attention": "sdpa"}
-    columns |= {"runtime": "generate", "device": "d", "status": "ok", "reason": "", "tpot_degrees": 8}
-    columns |= {"tpot_ms": tpot, "tpot_low_ms": tpot * math.exp(-spread), "tpot_high_ms": tpot * math.exp(spread)}
-    columns |= {"speedup": speedup, "speedup_low": speedup * 0.99, "speedup_high": speedup * 1.01, "speedup_p": p}
-    columns |= {"memory_gib": memory, "memory_ratio": memory / base[1], "ppl_ratio": ratio, "top1_agreement": 0.97}
-    columns |= {"ppl_ratio_low": ratio * math.exp(-quality_spread), "ppl_ratio_high": ratio * math.exp(quality_spread)}
-    columns |= {"e2e_ms": math.nan}
-    columns["ppl_ratio_p"] = math.erfc(abs(math.log(ratio)) / (quality_spread / 1.96) / math.sqrt(2))  # normal
-    return columns | changes
+def identity(name, **changes):
+    row = {"study": "tiny", "model": "m", "weights": "real", "device": "cuda", "status": "ok", "reason": ""}
+    return row | dict(zip(("precision", "attention", "runtime"), configuration(name))) | changes
 
 
-BASE = row("bf16", 20.0, 12.0, math.nan, top1_agreement=math.nan)
+def graded(precision, ratio, se=0.0001, blocks="10 documents", **changes):
+    """Return a row of quality.csv; the reference (``ratio`` None) compares with nothing."""
+    loss, ppl = (math.nan, 20.0) if ratio is None else (math.log(ratio), 20.0 * ratio)
+    row = identity(precision) | {"corpus": "wiki", "protocol": "w1024", "blocks": blocks, "ppl": ppl}
+    row |= {"ppl_low": ppl - 1, "ppl_high": ppl + 1, "delta_nll": loss, "delta_nll_se": se, "ppl_ratio": math.exp(loss)}
+    row |= {"ppl_ratio_low": math.nan, "ppl_ratio_high": math.nan, "top1_agreement": 0.97, "top1_low": 0.96}
+    row |= {"top1_high": 0.98, "kl_nats": abs(loss) if ratio else 1e-6, "kl_low_nats": math.nan, "kl_high_nats": math.nan}
+    return row | changes
 
 
-def judged(*rows):
-    return judge(pd.DataFrame([BASE, *rows]), REFERENCE, SMALLEST).set_index("precision")
+def answers(
+    folder, times=TIMES, memory=MEMORY, losses=LOSSES, *, panels=3, device_gib=24.0, weights="real", more=(), **study
+):
+    """Return summary.csv and advice.csv of a study.
+
+    Args:
+        times: configuration → TPOT in ms, in all panels or one for each; or an outcome.
+        memory: configuration → GiB at all workloads.
+        losses: precision → ratio of its perplexity, or a row of quality.csv.
+        more: further pairs of a workload and its ``times``.
+    """
+    paths, probes = [], []
+    for place, (workload, its_times) in enumerate([(AT, times), *more]):
+        for process in range(panels):
+            group = {}
+            for name, ms in its_times.items():
+                group[name] = ms if isinstance(ms, dict) else [ms[process] if isinstance(ms, list) else ms] * 3
+            number = 10 * place + process
+            paths.append(panel(folder, group, number=number, workload=workload, weights=weights))
+        sizes = {"weights_gib": 3.0, "peak_load_gib": 3.5}
+        probes += [identity(name, weights=weights, memory_gib=gib) | workload | sizes for name, gib in memory.items()]
+    quality = [graded("bf16", None)] if losses else []
+    quality += [graded(name, loss) if isinstance(loss, float) else loss for name, loss in losses.items()]
+    sources = {"probes": pd.DataFrame(probes), "quality": pd.DataFrame(quality, columns=[*graded("bf16", None)])}
+    study = {"headline": {"m": HEADLINE}, "workloads": {"m": [AT, *(workload for workload, _ in more)]}} | study
+    make(folder, "processes", paths)
+    make(folder, "speed", **study)
+    table = make(folder, "summary", sources=sources, **study)
+    probe = write_record(folder, "probe", {}, {"workloads": []}, provenance={"gpu": {"memory_gib": device_gib}})
+    return table, make(folder, "advice", [probe], **study)
 
 
-def test_every_verdict():
-    table = judged(
-        row("fast", 10.0, 7.0, 1.0001),
-        row("slow", 60.0, 12.0, 1.05),
-        row("int8", 30.0, 7.0, 1.0),
-        row("twin", 20.1, 12.1, 1.0002, p=0.6),
-        row("gone", math.nan, math.nan, math.nan, status="oom", reason="out of memory at load"),
+def panels_below(folder):
+    return sorted(map(str, (folder / "records" / "panel" / "m").glob("*.json")))
+
+
+def advice(folder, *arguments, use="one user", **options):
+    return only(answers(folder, *arguments, **options)[1], use=use)
+
+
+# ----------------------------------------------------------------------------------------------------------- summary
+
+
+def test_summary_joins_the_tables_at_the_headline(tmp_path):
+    times = TIMES | {"int8.sdpa.graph": 4.0, "fp32": OOM}
+    table, _ = answers(tmp_path, times, MEMORY | {"int8.sdpa.graph": 7.5}, more=[(AT | {"batch": 8}, {"bf16": 99.0})])
+    assert len(table) == 5
+    fast = only(table, runtime="graph")
+    assert fast[["tpot_ms", "tpot_ms_max", "processes", "against"]].tolist() == [4, 4, 3, "bf16 (sdpa, generate)"]
+    assert fast[["tpot_speedup", "generate_speedup"]].tolist() == [5, 5] and fast["tpot_verdict"] == "faster"
+    assert (fast["memory_gib"], fast["weights_gib"], fast["memory_verdict"]) == (7.5, 3, "less")
+    assert fast["memory_ratio"] == 7.5 / 12
+    assert (fast["ppl_ratio"], fast["ppl_verdict"], fast["quality_from"]) == (1.001, "same", "sdpa, generate")
+    assert fast["ppl_ratio_low"] < 1.001 < fast["ppl_ratio_high"]
+    assert pd.isna(only(table, precision="int8", runtime="generate")["quality_from"])
+    base = only(table, precision="bf16")
+    assert (base["tpot_verdict"], base["ppl_verdict"], base["ppl_ratio"]) == ("base", "reference", 1)
+    lost = only(table, precision="fp32")
+    assert lost[["status", "reason", "processes"]].tolist() == ["oom", "CUDA out of memory", 0]
+    assert (
+        lost[["tpot_ms", "tpot_speedup", "memory_gib", "ppl", "memory_ratio"]].isna().all() and lost["pareto"] == "no"
     )
-    expected = {"bf16": "reference", "fast": "better", "slow": "worse", "int8": "mixed"}
-    expected |= {"twin": "not distinguishable", "gone": "not measured"}
-    assert table["verdict"].to_dict() == expected
-    assert table["verdict_reason"]["gone"] == "oom: out of memory at load"
-    assert "2 x" in table["verdict_reason"]["fast"] and "TPOT 10 ms against 20 ms" in table["verdict_reason"]["fast"]
-    assert "7 GiB against 12 GiB" in table["verdict_reason"]["int8"]
-    assert "higher PPL: +5 %" in table["verdict_reason"]["slow"]
 
 
-def test_a_difference_must_be_real_and_matter():
-    table = judged(
-        row("unsure", 10.0, 12.0, 1.0, p=0.2),
-        row("tiny", 19.9, 12.0, 1.0),
-        row("wide", 20.0, 12.0, 1.05, p=1.0, quality_spread=0.2),
-        row("trifle", 20.0, 12.0, 1.002, p=1.0),
-    )
-    assert (table["verdict"].drop("bf16") == "not distinguishable").all()
-    assert "speed not distinguishable" in table["verdict_reason"]["unsure"]
-    assert "speed differs by too little to matter" in table["verdict_reason"]["tiny"]
-    assert "PPL differs by too little to matter" in table["verdict_reason"]["trifle"]
+def test_summary_takes_memory_from_the_nearest_number_of_new_tokens(tmp_path):
+    answers(tmp_path)
+    probes = pd.read_csv(tmp_path / "probes.csv")
+    near, far = (probes.assign(new_tokens=tokens, memory_gib=gib) for tokens, gib in ((24, 5.0), (128, 9.0)))
+    for tried, gib in ((pd.concat([far, near]), [5.0] * 3), (near.assign(prompt_tokens=64), [math.nan] * 3)):
+        table = make(tmp_path, "summary", sources={"probes": tried}, headline={"m": HEADLINE})
+        np.testing.assert_array_equal(table["memory_gib"], gib)
 
 
-def test_many_comparisons_are_adjusted_within_a_model():
-    alone = judged(row("a", 15.0, 12.0, 1.0, p=0.02))
-    crowd = judged(row("a", 15.0, 12.0, 1.0, p=0.02), *(row(f"b{i}", 20.0, 12.0, 1.0, p=0.9) for i in range(3)))
-    assert alone["verdict"]["a"] == "better" and crowd["verdict"]["a"] == "not distinguishable"
-    assert crowd["speedup_p_holm"]["a"] == pytest.approx(0.08)
-    failed = [row(f"b{i}", 20.0, 12.0, 1.0, p=0.9, status="oom") for i in range(3)]
-    assert judged(row("a", 15.0, 12.0, 1.0, p=0.02), *failed)["verdict"]["a"] == "better"
+def test_summary_notes_what_else_failed_and_an_unmeasured_workload(tmp_path):
+    failed = graded("int8", None, status="error", reason="7 tokens are not finite")
+    answers(tmp_path, losses=LOSSES | {"int8": failed})
+    panel(tmp_path, {"bf16": [20.0], "int8": OOM, "nf4": [5.0]}, number=0)
+    make(tmp_path, "processes", panels_below(tmp_path))
+    probes = pd.read_csv(tmp_path / "probes.csv").astype({"reason": object})
+    probes.loc[probes["precision"] == "int8", ["status", "reason"]] = ["error", "driver"]
+    study = {"headline": {"m": HEADLINE}}
+    make(tmp_path, "speed", **study)
+    row = only(make(tmp_path, "summary", sources={"probes": probes}, **study), precision="int8")
+    assert (row["status"], row["processes"]) == ("ok", 2) and math.isnan(row["memory_gib"])
+    noted = "1 of 3 processes failed (oom: CUDA out of memory); probe: driver; quality: 7 tokens are not finite"
+    assert row["reason"] == noted and row["pareto"] == "no"
+    other = make(tmp_path, "summary", headline={"m": HEADLINE | {"batch": 4}})
+    assert set(other["reason"]) == {"this workload was not measured"} and set(other["status"]) == {"error"}
 
 
-def test_a_speed_without_interval_that_would_matter_makes_the_verdict_undecided():
-    single = {"speedup_low": math.nan, "speedup_high": math.nan, "tpot_degrees": math.nan, "p": math.nan}
-    table = judged(
-        row("fast", 5.0, 12.0, 1.0, **single),
-        row("slow and small", 80.0, 6.0, 1.0, **single),
-        row("small", 20.1, 6.0, 1.0, **single),
-        row("small and wrong", 80.0, 6.0, 1.1, **single),
-        row("wrong", 80.0, 12.0, 1.1, **single),
-    )
-    assert table["verdict"].drop("bf16").tolist() == ["undecided", "undecided", "better", "mixed", "undecided"]
-    assert table["verdict_reason"]["fast"].startswith("speed undecided: 4 x (no interval)")
-    assert table["verdict_reason"]["small"].startswith("speed not distinguishable: 0.995 x")
+@pytest.mark.parametrize(
+    ("own", "word"), [(10.0, "same"), (11.0, "same"), (11.1, "more"), (9.1, "same"), (9.0, "less"), (math.nan, None)]
+)
+def test_memory_within_the_margin_is_the_same(own, word):
+    """The margin is a factor: 10 % lie between 10 / 1.1 = 9.09 and 11 GiB."""
+    assert summary.memory_of(own, 10.0, 10.0).get("memory_verdict") == word
+    assert summary.memory_of(10.0, None, 10.0) == {}
 
 
-def test_the_reference_under_graph_is_judged_against_the_reference_under_generate():
-    table = judge(pd.DataFrame([BASE, row("bf16", 5.0, 12.0, math.nan, runtime="graph")]), REFERENCE, SMALLEST)
-    assert table["verdict"].tolist() == ["reference", "better"]
-    assert "quality not compared" in table["verdict_reason"][1]
+def losses_of(*rows):
+    return summary.losses_of(pd.DataFrame(rows), "bf16", MARGINS).set_index("precision")
 
 
-def test_without_a_measured_reference_nothing_is_compared():
-    rows = [BASE | {"status": "timeout"}, row("a", 5.0, 6.0, 1.0), row("b", 5.0, 6.0, 1.0, attention="eager")]
-    table = judge(pd.DataFrame(rows), REFERENCE, SMALLEST)
-    assert table["verdict"].tolist() == ["not measured", "not comparable", "not comparable"]
+def test_the_four_verdicts_of_a_loss_and_its_adjusted_interval():
+    """Ten documents and four precisions: t(9) = 3.1109 at 1 − 0.05 / 8 for the interval, 1.8331 for the two tests."""
+    se = 0.004
+    changes = {
+        "higher": 3.2 * se,
+        "lower": -3.2 * se,
+        "same": 0.00995 - 1.9 * se,
+        "not enough text": 0.00995 - 1.7 * se,
+    }
+    table = losses_of(graded("bf16", None), *(graded(word, math.exp(change), se) for word, change in changes.items()))
+    assert table["ppl_verdict"].to_dict() == {"bf16": "reference"} | {word: word for word in changes}
+    for word, change in changes.items():
+        ends = [math.exp(change - 3.1109 * se), math.exp(change + 3.1109 * se)]
+        assert table.loc[word, ["ppl_ratio_low", "ppl_ratio_high"]].tolist() == pytest.approx(ends, rel=1e-6)
+    assert table.loc["bf16", "ppl_ratio"] == 1 and math.isnan(table.loc["bf16", "ppl_ratio_low"])
+    certain = losses_of(graded("bf16", None), graded("a", 1.005, 0.0001)).loc["a"]
+    assert certain["ppl_verdict"] == "same" and certain["ppl_ratio_low"] > 1  # a loss so small does not matter
+    alone = losses_of(graded("bf16", None), graded("a", math.exp(9 * se), 3 * se)).loc["a"]  # t(9) = 2.2622
+    assert alone["ppl_ratio_low"] == pytest.approx(math.exp((9 - 2.2622 * 3) * se), rel=1e-6)
 
 
-def test_random_weights_and_broken_models():
-    table = judged(row("random", 5.0, 12.0, 1.5, weights="synthetic"), row("broken", 20.0, 12.0, math.inf, p=1.0))
-    assert table["verdict"]["random"] == "better" and "random weights" in table["verdict_reason"]["random"]
-    assert table["verdict"]["broken"] == "worse"
+def test_only_precisions_that_are_compared_count_in_the_adjustment():
+    rows = [graded("bf16", None), graded("int8", 1.02, 0.004)]
+    others = [graded("bf16", 1.0), graded("int8.eager.generate", 1.02, 0.004), graded("nf4", None, **OOM)]
+    ends = ["ppl_ratio_low", "ppl_ratio_high", "ppl_verdict"]
+    crowd = summary.losses_of(pd.DataFrame(rows + others), "bf16", MARGINS).iloc[[1, 3]][ends]
+    assert crowd.values.tolist() == [losses_of(*rows).loc["int8", ends].tolist()] * 2
+    wider = losses_of(*rows, graded("fp4", 2.0)).loc["int8"]
+    assert wider["ppl_ratio_low"] < crowd["ppl_ratio_low"].iloc[0]
 
 
-def test_pareto_set_by_exhaustive_definition_with_ties():
-    rows = [
-        row("fast", 5.0, 12.0, 1.02),
-        row("small", 15.0, 4.0, 1.01),
-        row("small-again", 15.0, 4.0, 1.01),
-        row("beaten", 15.0, 5.0, 1.01),
-        row("unknown", 1.0, 1.0, math.nan),
-        row("failed", 1.0, 1.0, 1.0, status="error"),
-    ]
-    pareto = judged(*rows)["pareto"]
-    assert pareto[pareto].index.tolist() == ["bf16", "fast", "small", "small-again"]
+@pytest.mark.parametrize("text", [{"se": math.nan, "blocks": "1 block, no interval"}, {"blocks": "1 documents"}])
+def test_one_block_is_not_enough_text(text):
+    row = losses_of(graded("bf16", None), graded("int8", 1.5, **text)).loc["int8"]
+    assert row["ppl_verdict"] == "not enough text" and row["ppl_ratio"] == pytest.approx(1.5)
+    assert row[["ppl_ratio_low", "ppl_ratio_high"]].isna().all()
 
 
-def recommended(*rows, limits=None):
-    table = judge(pd.DataFrame([BASE, *rows]), REFERENCE, SMALLEST)
-    return recommend(table, REFERENCE, limits or {}, SMALLEST)
+def test_the_front_is_that_of_its_definition():
+    """A configuration is beaten by one that is as good within the margins and better by more than one of them."""
+    random = np.random.default_rng(4)
+    costs = np.exp(0.4 * random.standard_normal((60, 3)))
+    costs[:, 1] = np.exp(0.2 * random.standard_normal(60)) / costs[:, 0]
+    costs[:, 2] = 1 + 0.05 * random.random(60)
+    factors = np.array([1.1, 1.1, 1.01])
 
+    def beats(other, own):
+        return (other <= own * factors).all() and (other * factors < own).any()
 
-def test_the_fastest_within_the_limits_is_taken():
-    rows = [row("int8", 12.0, 7.0, 1.001), row("nf4", 8.0, 4.0, 1.2)]
-    answer = recommended(*rows, limits={"ppl_loss_percent": 1.0, "memory_gib": 8.0, "tpot_ms": None})
-    assert answer["precision"] == "int8" and answer["meets_limits"]
-    assert answer["sentence"].startswith("Take int8 (sdpa, generate), the only configuration within the limits: ")
-    assert "memory 7 GiB <= 8 GiB" in answer["sentence"] and "PPL loss 0.1 % <= 1 %" in answer["sentence"]
-    assert answer["sentence"].endswith("; 1.67 x the decode speed of bf16 (sdpa, generate) at 0.583 x its memory.")
-
-
-def test_the_gain_is_against_the_reference_at_its_fastest_too():
-    graph = {"runtime": "graph"}
-    dense = row("bf16", 6.0, 13.0, math.nan, top1_agreement=math.nan, e2e_ms=80.0, **graph)
-    answer = recommended(dense, row("int8", 4.0, 6.5, 1.0, e2e_ms=90.0, **graph))
-    assert answer["sentence"].endswith(
-        "; 1.5 x the decode speed of bf16 (sdpa, graph) at 0.5 x its memory (end to end 90 ms against 80 ms), 5 x "
-        "the decode speed of bf16 (sdpa, generate) at 0.542 x its memory."
-    )
-    answer = recommended(dense, row("int8", 9.0, 6.5, 1.0, **graph))
-    assert answer["sentence"].startswith("Take bf16 (sdpa, graph)")
-    assert answer["sentence"].endswith("; 3.33 x the decode speed of bf16 (sdpa, generate) at 1.08 x its memory.")
-    assert "x the decode speed" not in recommended(row("int8", 90.0, 6.5, 1.0))["sentence"]
-
-
-def test_a_loss_that_nobody_allowed_is_not_taken():
-    rows = [row("int8", 12.0, 7.0, 1.001), row("nf4", 8.0, 4.0, 1.2), row("unchecked", 7.0, 4.0, math.nan)]
-    rows[2]["top1_agreement"] = math.nan
-    answer = recommended(*rows)
-    assert answer["precision"] == "int8"
-    assert "the fastest by TPOT of 2 without a shown loss of quality" in answer["sentence"]
-    assert answer["sentence"].endswith(
-        " Left out: 1 with a loss of quality, which no limit in the config allows; 1 whose quality is not known."
-    )
-    within = recommended(*rows, limits={"memory_gib": 8.0})
-    assert "the only configuration within the limits and without a shown loss of quality" in within["sentence"]
-    assert recommended(*rows, limits={"ppl_loss_percent": 30.0})["precision"] == "nf4"
-    forced = recommended(rows[1], limits={"memory_gib": 5.0})
-    assert forced["precision"] == "nf4" and "Each choice loses quality" in forced["sentence"]
-    assert recommended(*rows, limits={"top1_agreement": 0.9})["precision"] == "nf4"
-
-
-def test_where_each_choice_loses_quality_the_least_loss_is_taken():
-    rows = [row("int8", 12.0, 7.0, 1.008), row("nf4", 11.5, 5.0, 1.01), row("fp4", 11.0, 4.0, 1.57)]
-    answer = recommended(*rows, limits={"memory_gib": 8.0})
-    assert answer["precision"] == "nf4" and "within the limits and with the least loss of quality" in answer["sentence"]
-    answer = recommended(*rows, row("new", 9.0, 4.0, math.nan), limits={"memory_gib": 8.0})
-    assert answer["precision"] == "nf4" and answer["sentence"].endswith(
-        " Each choice whose quality is known loses quality. Left out: 1 whose quality is not known."
-    )
-    unknown = [line | {"ppl_ratio": math.nan, "ppl_ratio_p": math.nan} for line in rows]
-    answer = recommended(*unknown, limits={"memory_gib": 8.0})
-    assert answer["precision"] == "fp4" and answer["sentence"].endswith(" Their quality is not known.")
-
-
-NO_INTERVAL = {"ppl_ratio_low": math.nan, "ppl_ratio_high": math.nan, "ppl_ratio_p": math.nan}
-
-
-def test_a_loss_without_an_interval_is_neither_shown_nor_overlooked():
-    table = judged(row("fp4", 10.0, 4.0, 1.8, **NO_INTERVAL), row("int8", 10.0, 7.0, 1.001, **NO_INTERVAL))
-    assert table["verdict"].drop("bf16").tolist() == ["undecided", "better"]
-    assert "PPL undecided: +80 % (no interval)" in table["verdict_reason"]["fp4"]
-    assert recommended(row("fp4", 10.0, 4.0, 1.8, **NO_INTERVAL))["precision"] == "bf16"
-
-
-def test_a_quality_that_could_not_be_measured_makes_the_verdict_undecided():
-    broken = row("int8", 10.0, 7.0, math.nan, reason="quality: 7 of 100 tokens are not finite")
-    table = judged(broken)
-    assert table["verdict"]["int8"] == "undecided" and "not finite" in table["verdict_reason"]["int8"]
-
-
-def test_the_interval_of_a_loss_is_in_the_sentence():
-    wide = row("fp4", 10.0, 4.0, 1.10, quality_spread=0.2)
-    assert "PPL loss 10 % (95 % -9.94 to 34.4)" in recommended(wide)["sentence"]
-    limited = recommended(wide, limits={"ppl_loss_percent": 20.0})
-    assert "though the interval of PPL loss reaches 34.4 %" in limited["sentence"]
-
-
-def test_quality_counts_once_per_precision_in_its_family():
-    rows = [row("int8", 10.0, 7.0, 1.01, quality_spread=0.0085), row("nf4", 10.0, 4.0, 1.2)]
-    alone = judge(pd.DataFrame([BASE, *rows]), REFERENCE, SMALLEST).set_index("precision")
-    kernels = [line | {"attention": kernel} for kernel in ("eager", "sdpa", "flash") for line in (BASE, *rows)]
-    crowd = judge(pd.DataFrame(kernels), REFERENCE, SMALLEST)
-    assert 0.01 < alone["ppl_ratio_p_holm"]["int8"] < 0.05
-    assert crowd.loc[crowd["precision"] == "int8", "ppl_ratio_p_holm"].tolist() == pytest.approx(
-        3 * [alone["ppl_ratio_p_holm"]["int8"]]
-    )
-    assert crowd.loc[crowd["precision"] == "bf16", "ppl_ratio_p_holm"].isna().all()
+    expected = [not any(beats(other, own) for other in costs) for own in costs]
+    strict = [not any((other <= own).all() and (other < own).any() for other in costs) for own in costs]
+    assert 5 < sum(expected) < 55 and expected != strict
+    rows = pd.DataFrame(costs, columns=["memory_gib", "tpot_ms", "ppl_ratio"]).assign(status="ok")
+    assert summary.pareto(rows, MARGINS) == expected
+    unable = pd.DataFrame([{"memory_gib": 0.1, "tpot_ms": 0.1, "ppl_ratio": 1.0, "status": "error"}] * 2)
+    unable.loc[1, ["status", "ppl_ratio"]] = ["ok", math.nan]
+    assert summary.pareto(pd.concat([rows, unable]), MARGINS) == [*expected, False, False]
+    free = [not any(beats(other, own) for other in costs * [1, 1, 0]) for own in costs * [1, 1, 0]]
+    assert summary.pareto(rows.assign(ppl_ratio=math.nan), MARGINS) == free  # random weights: of speed and memory
 
 
 def test_large_changes_have_no_exponents():
@@ -226,145 +201,215 @@ def test_large_changes_have_no_exponents():
     assert changes == ["+1.9 %", "+100 %", "+300 %", "-50 %", "x 40"]
 
 
-def test_a_tie_in_speed_goes_to_quality_then_memory():
-    wide = {"spread": 0.2}
-    rows = [row("a", 10.0, 7.0, 1.03, **wide), row("b", 10.8, 9.0, 1.011, **wide), row("c", 10.7, 6.0, 1.01, **wide)]
-    limits = {"ppl_loss_percent": 5.0}
-    answer = recommended(*rows, limits=limits)
-    assert answer["precision"] == "c"
-    assert "not distinguishable in speed from a (sdpa, generate) (10 ms) and lower in PPL" in answer["sentence"]
-    trap = [row("A", 10.0, 7.0, 1.006), row("B", 10.2, 9.0, 1.0), row("C", 10.1, 9.0, 1.0049)]
-    answer = recommended(*trap, limits=limits)
-    assert answer["precision"] == "C"
-    assert "at most 3 % slower than A (sdpa, generate) (10 ms) and lower in PPL" in answer["sentence"]
-    narrow = [line | {"tpot_low_ms": line["tpot_ms"] * 0.999, "tpot_high_ms": line["tpot_ms"] * 1.001} for line in rows]
-    assert recommended(*narrow, limits=limits)["precision"] == "a"
+# ------------------------------------------------------------------------------------------------------------ advice
 
 
-def test_one_repeat_still_gets_an_answer_without_an_interval():
-    single = {"tpot_degrees": math.nan, "tpot_low_ms": math.nan, "tpot_high_ms": math.nan, "p": math.nan}
-    answer = recommended(row("a", 10.0, 7.0, 1.0, **single), row("b", 12.0, 7.0, 1.0, **single))
-    assert answer["precision"] == "a" and "TPOT 10 ms (no interval)" in answer["sentence"]
-
-
-def test_an_interval_that_crosses_the_limit_is_mentioned():
-    answer = recommended(row("a", 9.9, 7.0, 1.0, spread=0.1), limits={"tpot_ms": 10.0})
-    assert answer["meets_limits"] and "reaches 10.9 ms" in answer["sentence"]
-
-
-def test_when_nothing_meets_the_limits_the_sentence_says_which_and_what_is_nearest():
-    rows = [row("int8", 12.0, 7.0, 1.001), row("nf4", 8.0, 4.0, 1.2)]
-    answer = recommended(*rows, limits={"memory_gib": 3.5, "ppl_loss_percent": 25.0})
-    assert not answer["meets_limits"] and answer["precision"] == "nf4"
-    assert "memory of 3.5 GiB is out of reach of all" in answer["sentence"]
-    assert "memory 4 GiB > 3.5 GiB" in answer["sentence"] and "PPL loss 20 % <= 25 %" in answer["sentence"]
-    torn = recommended(*rows, limits={"memory_gib": 5.0, "ppl_loss_percent": 1.0})
-    assert "each limit is met by some configuration" in torn["sentence"] and torn["precision"] == "int8"
-
-
-def test_a_limit_on_what_was_not_measured_is_not_met():
-    table = judge(pd.DataFrame([BASE]).assign(memory_gib=math.nan), REFERENCE, SMALLEST)
-    answer = recommend(table, REFERENCE, {"memory_gib": 100.0}, SMALLEST)
-    assert not answer["meets_limits"] and "memory not measured" in answer["sentence"]
-
-
-def test_the_reference_may_be_the_answer_and_everything_may_fail():
-    answer = recommended(row("slow", 60.0, 12.0, 1.05))
-    assert answer["precision"] == "bf16" and "the decode speed of" not in answer["sentence"]
-    table = judge(pd.DataFrame([BASE | {"status": "oom"}, row("a", 1, 1, 1, status="timeout")]), REFERENCE, SMALLEST)
-    answer = recommend(table, REFERENCE, {}, SMALLEST)
-    assert (
-        answer["sentence"] == "No configuration was measured (bf16 (sdpa, generate): oom, a (sdpa, generate): timeout)."
+def test_the_fastest_without_a_shown_loss_is_taken(tmp_path):
+    row = advice(tmp_path)  # nf4 is faster still, and loses 20 %
+    assert row[["verdict", "precision", "attention", "runtime"]].tolist() == ["take", "int8", "sdpa", "generate"]
+    assert row[["batch", "prompt_tokens", "new_tokens", "processes", "evidence"]].tolist() == [1, 128, 32, 3, "B"]
+    assert row[["tpot_ms", "speedup", "speedup_low", "speedup_high"]].tolist() == pytest.approx([10, 2, 2, 2])
+    assert (row["against"], row["memory_gib"], row["memory_ratio"]) == (
+        "bf16 (sdpa, generate)",
+        7,
+        pytest.approx(7 / 12),
     )
-    assert answer["precision"] == "" and not answer["meets_limits"]
-    assert (answer["device"], answer["status"]) == ("d", "oom")
+    assert (row["ppl_ratio"], row["ppl_verdict"], row["instead"], row["status"]) == (1.001, "same", "", "ok")
+    assert row["sentence"] == (
+        "Take int8 (sdpa, generate), 2 times as fast as bf16 (sdpa, generate) (2 to 2), 7 GiB, 0.583 times its memory. "
+        "Perplexity +0.1 %, shown to lie within the margin."
+    )
 
 
-def test_random_weights_are_chosen_by_speed_and_memory():
-    rows = [BASE | {"weights": "synthetic"}, row("fast", 10.0, 7.0, 1.5, weights="synthetic")]
-    table = judge(pd.DataFrame(rows), REFERENCE, SMALLEST)
-    answer = recommend(table, REFERENCE, {"ppl_loss_percent": 1.0}, SMALLEST)
-    assert answer["precision"] == "fast" and "PPL" not in answer["sentence"] and "Random weights" in answer["sentence"]
+def test_the_original_may_be_the_answer(tmp_path):
+    row = advice(tmp_path, {"bf16": 5.0, "int8": 10.0})
+    assert row["sentence"] == "Take bf16 (sdpa, generate), 12 GiB. It is the original."
 
 
-def study_tables():
-    """Return three tables: TPOT of int8 is half of bf16's, graph a quarter; the last configuration failed."""
-    noise = np.exp([0.0, 0.02, -0.02])
-    processes, memory, quality = [], [], []
-    for precision, runtime, tpot, peak, status in (
-        ("bf16", "generate", 20.0, 12.0, "ok"),
-        ("int8", "generate", 10.0, 7.0, "ok"),
-        ("int8", "graph", 5.0, 7.5, "ok"),
-        ("fp32", "generate", math.nan, math.nan, "oom"),
-    ):
-        shared = {"study": "s", "model": "m", "weights": "real", "precision": precision, "attention": "sdpa"}
-        shared |= {"runtime": runtime, "device": "d", "status": status, "reason": "" if status == "ok" else "too large"}
-        other = dict.fromkeys(("itl_p50_ms", "itl_p90_ms", "cold_ms", "load_s", "compile_s", "joules_per_token"))
-        other |= {"bandwidth_gb_s": 20.0, "step_bytes": 1e9, "attention_kernels": "flash"}
-        for batch in (1, 8):
-            workload = {"batch": batch, "prompt_tokens": 128, "new_tokens": 32}
-            for repeat, factor in enumerate(noise):
-                times = {"ttft_ms": 50.0, "tpot_ms": batch * tpot * factor, "e2e_ms": 700.0, "tokens_per_s": 45.0}
-                times |= {"repeat": repeat, "mbu": 0.5, "flags": "clocks; load"}
-                processes.append(shared | other | workload | times)
-            memory.append(shared | workload | {"weights_gib": peak - 1, "peak_load_gib": 0.0, "peak_decode_gib": peak})
-        if runtime == "generate":
-            at_protocol = {"corpus": "wiki", "protocol": "w1024", "ppl": 20.0, "ppl_ratio": 1.01, "kl_nats": 0.02}
-            at_protocol["top1_agreement"] = 0.95
-            quality.append(shared | at_protocol | {"ppl_ratio_low": 1.0, "ppl_ratio_high": 1.02, "ppl_ratio_p": 0.05})
-    return {"processes": pd.DataFrame(processes), "memory": pd.DataFrame(memory), "quality": pd.DataFrame(quality)}
+@pytest.mark.parametrize(
+    ("loss", "taken", "words"),
+    [
+        (graded("int8", 1.05, 0.03), "int8", "Perplexity +5 %, a loss beyond the margin is not shown."),
+        (graded("int8", 1.012, 0.001), "int8", "Perplexity +1.2 %, a loss that is shown."),  # beyond 0, not the margin
+        (graded("int8", 1.05, 0.001), "bf16", "It is the original."),
+        (graded("int8", 0.98, 0.001), "int8", "Perplexity -2 %, not a loss."),
+        (
+            graded("int8", 1.5, math.nan, "1 block, no interval"),
+            "int8",
+            "Perplexity +50 %, a loss beyond the margin is",
+        ),
+    ],
+)
+def test_a_loss_excludes_only_where_it_is_shown_to_exceed_the_margin(tmp_path, loss, taken, words):
+    row = advice(tmp_path, losses={"int8": loss, "nf4": 1.2})
+    assert row["precision"] == taken and words in row["sentence"]
 
 
-def summarized(folder, sources, **headline):
-    study = {"headline": {"m": HEADLINE | headline}}
-    make(folder, "speed", sources={"processes": sources.pop("processes")}, **study)
-    return make(folder, "summary", sources=sources, **study).set_index(["precision", "runtime"])
+def test_where_all_lose_more_than_the_margin_the_limits_alone_count(tmp_path):
+    row = advice(tmp_path, limits={"memory_gib": 6.0})
+    assert (row["precision"], row["verdict"]) == ("nf4", "take") and "+20 %, a loss that is shown" in row["sentence"]
 
 
-def test_summary_joins_the_tables_at_the_headline(tmp_path):
-    table = summarized(tmp_path, study_tables())
-    assert len(table) == 4
-    fast = table.loc[("int8", "graph")]
-    assert (fast["tpot_ms"], fast["speedup"]) == pytest.approx((5.0, 4.0))
-    assert fast["tpot_low_ms"] < 5.0 < fast["tpot_high_ms"] and fast["speedup_low"] < 4.0 < fast["speedup_high"]
-    assert fast["memory_ratio"] == pytest.approx(7.5 / 12) and fast["weights_gib"] == 6.5
-    assert fast["ppl_ratio"] == 1.01 and fast["quality_from"] == "sdpa, generate"
-    assert pd.isna(table.loc[("int8", "generate"), "quality_from"])
-    assert table.loc[("int8", "generate"), "flags"] == "clocks; load"
-    base = table.loc[("bf16", "generate")]
-    assert base["speedup"] == 1 and base[["speedup_low", "speedup_high", "speedup_p"]].isna().all()
-    assert base["ppl_ratio"] == 1.0
-    lost = table.loc[("fp32", "generate")]
-    assert (lost["status"], lost["reason"], lost["repeats"]) == ("oom", "too large", 0)
-    assert lost[["tpot_ms", "speedup", "memory_gib", "ppl"]].isna().all()
-    assert table["verdict"].tolist() == ["reference", "better", "better", "not measured"]
+@pytest.mark.parametrize(
+    ("limits", "taken"),
+    [
+        ({"memory_gib": 7.0, "tpot_ms": None}, "int8"),
+        ({"memory_gib": 6.9}, "nf4"),
+        ({"ppl_loss_percent": 25.0}, "nf4"),
+        ({"ppl_loss_percent": 20.0}, "int8"),  # 20 % by estimate, 20.05 % by the upper end
+        ({"tpot_ms": 12.0}, "int8"),
+        ({"tpot_ms": 11.5}, "nf4"),  # int8's slowest process takes 12 ms
+        ({"top1_agreement": 0.9}, "nf4"),
+        ({"top1_agreement": 0.965}, "bf16"),  # 97 % by estimate, 96 % by the lower end; the original has no loss
+    ],
+)
+def test_limits_are_kept_with_the_worse_end(tmp_path, limits, taken):
+    assert advice(tmp_path, TIMES | {"int8": [9.0, 10.0, 12.0]}, limits=limits)["precision"] == taken
 
 
-def test_summary_takes_memory_from_the_nearest_number_of_new_tokens(tmp_path):
-    sources = study_tables()
-    near, far = (sources["memory"].assign(new_tokens=n, peak_decode_gib=peak) for n, peak in ((24, 5.0), (128, 9.0)))
-    table = summarized(tmp_path, sources | {"memory": pd.concat([far, near])})
-    assert table.loc[("int8", "generate"), "memory_gib"] == 5.0
-    elsewhere = study_tables()
-    elsewhere["memory"] = elsewhere["memory"].assign(prompt_tokens=64)
-    assert summarized(tmp_path, elsewhere)["memory_gib"].isna().all()
+def test_nothing_meets_the_limits(tmp_path):
+    table = answers(tmp_path, limits={"memory_gib": 3.5, "ppl_loss_percent": 25.0})[1]
+    assert set(table["verdict"]) == {"nothing meets the limits"} and table["precision"].isna().all()
+    assert set(table["sentence"]) == {"No configuration keeps 3.5 GiB of memory."}
+    torn = advice(tmp_path, limits={"memory_gib": 5.0, "ppl_loss_percent": 1.0})
+    assert torn["sentence"] == "No configuration keeps all limits at once."
+    unknown = advice(tmp_path, memory={"other": 1.0}, limits={"memory_gib": 100.0})
+    assert unknown["verdict"] == "nothing meets the limits"
 
 
-def test_summary_of_partly_failed_repeats_and_of_an_unmeasured_workload(tmp_path):
-    sources = study_tables()
-    processes, memory = sources["processes"], sources["memory"]
-    processes.loc[processes["repeat"] == 0, ["status", "reason"]] = ["timeout", "600 s"]
-    memory.loc[memory["precision"] == "int8", ["status", "reason"]] = ["error", "driver"]
-    row = summarized(tmp_path, sources).loc[("int8", "generate")]
-    assert (row["status"], row["repeats"]) == ("ok", 2) and math.isnan(row["memory_gib"])
-    assert row["reason"] == "1 of 3 repeats failed (timeout: 600 s); memory: driver"
-    other = summarized(tmp_path, study_tables(), batch=4)
-    assert (other["reason"] == "this workload was not measured").all() and (other["verdict"] == "not measured").all()
+NOISY = [9.0, 10.0, 14.0]
 
 
-def test_from_tables_to_a_sentence(tmp_path):
-    limits = {"memory_gib": 8, "ppl_loss_percent": 2}
-    summarized(tmp_path, study_tables())
-    (row,) = make(tmp_path, "recommendation", headline={"m": HEADLINE}, limits=limits).to_dict("records")
-    assert (row["precision"], row["runtime"], row["meets_limits"]) == ("int8", "graph", True)
-    assert row["sentence"].startswith("Take int8 (sdpa, graph), the fastest by TPOT of 2 within the limits: ")
+def test_too_noisy_to_say_names_both(tmp_path):
+    row = advice(tmp_path, {"bf16": 60.0, "int8": [10.0, 10.0, 10.0], "fp8": NOISY}, losses={"int8": 1.0, "fp8": 1.0})
+    assert (row["verdict"], row["precision"], row["instead"]) == ("too noisy to say", "int8", "fp8 (sdpa, generate)")
+    assert row["sentence"].startswith("Too noisy to say: int8 (sdpa, generate) or fp8 (sdpa, generate), ")
+    crowd = {f"int{bits}": NOISY[bits % 3 :] + NOISY[: bits % 3] for bits in (3, 4, 5, 6, 7)}
+    row = advice(tmp_path, {"bf16": 60.0} | crowd, losses=dict.fromkeys(crowd, 1.0))
+    assert row["verdict"] == "too noisy to say" and row["instead"].count(";") == 2  # three names at most
+
+
+@pytest.mark.parametrize(
+    ("tpot_ms", "device_gib", "taken"),
+    [
+        (10.5, 80.0, "int8"),  # 5 of 80 GiB are 6 %
+        (10.5, 120.0, "bf16"),  # 4 %
+        (11.5, 80.0, "bf16"),  # slower by more than the margin
+        ([10.0, 11.6, 9.6], 80.0, "bf16"),  # not shown to be within it
+        (9.5, 120.0, "int8"),
+    ],
+)
+def test_a_slower_one_is_taken_where_it_is_shown_to_be_as_fast_and_saves_memory(tmp_path, tpot_ms, device_gib, taken):
+    row = advice(tmp_path, {"bf16": 10.0, "int8": tpot_ms}, device_gib=device_gib)
+    assert row["precision"] == taken
+
+
+def test_unknown_quality_is_never_taken(tmp_path):
+    losses = {"int8": graded("int8", None, status="error"), "nf4": 1.2}
+    row = advice(tmp_path, losses=losses)  # nf4 is excluded
+    assert (row["precision"], row["verdict"]) == ("int8", "fastest in this study")
+    assert row["sentence"].endswith("What it loses was not measured.")
+    table = answers(tmp_path, losses={})[1]
+    assert (table["verdict"] != "take").all() and only(table, use="one user")["precision"] == "nf4"
+    row = only(table, use="smallest memory")
+    assert (row["verdict"], row["precision"]) == ("least memory in this study", "nf4")
+    assert row["sentence"].startswith("Least memory in this study: nf4 (sdpa, generate), ")
+
+
+def test_random_weights_are_chosen_by_speed_and_memory_and_never_taken(tmp_path):
+    limits = {"ppl_loss_percent": 1.0, "top1_agreement": 0.99, "memory_gib": 8.0}
+    table = answers(tmp_path, losses={}, weights="synthetic", limits=limits)[1]
+    assert table[["use", "verdict", "precision"]].values.tolist() == [
+        ["one user", "fastest in this study", "nf4"],
+        ["smallest memory", "least memory in this study", "nf4"],
+    ]
+    assert "What it loses is not known: the weights are random." in table["sentence"][0]
+
+
+@pytest.mark.parametrize(
+    ("panels", "weights", "grade"),
+    [(2, "real", "C"), (3, "real", "B"), (4, "real", "B"), (5, "real", "A"), (5, "synthetic", "B")],
+)
+def test_evidence_grades_processes_and_weights(tmp_path, panels, weights, grade):
+    assert advice(tmp_path, panels=panels, weights=weights)["evidence"] == grade
+
+
+def test_the_smallest_memory_takes_the_faster_of_two_and_says_where_memory_is_unknown(tmp_path):
+    memory = {"bf16": 12.0, "int8": 6.0, "int8.sdpa.graph": 6.0}
+    row = advice(tmp_path, TIMES | {"int8.sdpa.graph": 8.0}, memory, use="smallest memory")
+    assert (row["verdict"], row["precision"], row["runtime"], row["speedup"]) == ("take", "int8", "graph", 2.5)
+    row = advice(tmp_path, memory={"other": 1.0}, use="smallest memory")
+    assert (row["verdict"], row["sentence"]) == ("not measured", "Memory was not measured.")
+
+
+def test_the_closest_to_the_original_is_another_precision_by_divergence(tmp_path):
+    times = TIMES | {"int8.sdpa.graph": 8.0}
+    row = advice(tmp_path, times, use="closest to the original", limits={"ppl_loss_percent": 30.0})
+    assert (row["verdict"], row["precision"], row["runtime"]) == ("take", "int8", "graph")
+    for lost in ({"kl_nats": math.nan}, {"ppl_ratio": math.nan}):
+        row = advice(tmp_path, losses={"int8": graded("int8", 1.001, **lost)}, use="closest to the original")
+        assert row["verdict"] == "not measured" and pd.isna(row["precision"])
+        assert row["sentence"] == "No other precision was compared with the original."
+
+
+def uses(*workloads, real=True):
+    given = [dict(zip(AT, workload)) for workload in workloads]
+    return [(case.use, (*case.workload.values(),), case.quantity) for case in cases(given[0], given, real)]
+
+
+def test_uses_are_those_that_the_workloads_tell_something_about():
+    one, long, longest, wide, wider = (1, 128, 32), (1, 1024, 8), (1, 4096, 32), (8, 512, 32), (8, 128, 32)
+    small, close = ("smallest memory", one, "tpot"), ("closest to the original", one, "tpot")
+    assert uses(one) == [("one user", one, "tpot"), small, close]
+    assert uses(one, real=False) == [("one user", one, "tpot"), small]
+    assert uses(one, long, longest, wide, wider) == [
+        ("one user", one, "tpot"),
+        ("long context", longest, "tpot"),
+        ("batch serving", wider, "e2e"),  # the shorter prompt of two with as many rows
+        small,
+        close,
+    ]
+    assert [use for use, *_ in uses(wide, longest, one)] == [
+        "one user",
+        "long context",
+        "batch serving",
+        small[0],
+        close[0],
+    ]
+    assert uses(wide, longest, one)[0] == ("one user", one, "tpot")
+    assert uses(wide)[0] == ("batch serving", wide, "e2e")
+
+
+def test_each_use_looks_at_the_time_that_counts_at_its_workload(tmp_path):
+    long, wide = AT | {"prompt_tokens": 4096}, AT | {"batch": 8, "new_tokens": 2}
+    losses = {"int8": 1.0, "fp8": 1.0}
+    more = [(long, {"bf16": 20.0, "int8": 10.0, "fp8": 5.0}), (wide, {"bf16": 1.0, "int8": 30.0, "fp8": 20.0})]
+    table = answers(tmp_path, {"bf16": 20.0, "int8": 5.0, "fp8": 10.0}, {"bf16": 9.0}, losses, more=more)[1]
+    taken = table.set_index("use")["precision"].to_dict()
+    assert (taken["one user"], taken["long context"], taken["batch serving"]) == ("int8", "fp8", "bf16")
+    row = only(table, use="batch serving")
+    assert (row["batch"], row["new_tokens"], row["tpot_ms"]) == (8, 2, 1)
+    # a whole call, not a token: bf16 is the slowest to the first one
+    for number in (20, 21, 22):
+        times = {name: [ms] for name, ms in more[1][1].items()}
+        panel(tmp_path, times, number=number, workload=wide, ttft_ms={"bf16": 99.0})
+    make(tmp_path, "processes", panels_below(tmp_path))
+    study = {"headline": {"m": HEADLINE}, "workloads": {"m": [AT, long, wide]}}
+    make(tmp_path, "speed", **study)
+    assert only(make(tmp_path, "advice", **study), use="batch serving")["precision"] == "fp8"
+
+
+def test_where_nothing_was_measured_it_says_why(tmp_path):
+    table = answers(tmp_path, dict.fromkeys(("bf16", "int8"), OOM))[1]
+    assert set(table["verdict"]) == {"not measured"} and set(table["status"]) == {"oom"}
+    assert set(table["reason"]) == {"bf16 (sdpa, generate): oom; int8 (sdpa, generate): oom"}
+    assert set(table["sentence"]) == {"No configuration was measured at this workload."}
+    wide = AT | {"batch": 64}
+    table = answers(tmp_path, more=[(wide, {"bf16": OOM, "int8": OOM | {"status": "timeout"}})])[1]
+    assert only(table, use="one user")["verdict"] == "take"
+    row = only(table, use="batch serving")
+    assert (row["verdict"], row["status"]) == ("not measured", "oom")
+    assert row["reason"] == "bf16 (sdpa, generate): oom; int8 (sdpa, generate): timeout"
+    planned = {"workloads": {"m": [AT, AT | {"batch": 32}]}}
+    row = advice(tmp_path / "new", use="batch serving", **planned)
+    assert row[["status", "reason"]].tolist() == ["error", "this workload was not measured"]

@@ -140,7 +140,7 @@ def candidates_of(case: Case, summary: pd.DataFrame, tables: dict) -> pd.DataFra
     quality = summary[[*KEY, *OF_QUALITY, *OF_SUMMARY]]
     rows = speed.merge(ok(probes)[[*KEY, "memory_gib"]], how="left", on=KEY).merge(quality, how="left", on=KEY)
     memory = {name_of(tuple(one[KEY])): one["memory_gib"] for _, one in rows.iterrows()}
-    rows["memory_ratio"] = rows["memory_gib"] / rows["against"].map(memory)
+    rows["memory_ratio"] = rows["memory_gib"] / rows["against"].map(memory).astype(float)
     # A limit is kept with the worse end of an interval. The reference loses nothing and agrees with itself, whatever a
     # second run of it did.
     rows["loss_percent"] = 100 * (rows["ppl_ratio_high"].fillna(rows["ppl_ratio"]) - 1)
