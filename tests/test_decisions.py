@@ -67,7 +67,7 @@ def take_panels(blocks, memory: list[float]) -> int:
 
 
 def take_ties(blocks, memory: list[float]) -> int:
-    """The rule of version 1: what is not significantly slower than the fastest counts as tied, and the smallest wins."""
+    """The rule of version 1: what is not significantly slower than the fastest is tied with it; the smallest wins."""
     logs = np.array([[np.median(np.log(block[key])) for block in blocks] for key in range(6)])
     pooled = math.sqrt(logs.var(axis=1, ddof=1).mean() * 2 / len(blocks))
     fastest = logs.mean(axis=1).argmin()

@@ -28,7 +28,12 @@ def graded(precision, ratio, se=0.0001, blocks="10 documents", **changes):
     row = identity(precision) | {"corpus": "wiki", "protocol": "w1024", "blocks": blocks, "ppl": ppl}
     row |= {"ppl_low": ppl - 1, "ppl_high": ppl + 1, "delta_nll": loss, "delta_nll_se": se, "ppl_ratio": math.exp(loss)}
     row |= {"ppl_ratio_low": math.nan, "ppl_ratio_high": math.nan, "top1_agreement": 0.97, "top1_low": 0.96}
-    row |= {"top1_high": 0.98, "kl_nats": abs(loss) if ratio else 1e-6, "kl_low_nats": math.nan, "kl_high_nats": math.nan}
+    row |= {
+        "top1_high": 0.98,
+        "kl_nats": abs(loss) if ratio else 1e-6,
+        "kl_low_nats": math.nan,
+        "kl_high_nats": math.nan,
+    }
     return row | changes
 
 
