@@ -104,13 +104,14 @@ def test_tables_columns_and_verdicts_exist():
     named = {row[0].strip("`").removesuffix(".csv"): set(pages.code_spans(row[2])) for row in pages.rows(about)}
     for table, columns in named.items():
         there = {column.name for column in tables.columns_of(table)}
-        assert columns - {"_low", "_high"} <= there, table
+        assert columns - {"_min", "_max"} <= there, table
     diagnostics = re.search(r"With \[`diagnostics`\].*?\n\n", about, re.S)[0]
     config = yaml.safe_load(pages.read("workflow/schemas/config.schema.yaml"))["properties"]["diagnostics"]
     assert set(re.findall(r"`(\w+)\.csv`", diagnostics)) == set(config["properties"])
     assert set(named) | set(config["properties"]) == set(tables.TABLES)
     assert {column.name for column in SHARED} <= set(pages.code_spans(about))
-    assert {"better", "worse", "mixed", "undecided", "not distinguishable"} <= texts(LIBRARY / "tables")
+    verdicts = set(pages.code_spans(re.search(r"Verdicts are (.*?)\.\s", about, re.S)[1]))
+    assert len(verdicts) == 8 and verdicts <= texts(LIBRARY / "tables") | texts(LIBRARY / "stats")
 
 
 def test_what_is_said_of_the_default_study():

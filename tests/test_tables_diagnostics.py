@@ -127,7 +127,7 @@ def test_attention_that_stopped_has_a_row_for_every_point(tmp_path):
 
 
 ROW = {"study": "s", "model": "m", "weights": "real", "runtime": "generate", "device": "cpu", "status": "ok"}
-ROW |= {"reason": "", "new_tokens": 8, "tokens_per_s": 1.0, "ttft_ms": 10.0}
+ROW |= {"reason": "", "new_tokens": 8, "tokens_per_s": 1.0, "ttft_ms": 10.0, "process": 0, "again": "no"}
 
 
 def crossovers(folder, rows, *records):
@@ -141,6 +141,9 @@ def test_crossovers_of_precisions_and_of_attention_kernels(tmp_path):
         for precision, rate in (("fp32", 100.0), ("int8", 100.0 * batch**2 / 4)):
             cell = ROW | {"precision": precision, "attention": "sdpa", "batch": batch, "prompt_tokens": 64}
             rows.append(cell | {"tokens_per_s": rate})
+            rows += [
+                cell | {"tokens_per_s": 9e9} | more for more in ({"again": "yes"}, {"group": 1})
+            ]  # of the reference
             if batch == 1 or precision == "fp32":  # a single common point is no grid
                 rows.append(cell | {"runtime": "graph"})
     for prompt in (256, 1024):  # twice as slow at 256 tokens, twice as fast at 1 024: even at 512
@@ -216,41 +219,39 @@ def test_a_crossover_in_words(crossing, words):
 
 
 @pytest.fixture
-def memory() -> pd.DataFrame:
-    """memory.csv of 10 GiB of weights, and 2⁻¹⁰ GiB for each token of each sequence."""
+def probes() -> pd.DataFrame:
+    """probes.csv of a GPU: 10 GiB of weights, and 2⁻¹⁰ GiB for each token of each sequence."""
     rows = []
     for batch, status in ((1, "ok"), (4, "ok"), (64, "oom")):
         gib = 10 + batch * 1024 / 1024
-        cell = ROW | {"precision": "bf16", "attention": "sdpa", "batch": batch, "prompt_tokens": 1000, "new_tokens": 24}
+        cell = ROW | {"precision": "bf16", "attention": "sdpa", "batch": batch, "prompt_tokens": 1000}
+        cell |= {"new_tokens": 24, "device": "cuda", "peak_load_gib": 10.0}
         sizes = {"weights_gib": 10.0, "kv_cache_gib": batch * 1.0, "peak_prefill_gib": gib, "peak_decode_gib": gib}
         rows.append(cell | (sizes if status == "ok" else {"status": "oom"}))
     return pd.DataFrame(rows)
 
 
-def test_capacity_with_what_was_really_measured(tmp_path, memory):
-    failed = memory.assign(precision="fp32", status="error", reason="driver")
-    single = memory[:1].assign(precision="nf4")
-    table = make(tmp_path, "capacity", sources={"memory": pd.concat([memory, failed, single])})
+def test_capacity_with_what_was_really_measured(tmp_path, probes):
+    failed = probes.assign(precision="fp32", status="error", reason="driver")
+    single = probes[:1].assign(precision="nf4")
+    host = probes.assign(precision="int8", device="cpu")  # whose peak is a reading of chance
+    table = make(tmp_path, "capacity", sources={"probes": pd.concat([probes, failed, single, host])})
     short, long = table[table["precision"] == "bf16"].to_dict("records")
     assert (short["context_tokens"], short["largest_batch"], short["first_too_large"]) == (1024, 30, 31)
     assert (short["fits_gib"], short["too_large_gib"], short["residual_gib"]) == (40, 41, 0)
     assert (short["largest_ok"], short["smallest_oom"]) == (4, 64)
-    assert (short["study"], short["device"], short["status"], short["device_gib"]) == ("s", "cpu", "ok", 40)
+    assert (short["study"], short["device"], short["status"], short["device_gib"]) == ("s", "cuda", "ok", 40)
     assert pd.isna([short[name] for name in ("usable_gib", "verified_fits", "prediction")]).all()
     assert (long["context_tokens"], long["largest_batch"]) == (2048, 15) and pd.isna(long["largest_ok"])
+    assert "int8" not in set(table["precision"])
     assert only(table, precision="fp32")[["status", "reason"]].tolist() == ["error", "driver"]
-    too_few = "memory.csv: the memory model needs at least 2 measured workloads, there is 1"
+    too_few = "probes.csv: the memory model needs at least 2 measured workloads, there is 1"
     assert only(table, precision="nf4")[["status", "reason"]].tolist() == ["unsupported", too_few]
 
 
-def capacities(memory, *records, contexts=(1024, 2048)) -> list[dict]:
+def capacities(probes, *records, contexts=(1024, 2048)) -> list[dict]:
     study = {"capacity": {"contexts": contexts, "device_gib": 40.0}}
-    return capacity.capacity(Sources(list(records), {"memory": memory}, study))
-
-
-def test_host_memory_stands_in_where_a_device_has_no_peaks(memory):
-    host = memory.rename(columns={"peak_decode_gib": "peak_rss_gib"}).drop(columns="peak_prefill_gib")
-    assert capacities(host)[0]["largest_batch"] == 30
+    return capacity.capacity(Sources(list(records), {"probes": probes}, study))
 
 
 def capacity_record(runs: dict[int, str], status="ok", **results) -> dict:
@@ -271,34 +272,34 @@ def capacity_record(runs: dict[int, str], status="ok", **results) -> dict:
         ({28: "ok", 31: "ok", 34: "ok", 40: "ok", 52: "ok"}, 52, None, "missed"),
     ],
 )
-def test_what_was_verified_is_beside_its_prediction(memory, runs, fits, too_large, prediction):
-    short, long = capacities(memory, capacity_record(runs))
+def test_what_was_verified_is_beside_its_prediction(probes, runs, fits, too_large, prediction):
+    short, long = capacities(probes, capacity_record(runs))
     assert (short["device_gib"], short["usable_gib"], short["largest_batch"]) == (40.0, 39.5, 29)
     assert (short["verified_fits"], short["verified_oom"], short["prediction"]) == (fits, too_large, prediction)
     assert long["largest_batch"] == 14 and "prediction" not in long  # 29.5 / 2
 
 
-def test_a_model_that_does_not_fit_at_all_holds_its_prediction(memory):
+def test_a_model_that_does_not_fit_at_all_holds_its_prediction(probes):
     nothing = capacity_record({1: "oom"}, usable_gib=9.0, largest_batch=0, below=0, above=1)
-    (row,) = capacities(memory, nothing, contexts=[1024])
+    (row,) = capacities(probes, nothing, contexts=[1024])
     assert (row["largest_batch"], row["verified_fits"], row["verified_oom"], row["prediction"]) == (0, 0, 1, "held")
 
 
-def test_a_verification_that_failed_says_so_at_its_context(memory):
-    (row,) = capacities(memory, capacity_record({28: "ok"}, status="timeout"), contexts=[1024])
+def test_a_verification_that_failed_says_so_at_its_context(probes):
+    (row,) = capacities(probes, capacity_record({28: "ok"}, status="timeout"), contexts=[1024])
     assert (row["verified_fits"], row["verified_oom"]) == (28, None)
     assert (row["status"], row["prediction"], row["prediction_reason"]) == ("ok", "timeout", "why")
     never = capacity_record({}, status="unsupported") | {"results": {}}
-    short, long = capacities(memory, never)
+    short, long = capacities(probes, never)
     assert "prediction" not in short and long["prediction"] == "unsupported" and long["largest_batch"] == 15
 
 
-def test_the_measured_device_is_the_default(tmp_path, memory):
+def test_the_measured_device_is_the_default(tmp_path, probes):
     hardware = [{"host_memory_gib": 23.5}, {"host_memory_gib": 128.0, "gpu": {"memory_gib": 139.8}}]
     assert [*map(capacity.device_memory_gib, hardware), capacity.device_memory_gib({})] == [23.5, 139.8, math.inf]
-    record = write_record(tmp_path, "memory", {}, {"workloads": []}, provenance=hardware[0])
+    record = write_record(tmp_path, "probe", {}, {"workloads": []}, provenance=hardware[0])
     study = {"capacity": {"contexts": [1024], "device_gib": None}}
-    assert make(tmp_path, "capacity", [record], {"memory": memory}, **study)["device_gib"].tolist() == [23.5]
+    assert make(tmp_path, "capacity", [record], {"probes": probes}, **study)["device_gib"].tolist() == [23.5]
 
 
 # ------------------------------------------------------------------------------------------------------------- tasks
