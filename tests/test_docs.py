@@ -234,5 +234,5 @@ def test_the_table_of_rules_is_that_of_the_workflow():
             assert measured == set(re.findall(r"`(\w+)`", makes)), name
         else:
             written = re.sub(r"\{\{?\w*\}?\}", "<>", body.replace("{RESULTS}/", ""))
-            paths = [re.sub("<.*?>", "<>", span) for span in re.findall(r"`([^`]+\.\w+)`", makes)]
-            assert paths and all(f'{path}"' in written for path in paths), (name, paths)
+            paths = [re.sub("<.*?>", "<>", span) for span in re.findall(r"`([^`]+(?:\.\w+|/))`", makes)]
+            assert paths and all(f'{path.rstrip("/")}"' in written for path in paths), (name, paths)

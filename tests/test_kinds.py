@@ -91,7 +91,7 @@ def test_a_panel_beyond_the_minimum_waits_for_those_before_and_may_not_be_needed
     tiny.put(config, "speed.panels.minutes", 7)
     study = study_config.complete(config)
     panels = kinds.records(study, "panel")[:4]
-    until = {"margin_percent": 10, "minutes": 7, "dense": ["fp32", "bf16"]}
+    until = {"margin_percent": 10, "minutes": 7, "minimum": 2, "dense": ["fp32", "bf16"]}
     assert [kinds.job(study, one).settings["until"] for one in panels] == [None, None, until, until]
     assert [kinds.inputs(study, one).get("panels") for one in panels] == [
         None,

@@ -4,7 +4,7 @@ import pytest
 from llmstudy.tables import settled
 from table_kit import AT, OOM, panel, write_record
 
-UNTIL = {"margin_percent": 10.0, "minutes": 2.0, "dense": ["fp32", "bf16"]}
+UNTIL = {"margin_percent": 10.0, "minutes": 2.0, "minimum": 1, "dense": ["fp32", "bf16"]}
 SETTINGS = {"workloads": [AT, AT | {"batch": 8}], "until": UNTIL}
 
 

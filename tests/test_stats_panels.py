@@ -1,150 +1,290 @@
-"""Comparisons within panels, against closed forms and published tables; ``test_decisions.py`` has their simulations."""
+"""Speed-ups from panels against closed forms, printed tables and scipy's own tests."""
 
 import math
 
 import numpy as np
 import pytest
-from llmstudy.stats import panels
+from llmstudy.stats.panels import Comparison, choose, compare, dunnett, pooled_degrees, power, verdict
 from scipy import stats
 
-RNG = np.random.default_rng(7)
+NAMES = "abcdefg"
+FAMILY = dict.fromkeys(NAMES, "generate")
 
 
-def blocks(logs: dict[str, list[float]], rounds: int = 3) -> list[dict]:
-    """A block for each process, whose time of a configuration is the same in every round."""
-    number = len(next(iter(logs.values())))
-    return [{key: np.full(rounds, math.exp(values[one])) for key, values in logs.items()} for one in range(number)]
-
-
-def compared(held, base="base", **family):
-    return panels.compare(held, base, dict.fromkeys((key for one in held for key in one), "generate") | family)
-
-
-@pytest.mark.parametrize(
-    ("comparisons", "degrees", "published"),
-    # Dunnett, Biometrics 20, 1964, table of two-sided 5 % points
-    [
-        (1, 10, 2.23),
-        (2, 10, 2.57),
-        (3, 10, 2.76),
-        (5, 10, 2.99),
-        (5, 20, 2.73),
-        (9, 60, 2.77),
-        (2, 5, 3.03),
-        (9, 5, 3.97),
-    ],
-)
-def test_simultaneous_ends_are_dunnetts(comparisons, degrees, published):
-    assert panels.simultaneous(comparisons, degrees) == pytest.approx(published, abs=0.011)
-
-
-def test_one_comparison_is_students():
-    held = blocks({"base": [0, 0.1, -0.05, 0.02], "own": [-0.3, -0.25, -0.29, -0.31]})
-    found = compared(held)["own"]
-    gains = np.log([one["base"][0] / one["own"][0] for one in held])
-    low, high = stats.t.interval(0.95, 3, gains.mean(), stats.sem(gains))
-    assert (found.value, found.low, found.high) == pytest.approx(
-        (math.exp(gains.mean()), math.exp(low), math.exp(high)), rel=1e-5
-    )
-    ends = stats.t.interval(0.90, 3, gains.mean(), stats.sem(gains))
-    assert (found.bound_low, found.bound_high) == pytest.approx(tuple(np.exp(ends))) and found.processes == 4
-
-
-def test_ratios_are_of_the_same_round():
-    """Both slow down sixfold in the course of a process; a ratio of medians would hide the order of the rounds."""
-    drift, own = np.array([1.0, 2, 3, 4, 5, 6]), np.array([2.0, 1, 2, 1, 2, 2])
-    held = [{"base": drift, "own": drift * own} for _ in range(2)]
-    assert compared(held)["own"].value == pytest.approx(0.5)
-    held[0]["own"][0] = math.nan  # a call that failed
-    assert compared(held)["own"].value == pytest.approx(0.5)
-
-
-def test_spread_is_pooled_within_a_family_and_never_over_two():
-    noise = {"base": [0.0] * 3, "a": [0.1, -0.1, 0.0], "b": [0.2, 0.0, -0.2], "steady": [0.001, -0.001, 0.0]}
-    found = compared(blocks(noise), steady="graph")
-    variance = (np.var(noise["a"], ddof=1) + np.var(noise["b"], ddof=1)) / 2
-    degrees = 2 * 2 / (1 + 1 / 4)  # (P − 1) m / (1 + (m − 1) / 4)
-    half = panels.simultaneous(3, degrees) * math.sqrt(variance / 3)
-    for key in ("a", "b"):
-        assert math.log(found[key].high / found[key].value) == pytest.approx(half)
-    assert found["steady"].high < 1.01 < found["a"].high
-
-
-def test_the_degrees_of_a_pooled_variance_are_those_of_correlated_ones():
-    """The mean of m variances with a common base: twice its squared mean over its variance is its degrees."""
-    processes, number = 4, 5
-    gains = RNG.normal(size=(20000, processes, 1)) - RNG.normal(size=(20000, processes, number))
-    pooled = gains.var(axis=1, ddof=1).mean(axis=1)
-    assert 2 * pooled.mean() ** 2 / pooled.var() == pytest.approx((processes - 1) * number / 2, rel=0.05)
-
-
-def test_what_is_in_no_process_with_the_base_is_compared_between_processes():
-    alone = [
-        {"base": np.exp([0.0, 0.02])},
-        {"base": np.exp([0.1, 0.1])},
-        {"own": np.exp([-0.5])},
-        {"own": np.exp([-0.6])},
+def panels(processes=3, rounds=6, names=NAMES, sd=0.05, seed=0):
+    """Return blocks in which every next configuration is 10 % slower."""
+    rng = np.random.default_rng(seed)
+    return [
+        {name: 10 * 1.1**i * np.exp(sd * rng.standard_normal(rounds)) for i, name in enumerate(names)}
+        for _ in range(processes)
     ]
-    found = compared(alone)["own"]
-    assert math.log(found.value) == pytest.approx((0.01 + 0.1) / 2 + 0.55)
-    # both sides are of one family: its variance, and its degrees of freedom
-    variance = ((0.1 - 0.01) ** 2 / 2 + 0.1**2 / 2) / 2
-    half = panels.simultaneous(1, 2) * math.sqrt(variance / 2 + variance / 2)
-    assert math.log(found.high / found.value) == pytest.approx(half) and found.processes == 2
 
 
-def test_one_process_has_no_interval_and_decides_nothing():
-    found = compared(blocks({"base": [0.0], "own": [-1.0]}))["own"]
-    assert found.value == pytest.approx(math.e) and found.processes == 1
-    assert all(math.isnan(end) for end in (found.low, found.high, found.bound_low, found.bound_high))
-    assert panels.verdict(found, 0.1) == "not enough data"
-    assert compared([{"own": np.ones(3)}]) == {}  # nothing to compare with
+def interval(comparison):
+    return comparison.low, comparison.high
+
+
+def ends(comparison):
+    return comparison.low, comparison.high, comparison.bound_low, comparison.bound_high
+
+
+# --------------------------------------------------------------------------------------------------------- quantiles
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "bound_low", "bound_high", "word"),
+    ("degrees", "printed"),
     [
-        (1.2, 1.6, 1.25, 1.5, "faster"),
-        (0.6, 0.8, 0.62, 0.78, "slower"),
-        (0.93, 1.08, 0.94, 1.07, "same"),
-        (1.01, 1.08, 1.02, 1.07, "same"),  # certain, and too small to matter
-        (1.01, 1.14, 1.02, 1.12, "faster"),
-        (0.8, 1.3, 0.85, 1.2, "not enough data"),
-        (0.9, 1.05, 0.905, 1.04, "not enough data"),  # 1 / 1.1 is 0.909
+        (5, [2.57, 3.03, 3.29, 3.48, 3.62, 3.73]),
+        (10, [2.23, 2.57, 2.76, 2.89, 2.99, 3.07]),
+        (20, [2.09, 2.38, 2.54, 2.65, 2.73, 2.80]),
+        (60, [2.00, 2.27, 2.41, 2.51, 2.58, 2.64]),
     ],
 )
-def test_verdicts(low, high, bound_low, bound_high, word):
-    assert panels.verdict(panels.Comparison(1.0, low, high, bound_low, bound_high, 3), 0.1) == word
+def test_dunnett_s_quantiles_are_those_of_his_table(degrees, printed):
+    """Two-sided, 5 % (Dunnett, Biometrics 20, 1964, table II)."""
+    assert [dunnett(m, degrees) for m in range(1, 7)] == pytest.approx(printed, abs=0.0051)
 
 
-def chosen(held, memory, device=10.0):
-    keys = list(memory)
-    return panels.choose(held, keys, dict.fromkeys(keys, "graph"), memory, device, 0.1)
+@pytest.mark.parametrize("degrees", [1, 2, 5.3, 200])
+def test_one_comparison_is_student_s_t_and_more_stay_below_bonferroni(degrees):
+    assert dunnett(1, degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-4)
+    assert dunnett(1, degrees) < dunnett(6, degrees) < stats.t.ppf(1 - 0.025 / 6, degrees)
 
 
-def test_the_fastest_is_taken_unless_one_shown_to_be_as_fast_saves_memory():
-    noise = np.array([0.001, -0.001, 0.0])
-    held = blocks({"fast": noise, "near": 0.03 - noise, "far": 0.3 + noise[::-1]})
-    assert chosen(held, {"fast": 5.0, "near": 4.9, "far": 1.0}) == panels.Choice("fast", "fast", ())
-    assert chosen(held, {"fast": 5.0, "near": 4.4, "far": 1.0}) == panels.Choice("near", "fast", ())
-    # 0.6 GiB are nothing on a card of 80
-    assert chosen(held, {"fast": 5.0, "near": 4.4, "far": 1.0}, device=80.0).taken == "fast"
+def test_pooled_degrees_are_box_s():
+    for m in (1, 2, 6):
+        covariance = np.full((m, m), 0.5) + 0.5 * np.eye(m)
+        box = np.trace(covariance) ** 2 / np.trace(covariance @ covariance)
+        assert pooled_degrees(2 * m, m) == pytest.approx(2 * box)
+    assert pooled_degrees(12, 6, 1.0) == 2 and pooled_degrees(12, 6, 0.0) == 12
 
 
-def test_what_noise_hides_is_not_taken_for_its_memory():
-    wild = np.array([0.4, -0.4, 0.0])
-    held = blocks({"fast": wild, "slow": 0.3 - wild, "near": 0.05 + wild[::-1]})
-    found = chosen(held, {"fast": 5.0, "slow": 1.0, "near": 2.0})
-    assert found == panels.Choice("fast", "fast", ("near", "slow"))
+def test_power_is_that_of_the_noncentral_t():
+    for processes, ratio in ((3, 1.1), (3, 1.2), (3, 1 / 1.2), (5, 1.2), (5, 1.5)):
+        degrees = pooled_degrees(6 * (processes - 1), 6)
+        shift, critical = math.log(ratio) / (0.088 / math.sqrt(processes)), dunnett(6, degrees)
+        expected = stats.nct.sf(critical, degrees, shift) + stats.nct.cdf(-critical, degrees, shift)
+        assert power(0.088, processes, degrees, 6, ratio) == pytest.approx(expected, abs=1e-3)
+    assert power(0.088, 3, 5.3, 1, 1.0) == pytest.approx(0.05, abs=1e-4)
+    assert power(0.005, 3, 5.3, 6, 2.0) == pytest.approx(1.0)  # scipy's is NaN here
 
 
-def test_power_is_the_share_of_studies_that_find_a_ratio():
-    sd, processes, number, studies = 0.1, 3, 5, 4000
-    degrees = (processes - 1) * number / 2
-    for ratio in (1.1, 1.2, 1.5):
-        gains = math.log(ratio) + RNG.normal(0, sd / math.sqrt(2), (studies, processes, 1))
-        gains = gains - RNG.normal(0, sd / math.sqrt(2), (studies, processes, number))
-        se = np.sqrt(gains.var(axis=1, ddof=1).mean(axis=1) / processes)
-        found = (gains[:, :, 0].mean(axis=1) / se > panels.simultaneous(number, degrees)).mean()
-        assert panels.power(sd, processes, degrees, number, ratio) == pytest.approx(found, abs=0.03)
-    assert panels.power(sd, processes, degrees, number, 1 / 1.2) == panels.power(sd, processes, degrees, number, 1.2)
+# ----------------------------------------------------------------------------------------------------------- panels
+
+
+def test_a_comparison_by_hand():
+    blocks = panels()
+    ratios = np.array([[np.median(np.log(b["a"] / b[name])) for name in NAMES[1:]] for b in blocks])
+    error = math.sqrt(ratios.var(axis=0, ddof=1).mean() / 3)
+    degrees = 2 * 6 / (1 + 5 / 4)
+    compared = compare(blocks, "a", FAMILY)
+    assert list(compared) == list(NAMES[1:])
+    for name, mean in zip(NAMES[1:], ratios.mean(axis=0)):
+        adjusted, alone = dunnett(6, math.floor(10 * degrees) / 10) * error, stats.t.ppf(0.95, degrees) * error
+        assert compared[name].value == pytest.approx(math.exp(mean))
+        assert interval(compared[name]) == pytest.approx((math.exp(mean - adjusted), math.exp(mean + adjusted)))
+        assert compared[name].bound_low == pytest.approx(math.exp(mean - alone))
+        assert compared[name].bound_high == pytest.approx(math.exp(mean + alone))
+        assert compared[name].processes == 3
+
+
+def test_rounds_are_paired():
+    """A machine whose speed changes tenfold from round to round, all of it common: the ratio is exact."""
+    speed = np.array([1.0, 10, 2, 5, 7, 3])
+    blocks = [{"a": 3 * speed, "b": 2 * speed}, {"a": 30 * speed, "b": 20 * speed * 1.01}]
+    compared = compare(blocks, "a", {"a": 0, "b": 0})["b"]
+    assert compared.value == pytest.approx(1.5 / math.sqrt(1.01))
+    assert compared.low > 1.4 / 1.01
+    moved = compare([block | {"b": np.roll(block["b"], 1)} for block in blocks], "a", {"a": 0, "b": 0})["b"]
+    assert moved.value != pytest.approx(compared.value, rel=0.05)
+
+
+def test_rounds_that_failed_are_left_out():
+    blocks = panels()
+    without = [dict(block) for block in blocks]
+    for block in without:
+        block["b"] = np.where(np.arange(6) % 3 == 1, np.nan, block["b"])
+    expected = [np.median(np.log(b["a"] / b["b"])[[0, 2, 3, 5]]) for b in blocks]
+    assert compare(without, "a", FAMILY)["b"].value == pytest.approx(math.exp(np.mean(expected)))
+    without[0]["b"] = np.full(6, np.nan)
+    compared = compare(without, "a", FAMILY)["b"]
+    assert compared.value == pytest.approx(math.exp(np.mean(expected[1:]))) and compared.processes == 2
+
+
+def test_one_process_has_no_interval():
+    for compared in compare(panels(processes=1), "a", FAMILY).values():
+        assert np.isnan(ends(compared)).all() and compared.processes == 1
+        assert verdict(compared, 0.1) == "not enough data"
+    blocks = panels()
+    del blocks[1]["g"], blocks[2]["g"]
+    compared = compare(blocks, "a", FAMILY)
+    assert np.isnan(ends(compared["g"])).all() and compared["g"].processes == 1  # no spread is borrowed
+    five = compare(blocks, "a", dict.fromkeys(NAMES[:-1], 0))
+    assert interval(compared["b"]) == interval(five["b"])  # and it does not count among the comparisons
+
+
+@pytest.mark.parametrize("blocks", [[], panels(names="bcd"), panels(names="a")])
+def test_what_was_not_measured_is_not_compared(blocks):
+    for compared in compare(blocks, "a", {"a": 0, "b": 0}).values():
+        assert np.isnan((compared.value, *ends(compared))).all() and compared.processes == 0
+
+
+def test_impossible_times():
+    with pytest.raises(ValueError, match="positive"):
+        compare([{"a": np.array([1.0, 0.0]), "b": np.array([1.0, 1.0])}], "a", {"a": 0, "b": 0})
+
+
+def test_many_studies_at_once_are_each_alone():
+    studies = [panels(seed=seed) for seed in range(4)]
+    together = [{name: np.stack([s[p][name] for s in studies]) for name in NAMES} for p in range(3)]
+    family = FAMILY | {"f": "graph", "g": "graph"}
+    compared = compare(together, "a", family)
+    for i, study in enumerate(studies):
+        for name, alone in compare(study, "a", family).items():
+            assert ends(alone) == pytest.approx([end[i] for end in ends(compared[name])])
+            assert alone.processes == compared[name].processes[i]
+
+
+# --------------------------------------------------------------------------------------------------------- families
+
+
+def widths(compared, names):
+    return [math.log(compared[name].bound_high / compared[name].bound_low) for name in names]
+
+
+def test_families_do_not_share_their_spread():
+    quiet, noisy = panels(names="abcd", sd=0.001), panels(names="efg", sd=0.2, seed=1)
+    family = dict.fromkeys("abcd", "graph") | dict.fromkeys("efg", "generate")
+    both = compare([one | other for one, other in zip(quiet, noisy)], "a", family)
+    alone = compare(quiet, "a", dict.fromkeys("abcd", "graph"))
+    assert widths(both, "bcd") == pytest.approx(widths(alone, "bcd"))
+    assert min(widths(both, "efg")) > 50 * max(widths(both, "bcd"))
+    assert both["b"].low < alone["b"].low  # six comparisons instead of three
+
+
+def test_pooling_adds_no_degrees_where_the_noise_is_the_base_s():
+    """Four graphs against a noisy base: their ratios are one number, whose spread has two degrees of freedom."""
+    blocks = [one | other for one, other in zip(panels(names="a", sd=0.2), panels(names="bcde", sd=1e-6, seed=1))]
+    compared = compare(blocks, "a", {"a": "generate"} | dict.fromkeys("bcde", "graph"))
+    ratios = [np.median(np.log(block["a"] / block["b"])) for block in blocks]
+    expected = 2 * stats.t.ppf(0.95, 2) * np.std(ratios, ddof=1) / math.sqrt(3)
+    assert widths(compared, "bcde") == pytest.approx([expected] * 4, rel=1e-3)
+
+
+def test_pooling_adds_degrees_where_the_noise_is_the_family_s_own():
+    """Two whose ratios to a base of another family do not correlate: counted as if by 1/2, never as fewer."""
+    errors = {"b": (0.01, -0.01, 0.0), "c": (0.01, 0.01, -0.02)}
+    blocks = [{"a": np.ones(6)} | {name: np.exp(np.full(6, e[i])) for name, e in errors.items()} for i in range(3)]
+    compared = compare(blocks, "a", {"a": "graph", "b": "generate", "c": "generate"})
+    expected = 2 * stats.t.ppf(0.95, 4 / 1.25) * math.sqrt((2e-4 + 6e-4) / 4 / 3)
+    assert widths(compared, "bc") == pytest.approx([expected] * 2)
+
+
+# --------------------------------------------------------------------------------------------------------- unpaired
+
+
+def alone(blocks):
+    """Return a block per configuration: processes of one."""
+    return [{name: times} for block in blocks for name, times in block.items()]
+
+
+def test_processes_of_one_configuration_are_dunnett_s_own_case():
+    blocks = panels(processes=5)
+    compared = compare(alone(blocks), "a", FAMILY)
+    logs = {name: [-np.median(np.log(block[name])) for block in blocks] for name in NAMES}
+    test = stats.dunnett(*(logs[name] for name in NAMES[1:]), control=logs["a"], rng=np.random.default_rng(0))
+    expected = test.confidence_interval(0.95)
+    for i, name in enumerate(NAMES[1:]):
+        assert compared[name].value == pytest.approx(math.exp(np.mean(logs[name]) - np.mean(logs["a"])))
+        assert np.log(interval(compared[name])) == pytest.approx([expected.low[i], expected.high[i]], abs=2e-3)
+        assert compared[name].processes == 5
+
+
+def test_unpaired_without_pooling_is_the_t_test_of_two_samples():
+    compared = compare(alone(blocks := panels(names="ab")), "a", {"a": 0, "b": 0})["b"]
+    logs = [[np.median(np.log(block[name])) for block in blocks] for name in "ab"]
+    expected = stats.ttest_ind(*logs).confidence_interval(0.90)
+    assert np.log([compared.bound_low, compared.bound_high]) == pytest.approx([expected.low, expected.high])
+    one = compare(alone(blocks)[:-1] + alone(panels(names="b", seed=5)), "a", {"a": 0, "b": 1})["b"]
+    assert one.processes == 3 and one.bound_high > one.value
+
+
+def test_groups_are_compared_through_the_reference_in_each():
+    """Two groups in processes whose speed differs tenfold: by their times alone nothing could be said."""
+    blocks = []
+    for i, block in enumerate(panels(sd=0.01)):
+        blocks.append({name: block[name] for name in "abcd"})
+        blocks.append({name: times * 10 ** (i - 1) for name, times in block.items() if name in "aefg"})
+    compared = compare(blocks, "b", FAMILY)
+    own = np.array([np.median(np.log(block["a"] / block["g"])) for block in blocks[1::2]])
+    base = np.array([np.median(np.log(block["a"] / block["b"])) for block in blocks[::2]])
+    assert compared["g"].value == pytest.approx(math.exp(own.mean() - base.mean()))
+    assert 0.9 < compared["g"].low / compared["g"].value < 1
+    assert compared["c"].value == pytest.approx(compare(blocks[::2], "b", FAMILY)["c"].value)
+    assert (compared["g"].processes, compared["c"].processes, compared["a"].processes) == (3, 3, 3)
+
+
+# -------------------------------------------------------------------------------------------------------- decisions
+
+
+@pytest.mark.parametrize(
+    ("simultaneous", "single", "word"),
+    [
+        ((1.01, 1.60), (1.10, 1.50), "faster"),
+        ((0.60, 0.99), (0.65, 0.95), "slower"),
+        ((0.90, 1.12), (0.95, 1.05), "same"),
+        ((1.01, 1.09), (1.02, 1.08), "same"),  # shown to be faster, and by less than matters
+        ((0.80, 1.25), (0.85, 1.20), "not enough data"),
+        ((0.85, 1.15), (0.90, 1.05), "not enough data"),  # 1 / 0.9 is more than 1.1
+        ((0.95, 1.15), (0.99, 1.11), "not enough data"),
+        ((math.nan, math.nan), (math.nan, math.nan), "not enough data"),
+    ],
+)
+def test_verdicts(simultaneous, single, word):
+    assert verdict(Comparison(1.0, *simultaneous, *single, 3), 0.1) == word
+
+
+def choice(ratios, memory, device=10.0, sd=0.01, processes=3, margin=0.1):
+    rng = np.random.default_rng(2)
+    blocks = [
+        {name: ratio * np.exp(sd * rng.standard_normal(6)) for name, ratio in ratios.items()} for _ in range(processes)
+    ]
+    return choose(blocks, list(ratios), dict.fromkeys(ratios, 0), memory, device, margin)
+
+
+def test_the_fastest_is_taken():
+    chosen = choice({"a": 1.3, "b": 1.0, "c": 1.5}, {"a": 1, "b": 9, "c": 1})
+    assert (chosen.taken, chosen.fastest, chosen.unsettled) == ("b", "b", ())
+
+
+def test_what_saves_memory_and_is_shown_to_be_as_good_stands_before_it():
+    times = {"a": 1.0, "b": 1.03, "c": 1.04, "d": 1.3}
+    assert choice(times, {"a": 9, "b": 6, "c": 5, "d": 1}).taken == "c"
+    assert choice(times, {"a": 9, "b": 6, "c": 5, "d": 1}).fastest == "a"
+    assert choice(times, {"a": 9, "b": 8.6, "c": 8.6, "d": 1}).taken == "a"  # saves 4 % of the device
+    assert choice(times, {"a": 9, "b": 6, "c": math.nan, "d": 1}).taken == "b"
+    assert choice(times, {"a": 9, "b": 6, "c": 5, "d": 1}, sd=0.2).taken == "a"  # no evidence that c is as good
+    assert choice(times, {"a": 9, "b": 6, "c": 5, "d": 1}, margin=0.01).taken == "a"
+
+
+def test_what_cannot_be_told_apart_is_named():
+    noisy = choice({"a": 1.0, "b": 1.1, "c": 9.0}, {"a": 1, "b": 1, "c": 1}, sd=0.3)
+    assert noisy.unsettled == tuple({"a", "b"} - {noisy.taken}) and noisy.taken == noisy.fastest
+    single = choice({"a": 1.0, "b": 1.1, "c": 9.0}, {"a": 1, "b": 1, "c": 1}, processes=1)
+    assert (single.taken, single.unsettled) == ("a", ("b", "c"))
+    assert choice({"a": 1.0}, {"a": 1}).unsettled == ()
+    assert choice({"a": 1.0, "b": 1.0}, {"a": 1, "b": 1}).unsettled == ()  # the same
+
+
+def test_candidates_need_not_be_all_that_was_measured():
+    blocks, memory = panels(sd=0.01), dict.fromkeys(NAMES, 1.0)
+    chosen = choose(blocks, "ce", FAMILY, memory, 10, 0.1)
+    assert (chosen.taken, chosen.fastest, chosen.unsettled) == ("c", "c", ())
+    assert choose(alone(blocks), "ce", FAMILY, memory, 10, 0.1) == chosen
+
+
+def test_the_estimate_is_against_what_most_processes_hold():
+    """Against the first key, which one process held, c would be twice as fast as b; it is slower on the average."""
+    blocks = [{"b": np.full(6, 1.0), "c": np.full(6, time)} for time in (0.5, 1.5, 1.5)]
+    blocks[0]["a"] = np.full(6, 2.0)
+    assert choose(blocks, "abc", dict.fromkeys("abc", 0), dict.fromkeys("abc", 1.0), 10, 0.1).fastest == "b"

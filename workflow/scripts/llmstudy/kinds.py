@@ -274,6 +274,7 @@ def job(study: Study, identity: Identity) -> Job:
         settings["until"] = {
             "margin_percent": study.verdict["margin_percent"]["speed"],
             "minutes": study.speed["panels"]["minutes"],
+            "minimum": model.panels["minimum"],
             "dense": [name for name in model.precisions if precisions.get(name).family == "dense"],
         }
     corpora = dict.fromkeys([*kind.text(study), study.prompt_corpus])

@@ -7,5 +7,5 @@ Conventions of every module:
 - The unit that is resampled or counted is the independent one: a document for quality, a process for times.
 - Random draws have a fixed seed: equal numbers give equal intervals.
 - Many comparisons in one study: the p-values of one quantity in one model are adjusted by Holm's method before a
-  difference counts; intervals are shown unadjusted.
+  difference counts; intervals are shown unadjusted. Speed-ups of panels have simultaneous intervals instead.
 """
