@@ -10,6 +10,7 @@ import tiny
 import torch
 from llmstudy.errors import Unsupported
 from llmstudy.measure import measure, probe
+from llmstudy.runtimes.generate import GenerateRuntime
 
 WORKLOAD = tiny.WORKLOAD
 KV_PER_TOKEN = 2 * 2 * 2 * 16 * 4  # K and V · layers · KV heads · head width · fp32
@@ -60,42 +61,26 @@ def test_code_does_not_count_as_memory_of_the_model(tiny_weights, tiny_corpus, t
     assert result["results"]["load"]["peak_rss_growth_bytes"] < 40 * 2**20
 
 
-def test_one_workload_that_does_not_fit_costs_no_other(measuring, monkeypatch):
-    real = probe.prompt_batch
-
-    def prompt_batch(session, batch, tokens):
-        if batch == 7:
-            raise MemoryError
-        return real(session, batch, tokens)
-
-    monkeypatch.setattr(probe, "prompt_batch", prompt_batch)
-    session = measuring("probe", workloads=[WORKLOAD | {"batch": batch} for batch in (2, 7, 1)])
-    entries = measure(session)["workloads"]
-    assert [entry["status"] for entry in entries] == ["ok", "oom", "ok"]
-    assert "decode" not in entries[1]
-
-
-def test_a_runtime_that_fails_is_closed(measuring, monkeypatch):
+def test_a_workload_that_fails_costs_no_other_and_its_runtime_is_closed(measuring, monkeypatch):
     closed = []
 
     class Full:
-        def __init__(self, model, **workload):
-            pass
+        def __init__(self, model, batch, prompt_tokens, new_tokens):
+            self.real = GenerateRuntime(model, batch, prompt_tokens, new_tokens)
+            self.prepare = self.full if batch == 3 else self.real.prepare
+            self.generate, self.close = self.real.generate, lambda: closed.append(batch)
 
-        def prepare(self):
+        def full(self):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-        def close(self):
-            closed.append(True)
+    def prove(session, model, workload, input_ids):
+        if workload.batch == 4:
+            raise Unsupported("attention 'sdpa-flash': math ran instead")
 
     monkeypatch.setattr(probe.runtimes, "get", lambda name: Full)
-    assert measure(measuring("probe"))["workloads"][0]["status"] == "oom" and closed == [True]
-
-
-def test_attention_that_did_not_run_makes_the_workload_unsupported(measuring, monkeypatch):
-    def refuse(*_):
-        raise Unsupported("attention 'sdpa-flash': math ran instead")
-
-    monkeypatch.setattr(probe, "prove_attention", refuse)
-    entry = measure(measuring("probe"))["workloads"][0]
-    assert entry["status"] == "unsupported" and "math" in entry["reason"]
+    monkeypatch.setattr(probe, "prove_attention", prove)
+    batches = (2, 3, 7, 4, 1)  # there are prompts for 6
+    found = measure(measuring("probe", workloads=[WORKLOAD | {"batch": batch} for batch in batches]))["workloads"]
+    assert [entry["status"] for entry in found] == ["ok", "oom", "error", "unsupported", "ok"]
+    assert "math ran" in found[3]["reason"] and not any("decode" in entry for entry in found[1:4])
+    assert closed == [2, 2, 3, 4, 4, 1, 1]

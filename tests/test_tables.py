@@ -397,7 +397,7 @@ def test_a_measurement_says_why_it_was_not_paired(tmp_path):
 def test_differences_are_paired_with_the_reference(tmp_path):
     base = np.random.default_rng(0).gamma(2.0, 1.5, 200)
     agree = np.tile([1.0, 1.0, 1.0, 0.0], 20).astype(np.float32)
-    distances = {"kl": np.full(80, 0.25, dtype=np.float32), "top1": agree, "top5": np.full(80, 0.8, dtype=np.float32)}
+    distances = {"kl": np.full(80, 0.25, dtype=np.float32), "top1": agree}
     table = quality_of(
         tmp_path,
         quality_record(tmp_path, "fp32", scored(base)),
@@ -408,7 +408,7 @@ def test_differences_are_paired_with_the_reference(tmp_path):
     assert row["ppl_ratio"] == pytest.approx(math.exp(0.1), rel=1e-5)
     assert row["ppl_ratio_low"] == pytest.approx(row["ppl_ratio_high"], rel=1e-4)  # the same for every token
     assert (row["kl_tokens"], row["kl_nats"], row["kl_max_nats"]) == (80, 0.25, 0.25) and row["kl_reason"] == ""
-    assert row["top1_agreement"] == pytest.approx(0.75) and row["top5_overlap"] == pytest.approx(0.8)
+    assert row["top1_agreement"] == pytest.approx(0.75)
     assert row["ppl_ratio_p"] < 1e-6
     assert only(table, precision="fp32")[["ppl_ratio", "delta_nll", "delta_p_rms"]].isna().all()
 

@@ -1,8 +1,8 @@
 """The reference's log-probabilities, stored so that every precision is compared with the same distribution.
 
 The folder of a reference holds for each corpus ``<corpus>.logprobs.f16``, raw float16 rows [tokens, vocabulary], and
-``<corpus>.top5.npy``, int32 [tokens, 5], exact, best first. The second is written last and in one step: a corpus
-without it was not finished. Readers renormalize after rounding, so the error of a KL divergence is of second order in
+``<corpus>.best.npy``, int32 [pairs, 2], (token of the text, most probable token of the vocabulary) from the exact
+values, several where they tie. The second is written last and in one step: a corpus without it was not finished. Readers renormalize after rounding, so the error of a KL divergence is of second order in
 the rounding; it is measured here and recorded.
 """
 
@@ -72,8 +72,7 @@ def rows_of(stream: TokenStream, settings: Settings) -> int:
 def store(session: Session, model, stream: TokenStream, corpus: str, settings: Settings) -> dict:
     """Write the reference of one corpus; return its size and the measured error of the rounding to fp16."""
     tokens = rows_of(stream, settings)
-    top5 = np.empty((tokens, 5), dtype=np.int32)
-    rounding = []
+    rounding, best = [], []
     with _logprobs_file(session.artifacts, corpus).open("wb") as file:
         for positions, exact, _ in score(session, model, stream, settings.protocols[0], settings.bos):
             rows = min(positions.stop, tokens) - positions.start
@@ -83,10 +82,11 @@ def store(session: Session, model, stream: TokenStream, corpus: str, settings: S
             rounded = exact.half()
             rounding.append(divergence(exact, renormalize(rounded)).cpu())
             file.write(rounded.cpu().numpy().tobytes())
-            top5[positions.start : positions.start + rows] = exact.topk(5).indices.cpu().numpy()
+            row, token = most_probable(exact)
+            best.append(torch.stack([row + positions.start, token], dim=1).int().cpu())
         size = file.tell()
-    with atomic_write(_top5_file(session.artifacts, corpus), "wb") as file:
-        np.save(file, top5)
+    with atomic_write(_best_file(session.artifacts, corpus), "wb") as file:
+        np.save(file, torch.cat(best).numpy())
     kl = torch.cat(rounding)
     return {
         "tokens": tokens,
@@ -101,9 +101,9 @@ class Reference:
 
     def __init__(self, folder: Path, corpus: str, vocabulary: int, device: str):
         """Open the reference of a corpus. Raise FileNotFoundError if the reference left none."""
-        self.top5 = np.load(_top5_file(folder, corpus))
+        self.best = np.load(_best_file(folder, corpus))
         self.file = _logprobs_file(folder, corpus).open("rb")
-        self.tokens = len(self.top5)
+        self.tokens = _logprobs_file(folder, corpus).stat().st_size // (2 * vocabulary)
         self.vocabulary = vocabulary
         self.device = device
 
@@ -112,21 +112,25 @@ class Reference:
 
         Returns:
             float32 [rows] each: ``kl``, Σ p (ln p − ln q) in nats, p the reference and q the candidate; ``top1``, 1
-            where the most probable token is the same; ``top5``, the share of the reference's five most probable tokens
-            that are among the candidate's five.
+            where a most probable token of both is the same. Of several that tie (the two best of a model in bf16 at 4 %
+            of positions) each is one: which of them a search finds first says nothing about the model.
         """
         rows = min(len(candidate), self.tokens - start)
         candidate = candidate[:rows]
         raw = self.file.read(rows * self.vocabulary * 2)
         rounded = torch.frombuffer(bytearray(raw), dtype=torch.float16).view(rows, self.vocabulary)
-        best = candidate.topk(5).indices
-        top5 = torch.from_numpy(self.top5[start : start + rows]).to(self.device)
-        compared = {
-            "kl": divergence(renormalize(rounded.to(self.device)), candidate),
-            "top1": (best[:, 0] == top5[:, 0]).float(),
-            "top5": (best[:, :, None] == top5[:, None, :]).any(2).float().mean(1),
-        }
+        low, high = np.searchsorted(self.best[:, 0], [start, start + rows])
+        row, token = torch.from_numpy(self.best[low:high]).to(self.device, torch.int64).T
+        row = row - start
+        same = torch.zeros(rows, device=self.device)
+        same[row[candidate[row, token] == candidate.amax(-1)[row]]] = 1
+        compared = {"kl": divergence(renormalize(rounded.to(self.device)), candidate), "top1": same}
         return {key: values.cpu().numpy() for key, values in compared.items()}
+
+
+def most_probable(log_probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (rows, tokens), int64 [pairs] each: every most probable token of each row, ascending by row."""
+    return (log_probabilities == log_probabilities.amax(-1, keepdim=True)).nonzero(as_tuple=True)
 
 
 def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -143,5 +147,5 @@ def _logprobs_file(folder: Path, corpus: str) -> Path:
     return folder / f"{corpus}.logprobs.f16"
 
 
-def _top5_file(folder: Path, corpus: str) -> Path:
-    return folder / f"{corpus}.top5.npy"
+def _best_file(folder: Path, corpus: str) -> Path:
+    return folder / f"{corpus}.best.npy"

@@ -9,7 +9,7 @@ import torch
 
 from llmstudy import llama
 from llmstudy.errors import StudyError
-from llmstudy.measure.session import Session
+from llmstudy.measure.session import Session, trim_heap
 from llmstudy.measure.text import TokenStream, windows
 from llmstudy.progress import progress
 
@@ -59,6 +59,8 @@ def score(
             high = min(low + rows, window.scored)
             log_probabilities = torch.log_softmax(logits[low:high].float(), dim=-1)
             yield slice(first + low, first + high), log_probabilities, ids[first + low + 1 : first + high + 1]
+        del logits  # or those of two windows exist while the next one is computed
+        trim_heap()
 
 
 def true_token(log_probabilities: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

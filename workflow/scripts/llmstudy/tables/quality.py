@@ -2,9 +2,11 @@
 
 quality.csv has one row per precision, corpus and protocol. Perplexities come from one stored NLL per token in every
 normalization; differences from the reference are paired token by token, with 95 % intervals by block bootstrap over
-documents. A precision that was measured on fewer tokens is paired with the reference's first ones. The row of the
-reference has KL divergence and agreement alone, of a second run of it: the noise floor. ``kl_reason`` says why a
-measured row has no KL divergence.
+documents. A precision that was measured on fewer tokens is paired with the reference's first ones. ``top1_agreement``
+is the share of positions where a most probable token is the same; tokens that tie are all most probable. In the row of
+the reference, KL divergence and agreement are those of its own weights computed with another attention implementation:
+the noise floor, below which a distance says nothing. All else in that row is of the configured attention. ``kl_reason``
+says why a measured row has no KL divergence.
 
 tasks.csv has one row per model, precision and task of lm-eval, a group's documents taken together: ``accuracy`` with
 its Wilson interval. Against the reference precision on the same documents: ``accuracy_change`` with its paired
@@ -46,7 +48,7 @@ COLUMNS = {
         *columns("kl_nats:nats kl_p99_nats:nats top1_agreement:percent delta_nll:signed"),
         Column("delta_nll_se", "SE of Δ NLL"),
         *columns("kl_low_nats:nats kl_high_nats:nats kl_median_nats:nats kl_p90_nats:nats kl_p999_nats:nats"),
-        *columns("kl_max_nats:nats kl_tokens:count top1_low:percent top1_high:percent top5_overlap:percent"),
+        *columns("kl_max_nats:nats kl_tokens:count top1_low:percent top1_high:percent"),
         *interval("delta_p_mean", "delta_p_low", "delta_p_high", "Δp mean, points", "points"),
         Column("delta_p_rms", "Δp RMS", "percent"),
         *(Column(f"delta_p_{name}", f"Δp {name}, points", "points") for name in ("p1", "p5", "median", "p95", "p99")),
@@ -144,7 +146,6 @@ def divergences(arrays: dict[str, np.ndarray]) -> dict:
         **{f"kl_{name}_nats": percentile(kl, q) for name, q in quantiles.items()},
         "kl_max_nats": kl.max(),
         **cells(agreement(arrays["top1"], document), "top1_agreement", "top1_low", "top1_high"),
-        "top5_overlap": np.mean(arrays["top5"], dtype=np.float64),
     }
 
 

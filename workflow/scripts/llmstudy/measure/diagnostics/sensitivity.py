@@ -1,8 +1,9 @@
-"""Sensitivity to rounding: the reference model with one part of its weights rounded to int8 at a time.
+"""Sensitivity to rounding: the model in fp32 with one part of its weights rounded to int8 at a time.
 
 The rounding is simulated: weights become ``q * scale`` (int8 by the largest magnitude of each output channel, as
-``int8-fused`` stores them) in the reference's dtype, and activations stay as they are, so the loss is that of the
-weights alone.
+``int8-fused`` stores them), and activations stay as they are, so the loss is that of the weights alone. It is measured
+in fp32 whatever the study's reference is: in 16 bits any change moves every rounding behind it, so that a part would
+show how many layers follow it.
 
 Two figures: the change of the NLL, which may have either sign and needs much text to stand out of its noise, and the KL
 divergence from the unrounded model, which ranks parts with little text.
