@@ -296,6 +296,7 @@ def test_a_model_requests_as_many_gpus_as_hold_it(config, shape, precision, gib,
     config |= {"device": "cuda", "jobs": {"gpu_memory_gib": gib}}
     study = study_config.complete(tiny.put(config, "models.1.source.shape", shape))
     assert kinds.gpus(study, of("probe", precision)) == expected
+    assert kinds.gpus(study, of("panel", "nf4")) == kinds.gpus(study, of("probe"))  # beside bf16
     assert kinds.gpus(study_config.complete(config | {"device": "cpu"}), of("probe", precision)) == 0
 
 
