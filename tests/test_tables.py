@@ -164,13 +164,13 @@ def test_the_bandwidth_of_a_study_is_the_best_copy_or_read_of_any_process(tmp_pa
 
 
 def test_a_ratio_is_of_the_times_of_one_round_within_a_process(tmp_path):
-    """Ratios 2, 0.5 and 3 by round; the medians of the times have the ratio 2 / 3, and the second process is slow."""
-    times = {"fp32": np.array([10.0, 20.0, 90.0]), "int8": np.array([5.0, 40.0, 30.0])}
+    """Ratios 1 / 3, 2 and 2 by round; the medians of the times have the ratio 2 / 3, and the second process is slow."""
+    times = {"fp32": np.array([10.0, 20.0, 90.0]), "int8": np.array([30.0, 10.0, 45.0])}
     row = only(panels(tmp_path, times, {name: 3 * ms for name, ms in times.items()}), precision="int8")
     assert row["tpot_ms"] == pytest.approx(30 * math.sqrt(3), rel=1e-5)
     assert row[TPOT].tolist() == pytest.approx([2, 2, 2]) and row["tpot_verdict"] == "faster"
     assert row["ttft_speedup"] == 1 and row["ttft_verdict"] == "same"
-    assert row["e2e_speedup"] == pytest.approx(math.sqrt((5 + 310) / (5 + 155) * (5 + 930) / (5 + 465)), rel=1e-5)
+    assert row["e2e_speedup"] == pytest.approx(math.sqrt((5 + 620) / (5 + 310) * (5 + 1860) / (5 + 930)), rel=1e-5)
 
 
 def test_a_ratio_is_within_a_group_where_not_all_fit_together(tmp_path):

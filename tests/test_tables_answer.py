@@ -81,7 +81,7 @@ def advice(folder, *arguments, use="one user", **options):
 
 
 def test_summary_joins_the_tables_at_the_headline(tmp_path):
-    times = TIMES | {"int8.sdpa.graph": 4.0, "fp32": OOM}
+    times = {"int8.sdpa.graph": 4.0} | TIMES | {"fp32": OOM}
     table, _ = answers(tmp_path, times, MEMORY | {"int8.sdpa.graph": 7.5}, more=[(AT | {"batch": 8}, {"bf16": 99.0})])
     assert len(table) == 5
     fast = only(table, runtime="graph")
@@ -382,6 +382,7 @@ def test_uses_are_those_that_the_workloads_tell_something_about():
         close[0],
     ]
     assert uses(wide, longest, one)[0] == ("one user", one, "tpot")
+    assert uses(long, one)[0] == ("one user", long, "tpot")
     assert uses(wide)[0] == ("batch serving", wide, "e2e")
 
 

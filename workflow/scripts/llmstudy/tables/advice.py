@@ -170,7 +170,7 @@ def chosen(
 ) -> tuple[pd.Series | None, tuple]:
     """Return the row that is taken, and the keys of those that the data cannot tell from it."""
     if case.use == CLOSE:
-        kept = kept[(kept["precision"] != reference) & kept["kl_nats"].notna() & kept["ppl_ratio"].notna()]
+        kept = kept[(kept["precision"] != reference) & kept["ppl_ratio"].notna()]
         kept = kept[kept["kl_nats"] == kept["kl_nats"].min()]
         return (None if kept.empty else kept.loc[kept["tpot_ms"].idxmin()]), ()
     if case.use == SMALL:

@@ -130,11 +130,7 @@ def losses_of(quality: pd.DataFrame, reference: str, margins: Mapping[str, float
     quality = quality.assign(ppl_verdict="")
     for index, row in compared.iterrows():
         ratio, se, degrees = row["delta_nll"], row["delta_nll_se"], int(row["blocks"].split()[0]) - 1
-        if math.isnan(se) or degrees < 1:
-            quality.loc[index, ["ppl_ratio_low", "ppl_ratio_high"]] = math.nan
-            quality.loc[index, "ppl_verdict"] = "not enough text"
-            continue
-        half = critical_value(degrees, 1 - (1 - CONFIDENCE) / number) * se
+        half = critical_value(degrees, 1 - (1 - CONFIDENCE) / number) * se  # NaN of a single block
         quality.loc[index, ["ppl_ratio_low", "ppl_ratio_high"]] = np.exp([ratio - half, ratio + half])
         quality.loc[index, "ppl_verdict"] = loss_verdict(ratio, se, degrees, half, margin)
     own = (quality["precision"] == reference) & quality["ppl"].notna()
