@@ -62,15 +62,14 @@ def panel(
     for place, group in enumerate(groups):
         for name, times in group.items():
             own = configuration(names[0] if name == AGAIN else name)
-            entry = dict(zip(("precision", "attention", "runtime"), own)) | {"again": name == AGAIN}
-            entry |= {"workload": workload, "status": "ok", "reason": ""}
+            entries.append(dict(zip(("precision", "attention", "runtime"), own)) | {"again": name == AGAIN})
+            entries[-1] |= {"workload": workload, "group": place, "status": "ok", "reason": ""}
             if isinstance(times, dict):
-                entries.append(entry | times)
+                entries[-1] |= times
                 continue
             first, gaps = (ttft_ms or {}).get(name, 5.0), workload["new_tokens"] - 1
             calls = [{"ttft_ms": first, "itl_ms": [ms] * gaps, "e2e_ms": first + ms * gaps} for ms in times]
-            entry |= {"group": place, "step_weight_bytes": 100_000_000, "kv_bytes_per_token": 1000, "calls": calls}
-            entries.append(entry)
+            entries[-1] |= {"step_weight_bytes": 100_000_000, "kv_bytes_per_token": 1000, "calls": calls}
     results = {"bandwidth_gb_s": dict(zip(("copy", "read"), bandwidth)), "rounds": [], "entries": entries}
     settings = {"workloads": [workload], "configurations": [list(configuration(one)) for one in [*names, *planned]]}
     return write_record(folder, "panel", results, settings, repeat=number, **changes)

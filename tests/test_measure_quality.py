@@ -107,7 +107,9 @@ def test_logits_of_one_window_exist_at_a_time(run, monkeypatch):
     windows = []
 
     def logits_that_live():
-        tensors = [one for one in gc.get_objects() if type(one) is torch.Tensor and one.shape[-1:] == (tiny.VOCABULARY,)]
+        tensors = [
+            one for one in gc.get_objects() if type(one) is torch.Tensor and one.shape[-1:] == (tiny.VOCABULARY,)
+        ]
         windows.append([tuple(one.shape) for one in tensors if one.numel() > 4 * tiny.VOCABULARY])
 
     monkeypatch.setitem(scoring.ROWS, "cpu", 4)

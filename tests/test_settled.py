@@ -20,14 +20,22 @@ def reason(paths, **until):
     return settled.reason(paths, SETTINGS | {"until": UNTIL | until})
 
 
-@pytest.mark.parametrize("ratio", [2.0, 0.5, 1.01])  # faster, slower, the same
-def test_a_verdict_that_is_certain_settles_it(tmp_path, ratio):
-    assert reason(panels(tmp_path, ratio, ratio, ratio)) == settled.ENOUGH.format(3)
+FASTER, SLOWER, SAME, OPEN = (2.0, 2.0, 2.0), (0.5, 0.5, 0.5), (1.01, 1.01, 1.01), (0.8, 1.4, 1.0)
 
 
-@pytest.mark.parametrize("ratios", [(2.0,), (0.8, 1.4, 1.0)])
-def test_an_open_verdict_needs_one_more(tmp_path, ratios):
-    assert reason(panels(tmp_path, *ratios)) is None
+@pytest.mark.parametrize(("ratios", "enough"), [(FASTER, 1), (SLOWER, 1), (SAME, 1), (OPEN, 0), (FASTER[:1], 0)])
+def test_one_more_is_needed_while_a_verdict_is_open(tmp_path, ratios, enough):
+    assert reason(panels(tmp_path, *ratios)) == (settled.ENOUGH.format(3) if enough else None)
+
+
+def test_only_every_second_panel_from_the_minimum_on_is_looked_at(tmp_path):
+    looks = [reason(panels(tmp_path, *[2.0] * number), minimum=3) is not None for number in (3, 4, 5)]
+    assert looks == [True, False, True]
+
+
+def test_the_reference_against_itself_is_no_verdict_to_settle(tmp_path):
+    noisy = [{"fp32": [20.0], "again": [again], "nf4": [1.0]} for again in (20.0, 26.0, 15.0)]
+    assert reason([panel(tmp_path, one, number=number) for number, one in enumerate(noisy)]) == settled.ENOUGH.format(3)
 
 
 def test_the_margin_of_the_study_decides_what_is_the_same(tmp_path):
@@ -38,10 +46,8 @@ def test_the_margin_of_the_study_decides_what_is_the_same(tmp_path):
 
 def test_the_fastest_dense_configuration_is_the_base_as_in_speed_csv(tmp_path):
     """nf4 is certainly slower than bf16, and nothing can be said of it beside the slower reference."""
-    paths = [
-        panel(tmp_path, {"fp32": [20.0], "bf16": [10.0], "nf4": [20.0 * drift]}, number=number)
-        for number, drift in enumerate([0.85, 1.2, 1.0])
-    ]
+    noisy = [{"fp32": [20.0], "bf16": [10.0], "nf4": [20.0 * drift]} for drift in (0.85, 1.2, 1.0)]
+    paths = [panel(tmp_path, one, number=number) for number, one in enumerate(noisy)]
     assert reason(paths) == settled.ENOUGH.format(3)
     assert reason(paths, dense=["fp32"]) is None
 
@@ -49,7 +55,8 @@ def test_the_fastest_dense_configuration_is_the_base_as_in_speed_csv(tmp_path):
 @pytest.mark.parametrize(("wall_s", "used_up"), [(35.0, False), (45.0, True)])
 def test_the_minutes_must_hold_one_more_panel_and_waiting_is_not_counted(tmp_path, wall_s, used_up):
     paths = panels(tmp_path, 0.8, 1.4, provenance={"wall_s": wall_s + 500, "waited_s": 500.0})  # of 120 s
-    assert reason(paths) == (settled.NO_TIME.format("2") if used_up else None)
+    for minimum in (1, 2):  # whether it is looked at or not
+        assert reason(paths, minimum=minimum) == (settled.NO_TIME.format("2") if used_up else None)
 
 
 def test_where_the_first_workload_was_not_measured_one_more_would_not_help(tmp_path):

@@ -64,29 +64,10 @@ def test_empty_and_impossible_samples():
         ratio([1.0, 0.0], [1.0])
 
 
-def test_the_interval_of_a_ratio_covers():
-    rng = np.random.default_rng(1)
-    covered, false_alarms = 0, 0
-    for _ in range(500):
-        reference = 70 * np.exp(0.1 * rng.standard_normal(5))
-        speedup = ratio(reference, 40 * np.exp(0.03 * rng.standard_normal(4)))
-        covered += speedup.low <= 70 / 40 <= speedup.high
-        false_alarms += ratio(reference, reference[::-1] * np.exp(0.1 * rng.standard_normal(5))).p < 0.05
-    assert 0.92 <= covered / 500 <= 0.98 and false_alarms / 500 <= 0.08
-
-
 def test_ratio_of_swapped_sides_is_the_inverse():
     forth, back = ratio([70.0, 75.0, 72.0], [40.0, 42.0]), ratio([40.0, 42.0], [70.0, 75.0, 72.0])
     assert (forth.value, forth.low, forth.high) == pytest.approx((1 / back.value, 1 / back.high, 1 / back.low))
     assert forth.p == pytest.approx(back.p)
-
-
-def test_equal_variances_give_the_pooled_degrees_of_freedom():
-    """Two samples of n with equal variance: Welch's degrees of freedom are 2 (n - 1)."""
-    logs = np.array([-0.1, 0.0, 0.1])
-    estimate = ratio(2 * np.exp(logs), np.exp(logs))
-    half = critical_value(4) * 0.1 * math.sqrt(2 / 3)
-    assert (estimate.low, estimate.high) == pytest.approx((2 * math.exp(-half), 2 * math.exp(half)))
 
 
 def test_unequal_variances_give_welch_s_degrees_of_freedom():

@@ -94,7 +94,7 @@ def the_reference(study: Study, model: Model) -> list[Configuration]:
 
 def exact(study: Study, model: Model) -> list[Configuration]:
     """Return fp32 under quality's attention kernel, whatever the reference is: 16 bits hide small effects."""
-    return [("fp32", study.quality_attention, runtimes.BASE)]
+    return [Configuration("fp32", study.quality_attention, runtimes.BASE)]
 
 
 def profiled(study: Study, model: Model) -> list[Configuration]:

@@ -2,8 +2,9 @@
 
 The folder of a reference holds for each corpus ``<corpus>.logprobs.f16``, raw float16 rows [tokens, vocabulary], and
 ``<corpus>.best.npy``, int32 [pairs, 2], (token of the text, most probable token of the vocabulary) from the exact
-values, several where they tie. The second is written last and in one step: a corpus without it was not finished. Readers renormalize after rounding, so the error of a KL divergence is of second order in
-the rounding; it is measured here and recorded.
+values, several where they tie. The second is written last and in one step: a corpus without it was not finished.
+Readers renormalize after rounding, so the error of a KL divergence is of second order in the rounding; it is measured
+here and recorded.
 """
 
 from __future__ import annotations

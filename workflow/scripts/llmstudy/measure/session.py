@@ -142,8 +142,7 @@ class Session:
         gc.collect()
         if self.device == "cuda":
             torch.cuda.empty_cache()
-        with suppress(AttributeError, OSError):
-            ctypes.CDLL(None).malloc_trim(0)
+        trim_heap()
 
     @contextmanager
     def case(self, results: dict, key: str, **about: Any) -> Iterator[dict]:

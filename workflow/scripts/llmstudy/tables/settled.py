@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 ENOUGH = "settled by {} panels: no verdict at the first workload needs more"
-# Panels between two looks at the verdicts. Each look is a chance of a false difference: of equal configurations 5 to 6
-# per cent of studies find one with two panels between looks up to the ninth, and 8 % with one (tests/test_decisions.py).
+# Panels between two looks at the verdicts. Each look is a chance of a false difference (tests/test_decisions.py): with
+# two panels between looks up to the ninth 5 to 6 % of studies of equal configurations find one, with one panel 8 %.
 STEP = 2
 NO_TIME = "the {} minutes for panels are used up"
 
