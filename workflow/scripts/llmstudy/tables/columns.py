@@ -21,7 +21,7 @@ TEXT += ("ttft_rounds_ms", "tpot_rounds_ms", "e2e_rounds_ms", "tpot_verdict", "t
 TEXT += ("memory_verdict", "ppl_verdict", "blocks")
 UNITS = {"ms": "ms", "s": "s", "gib": "GiB", "mib": "MiB", "nats": "nats"}
 TERMS = {word: word.upper() for word in ("ttft", "tpot", "itl", "mbu", "rss", "nll", "kv", "kl", "ppl")}
-TERMS |= {"e2e": "end to end", "se": "SE of", "delta": "Δ", "top1": "top-1", "top5": "top-5", "p999": "p99.9"}
+TERMS |= {"e2e": "end to end", "se": "SE of", "delta": "Δ", "top1": "top-1", "p999": "p99.9"}
 
 
 @dataclass(frozen=True)
