@@ -20,7 +20,7 @@ REGISTRIES = ("MODULES", "CHOICES")
 
 @cache
 def digest(*modules: str) -> str:
-    """Return 16 hexadecimal digits of the code of ``modules`` (``measure.speed``) and of all that they import here."""
+    """Return 16 hexadecimal digits of the code of ``modules`` (``measure.panel``) and of all that they import here."""
     total = hashlib.sha256()
     for path in files(*modules):
         total.update(f"{path.relative_to(ROOT)}:{_of_file(path)}\n".encode())
