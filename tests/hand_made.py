@@ -338,7 +338,7 @@ def quality_rows(study: str) -> list[dict]:
                     "kl_nats": kl, "kl_low_nats": kl * 0.9, "kl_high_nats": kl * 1.12, "kl_median_nats": kl / 3,
                     "kl_p90_nats": kl * 3, "kl_p99_nats": kl * 9, "kl_p999_nats": kl * 20, "kl_max_nats": kl * 50,
                     "kl_tokens": 10183, "top1_agreement": 1 - kl**0.5 / 2, "top1_low": 1 - kl**0.5 / 1.9,
-                    "top1_high": 1 - kl**0.5 / 2.1, "top5_overlap": 1 - kl**0.5 / 3, "delta_p_mean": -kl / 10,
+                    "top1_high": 1 - kl**0.5 / 2.1, "delta_p_mean": -kl / 10,
                     "delta_p_rms": kl / 2, "delta_p_p1": -kl, "delta_p_p99": kl,
                 }  # fmt: skip
             rows.append(row)

@@ -71,6 +71,11 @@ def records(*names):
     return [path for path in planned if path in found] + [path for path in found if path not in planned]
 
 
+def first_records():
+    """The records of a first answer: the probes, and one panel of each model."""
+    return [path for path in records("probe", "panel") if Path(path).parts[-3] == "probe" or path.endswith(".r0.json")]
+
+
 def is_tabulated(name, table):
     """Whether the study has a table: each but those of diagnostics that are off, or that have no records at hand."""
     if name in kinds.KINDS and name not in study.diagnostics:  # a kind with a section of the config elsewhere

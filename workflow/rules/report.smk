@@ -31,11 +31,6 @@ OTHER_STUDIES = [
 DRAWN_FROM = {table for figure in figures.FIGURES.values() for table in figure.tables}
 
 
-def figure_of(wildcards):
-    """The figure in a file of the folder that ``plot`` makes."""
-    return figures.FIGURES[wildcards.figure]
-
-
 rule plot:
     input:
         tables=expand(f"{RESULTS}/{{table}}.csv", table=[name for name in TABLES if name in DRAWN_FROM]),
@@ -45,8 +40,8 @@ rule plot:
             directory(f"{RESULTS}/figures"),
             patterns=["{figure}.svg"],
             caption="../report/figure.rst",
-            category=lambda wildcards: figure_of(wildcards).category,
-            labels=lambda wildcards: {"name": figure_of(wildcards).title},
+            category=lambda wildcards: figures.FIGURES[wildcards.figure].category,
+            labels=lambda wildcards: {"name": figures.FIGURES[wildcards.figure].title},
         ),
     log:
         f"{RESULTS}/logs/plot.log",
@@ -63,7 +58,7 @@ rule plot:
 # The answer after the probes and one panel of each model, which start first: printed, and kept beside the tables.
 rule first_answer:
     input:
-        records=[path for path in records("probe", "panel") if "/probe/" in path or path.endswith(".r0.json")],
+        records=first_records(),
         manifests=MANIFESTS,
     output:
         f"{RESULTS}/first_answer.md",
