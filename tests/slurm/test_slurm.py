@@ -67,6 +67,8 @@ def whole(cluster, sample, tmp_path_factory):
     cluster.run("scontrol", "update", "nodename=slurmlab", "state=drain", "reason=test")
     try:
         wait_for(lambda: not in_state(cluster, submitted, "RUNNING", "COMPLETING"), 90, "running jobs to end")
+        # The panel waits for the probes, so it is submitted to a node that is drained already.
+        wait_for(lambda: in_state(cluster, submitted, "PENDING"), 120, "the next job to be submitted")
         drained = cluster.jobs(submitted)
     finally:
         cluster.run("scontrol", "update", "nodename=slurmlab", "state=resume")
