@@ -44,7 +44,7 @@ def hold(tmp_path):
 
 
 def holds(process: subprocess.Popen, seconds: float) -> bool:
-    """Whether the process says within ``seconds`` that it has the lock."""
+    """Return whether the process says within ``seconds`` that it has the lock."""
     import select
 
     ready, _, _ = select.select([process.stdout], [], [], seconds)

@@ -1,4 +1,4 @@
-"""Whether one more panel is needed, from the records of those before it."""
+"""Test whether one more panel is needed, from the records of those before it."""
 
 import pytest
 from llmstudy.tables import settled

@@ -56,18 +56,18 @@ def names_in(folder: Path) -> list[str]:
 
 
 def table_noise(old: str, new: str) -> bool:
-    """Whether two numbers of a table differ by no more than rounding."""
+    """Return whether two numbers of a table differ by no more than rounding."""
     return math.isclose(float(old), float(new), rel_tol=1e-5, abs_tol=1e-9) and not (old + new).isdigit()
 
 
 def last_digit(old: str, new: str) -> bool:
-    """Whether two numbers of a text differ by no more than a unit of the last digit that both have."""
+    """Return whether two numbers of a text differ by no more than a unit of the last digit that both have."""
     decimals = min(len(one.partition("e")[0].partition(".")[2]) for one in (old, new))
     return abs(float(old) - float(new)) <= 1.001 * 10.0 ** (int(old.partition("e")[2] or 0) - decimals)
 
 
 def same(old: str, new: str, alike: Callable[[str, str], bool]) -> bool:
-    """Whether two texts differ in nothing but numbers that are ``alike``; names of parts of an SVG are hashes."""
+    """Return whether two texts differ in numbers that are ``alike`` alone; names of parts of an SVG are hashes."""
     old, new = (re.sub(r"\b[mp][0-9a-f]{10}\b", "id", text) for text in (old, new))
     pairs = zip(NUMBER.findall(old), NUMBER.findall(new))
     return NUMBER.sub("#", old) == NUMBER.sub("#", new) and all(a == b or alike(a, b) for a, b in pairs)

@@ -67,8 +67,8 @@ def records(*names):
     patterns = [
         f"{RESULTS}/records/{name}/{model.name}/*.json" for name in names or kinds.KINDS for model in study.models
     ]
-    found = sorted(path for pattern in patterns for path in glob(pattern))
-    return [path for path in planned if path in found] + [path for path in found if path not in planned]
+    found = {path for pattern in patterns for path in glob(pattern)}
+    return [path for path in planned if path in found] + sorted(found.difference(planned))
 
 
 def first_records():

@@ -5,9 +5,10 @@ REQUIRED INPUTS:
     results/<study>/records/<kind>/<model>/*.json, *.npz
 
 OUTPUTS, below results/<study>/:
-    processes.csv, memory.csv, quality.csv, generations.csv   one observation a row, units in the column names
+    processes.csv, probes.csv, quality.csv, generations.csv   one observation a row, units in the column names
     speed.csv                                                 one row a configuration and workload, with intervals
-    summary.csv, recommendation.csv                           one row a configuration; one sentence a model
+    summary.csv                                               one row a configuration
+    advice.csv                                                one row a use of a model: what to run, and the evidence
     <diagnostic>.csv                                          one for each diagnostic of the config
     provenance.json                                           commit, versions and hardware of the records
 

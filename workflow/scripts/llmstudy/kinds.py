@@ -315,12 +315,9 @@ def inputs(study: Study, identity: Identity) -> dict[str, str | list[str]]:
     }
     if its.reference_folder and identity.kind != "reference":  # which makes it
         files["reference"] = its.reference_folder
-    if "probe" in its.settings:
-        files["probe"] = its.settings["probe"]
-    if identity.kind == "panel":
-        files["probes"] = its.settings["probes"]
-        if its.settings["until"]:
-            files["panels"] = [replace(identity, repeat=number).path for number in range(identity.repeat)]
+    files |= {name: its.settings[name] for name in ("probe", "probes") if name in its.settings}
+    if its.settings.get("until"):
+        files["panels"] = [replace(identity, repeat=number).path for number in range(identity.repeat)]
     if identity.kind == "tasks":
         files |= {"tasks": f"resources/tasks/{study.name}.json", "files": task_files(study)}
     return files

@@ -44,8 +44,8 @@ class Settings:
         rounds: rounds at least.
         seconds: seconds of rounds at least, for each entry of the group.
         order_seed: seed of the order within the rounds, together with the number of the process.
-        until: with ``margin_percent`` and ``minutes``, for a process that runs only if those before it did not settle
-            the verdicts; the parent reads it.
+        until: what ``tables.settled`` asks of the panels before, for one that runs only if they did not settle the
+            verdicts; the parent reads it.
     """
 
     configurations: tuple[Configuration, ...]
@@ -183,7 +183,7 @@ def measure_group(
 ) -> None:
     """Load a group, measure every workload, and add its entries and rounds to ``results``."""
     models: dict[tuple, Any] = {}  # configurations that differ in the runtime alone share one
-    members = []
+    loaded = []
     for one in group:
         key = (one.precision, attention.get(one.attention).implementation)
         try:
@@ -193,13 +193,12 @@ def measure_group(
         except Exception as error:
             results["entries"] += all_failed(settings, one, *classify(error))
             continue
-        members.append(one)
+        loaded.append((one, models[key]))
     for workload in settings.workloads:
         present = []
-        for one in members:
+        for one, model in loaded:
             status, reason = probed_status(probes[one], workload)
             if status == "ok":
-                model = models[one.precision, attention.get(one.attention).implementation]
                 present += [Member(one, again, model) for again in settings.labels(one)]
             else:
                 reason = f"probe: {reason}"

@@ -69,12 +69,6 @@ class Session:
         """The fetched weights of the job's model."""
         return open_weights(Path(self.job.model_folder))
 
-    @property
-    def configurations(self) -> list[Configuration]:
-        """The configurations of the job: those of a panel, else one."""
-        named = self.job.settings.get("configurations")
-        return [Configuration(*one) for one in named] if named else [self.job.identity.configuration]
-
     def import_libraries(self) -> None:
         """Import what loading needs, so that it counts neither as load time nor as memory of the model (some 160 MB).
 
@@ -84,7 +78,7 @@ class Session:
 
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(self.weights.config())
-        own = {package for one in self.configurations for package in precisions.get(one.precision).packages}
+        own = {package for one in self.job.configurations for package in precisions.get(one.precision).packages}
         for package in ("accelerate", *sorted(own)):
             with suppress(ImportError):
                 import_module(package)

@@ -11,7 +11,10 @@ from llmstudy.report import markdown, style
 from llmstudy.report.markdown import NONE, listed, named, span, times
 from llmstudy.report.study import Study, fact, fastest, ordered, sizes
 from llmstudy.runtimes import BASE
+from llmstudy.tables.advice import BATCH, LOSSES
 from llmstudy.tables.columns import CONFIGURATION, Column, number, percent
+from llmstudy.tables.speed import KEY, name_of
+from llmstudy.tables.summary import REFERENCE
 
 MANY = 5  # names that a sentence has room for
 # What a runtime adds to the way in which a precision is used.
@@ -19,12 +22,6 @@ RUNTIMES = {
     BASE: "",
     "graph": "in this project's runtime `graph`, not in a library yet",
     "compile": 'compiled with `model.generate(…, cache_implementation="static")`',
-}
-LOSSES = {
-    "same": "shown to lie within the margin",
-    "higher": "a loss that is shown",
-    "lower": "not a loss",
-    "not enough text": "a loss beyond the margin is not shown",
 }
 
 
@@ -64,9 +61,9 @@ def _line(study: Study, row: pd.Series, size: str) -> list[str]:
 
 def _speed(row: pd.Series) -> str:
     """Return time or throughput, and the ratio to the best 16-bit configuration."""
-    serving = row["use"] == "batch serving"
+    serving = row["use"] == BATCH
     text = f"{number(row['tokens_per_s'])} tokens/s" if serving else f"{number(row['tpot_ms'])} ms a token"
-    if row["against"] == f"{row['precision']} ({row['attention']}, {row['runtime']})":
+    if row["against"] == name_of(tuple(row[KEY])):
         return f"{text}, the fastest without quantization"
     if pd.isna(row["speedup"]):
         return text
@@ -78,7 +75,7 @@ def _loss(study: Study, row: pd.Series) -> str:
     """Return what is known of the loss of quality of a row of advice.csv or summary.csv."""
     if row["weights"] == "synthetic":
         return "quality: not known, random weights"
-    if row["ppl_verdict"] == "reference":
+    if row["ppl_verdict"] == REFERENCE:
         return "none: it is the original"
     if pd.isna(row["ppl_ratio"]):
         return "quality: not measured yet"

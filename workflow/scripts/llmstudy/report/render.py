@@ -103,7 +103,7 @@ def fill(template: str, study: Study, **more) -> str:
 
 def unknown(study: Study) -> Iterator[tuple[str, str, str | None]]:
     """Yield (table, title, Markdown) of each table that details.md has no section for, in full."""
-    source = environment().loader.get_source(environment(), "details.md.j2")[0]
+    source = (TEMPLATES / "details.md.j2").read_text(encoding="utf-8")
     for name, declared in every().items():
         if name in study.tables and f'"{name}"' not in source:
             title = KINDS[name].title if name in KINDS else declared.title

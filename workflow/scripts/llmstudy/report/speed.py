@@ -67,7 +67,7 @@ def power(study: Study) -> str | None:
         ratios, most = list(chain.from_iterable(models.values())), max(map(len, models.values()))
         sd = math.sqrt(sum((len(one) - 1) * one.var() for one in ratios) / sum(len(one) - 1 for one in ratios))
         n = int(np.median([len(one) for one in ratios]))
-        degrees = most * (n - 1) / (1 + (most - 1) / 4)  # as in ``panels``: ratios to one base are not independent
+        degrees = panels.pooled_degrees(most * (n - 1), most)
         shares = [f"{100 * panels.power(sd, n, degrees, comparisons, ratio):.0f} %" for ratio in RATIOS]
         lines.append([f"`{runtime}`", markdown.percent(sd), f"{n}", *shares])
     header = ["runtime", "spread of a ratio", "n", *(f"finds {ratio:g} ×" for ratio in RATIOS)]

@@ -62,7 +62,7 @@ class Study:
 
     @property
     def models(self) -> list[str]:
-        """Models in the order of the config."""
+        """Return the models in the order of the config."""
         return list(dict.fromkeys(self.table("summary")["model"]))
 
     def headline(self, model: str) -> dict[str, Any]:
@@ -91,12 +91,12 @@ class Study:
 
     @property
     def page(self) -> str:
-        """The path of the page with everything that was measured."""
+        """Return the path of the page with everything that was measured."""
         return f"{self.folder.as_posix()}/details.md"
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it was measured on a GPU."""
+        """Return whether it was measured on a GPU."""
         return "cuda" in set(self.table("summary")["device"])
 
     def device(self) -> str:

@@ -34,7 +34,6 @@ KERNELS = {
     "sdpa-cudnn": "#00699b",
     "flash_attention_2": "#5c3a9e",
     "flash_attention_3": "#a3195b",
-    "flex_attention": "#4f5d2f",
 }
 # For precisions and kernels of another version, or of another checkout.
 SPARE = ("#7159c4", "#8d5f2c", "#b0405c", "#4b7430", "#3f6f90", "#8f4f8f")

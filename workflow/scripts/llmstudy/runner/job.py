@@ -86,6 +86,12 @@ class Job:
     allocator: str | None = None  # settings of PyTorch's CUDA allocator
     limits: Limits | None = None  # known when the job starts
 
+    @property
+    def configurations(self) -> list[Configuration]:
+        """Return what the job loads: the configurations of a panel, the reference first, else its own."""
+        named = self.settings.get("configurations")
+        return [Configuration(*one) for one in named] if named else [self.identity.configuration]
+
     def to_dict(self) -> dict:
         """Return the job as plain values for JSON and for Snakemake's parameters."""
         return {key: value for key, value in asdict(self).items() if value is not None}

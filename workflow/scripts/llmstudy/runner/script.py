@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmstudy.errors import StudyError
-from llmstudy.files import disk_full_named
+from llmstudy.files import disk_full_named, write_json
 from llmstudy.runner import record, slurm
 from llmstudy.runner.job import Job, Limits
 
@@ -73,9 +73,7 @@ def measure(snakemake, unneeded: Callable[[list[Path], dict], str | None]) -> No
 
 def plan(results: str, outputs: list[str]) -> None:
     """Write down which records a run will measure, so that each job can say what is left."""
-    file = Path(results, PLAN)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps([path for path in outputs if path.startswith(f"{results}/records/")]))
+    write_json(Path(results, PLAN), [path for path in outputs if path.startswith(f"{results}/records/")])
 
 
 def progress(target: Path) -> str:
@@ -95,12 +93,10 @@ def progress(target: Path) -> str:
     usual = sum(map(sum, took.values())) / max(1, len(measured))
     left = Counter(path.parts[-3] for path in planned if path not in measured)
     needed = sum(count * (sum(took[name]) / len(took[name]) if name in took else usual) for name, count in left.items())
+    if not left:
+        return f"{line}; nothing is left to measure"
     rest = ", ".join(f"{count} {name}" for name, count in left.items())
-    return (
-        f"{line}; left: {rest}, about {max(1, round(needed / 60))} min"
-        if rest
-        else f"{line}; nothing is left to measure"
-    )
+    return f"{line}; left: {rest}, about {max(1, round(needed / 60))} min"
 
 
 def granted(limits: Limits, resources) -> Limits:

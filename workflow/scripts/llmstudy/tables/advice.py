@@ -34,9 +34,8 @@ from llmstudy.tables.probes import nearest_workload
 from llmstudy.tables.speed import COLUMNS as SPEED
 from llmstudy.tables.speed import KEY, blocks, name_of, ok
 from llmstudy.tables.summary import COLUMNS as SUMMARY
-from llmstudy.tables.summary import OF_QUALITY, REFERENCE, UNMEASURED, where
+from llmstudy.tables.summary import OF_LOSS, OF_QUALITY, REFERENCE, UNMEASURED, where
 
-OF_SUMMARY = ["ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "ppl_verdict"]
 COLUMNS = {
     "advice": [
         *SHARED,
@@ -45,17 +44,12 @@ COLUMNS = {
         *columns("verdict:text against:text"),
         *interval("speedup", "speedup_low", "speedup_high", "speed-up"),
         *pick(SPEED["speed"], "tpot_ms tokens_per_s"),
-        *pick(SUMMARY["summary"], "memory_gib memory_ratio " + " ".join(OF_SUMMARY) + " processes"),
+        *pick(SUMMARY["summary"], "memory_gib memory_ratio " + " ".join(OF_LOSS) + " processes"),
         *columns("evidence:text instead:text sentence:text"),
     ]
 }
-ONE, LONG, BATCH, SMALL, CLOSE = USES = (
-    "one user",
-    "long context",
-    "batch serving",
-    "smallest memory",
-    "closest to the original",
-)
+ONE, LONG, BATCH = "one user", "long context", "batch serving"
+SMALL, CLOSE = "smallest memory", "closest to the original"
 # Key of the config's limits: column that must not lie beyond it, sign 1 for at most and −1 for at least, its words.
 LIMITS = {
     "memory_gib": ("memory_gib", 1, "{} GiB of memory"),
@@ -65,6 +59,13 @@ LIMITS = {
 }
 ON_QUALITY = ("ppl_loss_percent", "top1_agreement")
 UNKNOWN = {SMALL: "Memory was not measured.", CLOSE: "No other precision was compared with the original."}
+# What a verdict on perplexity says of a loss.
+LOSSES = {
+    "same": "shown to lie within the margin",
+    "higher": "a loss that is shown",
+    "lower": "not a loss",
+    "not enough text": "a loss beyond the margin is not shown",
+}
 MANY, SOME = 5, 3  # processes
 NAMED = 3  # of those that cannot be told from the taken one
 
@@ -126,7 +127,7 @@ def advise(case: Case, summary: pd.DataFrame, tables: dict, study: Mapping, devi
     if taken is None:
         return row | {"verdict": "not measured", "sentence": UNKNOWN[case.use]}
     speed = {end: taken[f"{case.quantity}_{end}"] for end in ("speedup", "speedup_low", "speedup_high")}
-    row |= taken[[*KEY, "against", "tpot_ms", "tokens_per_s", "memory_gib", "memory_ratio", *OF_SUMMARY]].to_dict()
+    row |= taken[[*KEY, "against", "tpot_ms", "tokens_per_s", "memory_gib", "memory_ratio", *OF_LOSS]].to_dict()
     row |= speed | {"processes": taken["processes"], "evidence": evidence(taken)}
     row |= {"instead": "; ".join(name_of(key) for key in others[:NAMED]), "verdict": verdict_of(case, taken, others)}
     return row | {"sentence": sentence_of(row, taken)}
@@ -137,7 +138,7 @@ def candidates_of(case: Case, summary: pd.DataFrame, tables: dict) -> pd.DataFra
     speed = where(tables["speed"], case.workload)
     speed = ok(speed[speed["again"] == "no"])
     probes = where(tables["probes"], nearest_workload(tables["probes"], case.workload))
-    quality = summary[[*KEY, *OF_QUALITY, *OF_SUMMARY]]
+    quality = summary[[*KEY, *OF_QUALITY, *OF_LOSS]]
     rows = speed.merge(ok(probes)[[*KEY, "memory_gib"]], how="left", on=KEY).merge(quality, how="left", on=KEY)
     memory = {name_of(tuple(one[KEY])): one["memory_gib"] for _, one in rows.iterrows()}
     rows["memory_ratio"] = rows["memory_gib"] / rows["against"].map(memory).astype(float)
@@ -225,12 +226,6 @@ def loss_of(taken: pd.Series) -> str:
         return "What it loses is not known: the weights are random."
     if pd.isna(taken["ppl_ratio"]):
         return "What it loses was not measured."
-    if taken["ppl_verdict"] == "reference":
+    if taken["ppl_verdict"] == REFERENCE:
         return "It is the original."
-    shown = {
-        "same": "shown to lie within the margin",
-        "higher": "a loss that is shown",
-        "lower": "not a loss",
-        "not enough text": "a loss beyond the margin is not shown",
-    }
-    return f"Perplexity {percent(taken['ppl_ratio'])}, {shown[taken['ppl_verdict']]}."
+    return f"Perplexity {percent(taken['ppl_ratio'])}, {LOSSES[taken['ppl_verdict']]}."

@@ -81,8 +81,8 @@ def once(processes: pd.DataFrame) -> pd.DataFrame:
 
 def key_of(entry: dict) -> tuple:
     """Return what distinguishes an entry of a panel."""
-    names = (entry["precision"], entry["attention"], entry["runtime"], entry["again"])
-    return names + tuple(entry["workload"][name] for name in ("batch", "prompt_tokens", "new_tokens"))
+    names = tuple(entry[name] for name in [*CONFIGURATION[1:], "again"])
+    return names + tuple(entry["workload"][name] for name in WORKLOAD)
 
 
 def timing(entry: dict) -> dict:

@@ -1,4 +1,4 @@
-"""Whether one more panel is needed: the verdicts at the first workload, from the records of those before it."""
+"""The end of measuring: one more panel is needed while the verdicts at the first workload are not settled."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def reason(paths: list[Path], settings: dict) -> str | None:
     from llmstudy.tables.processes import processes
     from llmstudy.tables.records import read_records
     from llmstudy.tables.speed import comparisons, ok
+    from llmstudy.tables.summary import where
 
     records = read_records(map(str, paths))
     if records[-1]["status"] == "skipped":
@@ -33,8 +34,7 @@ def reason(paths: list[Path], settings: dict) -> str | None:
     if sum(seconds) + seconds[-1] > 60 * settings["until"]["minutes"]:
         return NO_TIME.format(f"{settings['until']['minutes']:g}")
     table = pd.DataFrame(processes(Sources(records, {}, {})))
-    workload = settings["workloads"][0]
-    here = table[(table[list(workload)] == list(workload.values())).all(axis=1)]
+    here = where(table, settings["workloads"][0])
     if ok(here).empty:
         return "no configuration was measured by the panels before"
     if (len(records) - settings["until"]["minimum"]) % STEP:

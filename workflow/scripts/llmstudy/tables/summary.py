@@ -39,6 +39,7 @@ OF_SPEED = (
 OF_PROBES = ["memory_gib", "weights_gib", "peak_load_gib"]
 OF_QUALITY = ["ppl", "ppl_low", "ppl_high", "kl_nats", "kl_low_nats", "kl_high_nats"]
 OF_QUALITY += ["top1_agreement", "top1_low", "top1_high"]
+OF_LOSS = ["ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "ppl_verdict"]
 COLUMNS = {
     "summary": [
         *SHARED,
@@ -153,8 +154,7 @@ def nearest(measured: pd.DataFrame, configuration: Mapping[str, str]) -> dict:
     nearness = next(same) * 2 + next(same)
     row = measured.loc[nearness.idxmax()]
     elsewhere = "" if nearness.max() == 3 else f"{row['attention']}, {row['runtime']}"
-    own = [*OF_QUALITY, "ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "ppl_verdict"]
-    return row[own].to_dict() | {"quality_from": elsewhere}
+    return row[[*OF_QUALITY, *OF_LOSS]].to_dict() | {"quality_from": elsewhere}
 
 
 def pareto(rows: pd.DataFrame, margins: Mapping[str, float]) -> list[bool]:
