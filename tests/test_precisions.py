@@ -301,7 +301,8 @@ from llmstudy.runner.job import Configuration
 weights = open_weights(Path(sys.argv[1]))
 for name in sys.argv[2:]:
     precision = precisions.get(name)
-    Session.import_libraries(SimpleNamespace(weights=weights, configurations=[Configuration(name, "sdpa", "generate")]))
+    job = SimpleNamespace(configurations=[Configuration(name, "sdpa", "generate")])
+    Session.import_libraries(SimpleNamespace(weights=weights, job=job))
     before = "bitsandbytes" in sys.modules
     precision.load(precisions.LoadRequest(weights=weights, device="cpu", attention="sdpa"))
     print(name, before, "bitsandbytes" in sys.modules)
