@@ -1,7 +1,9 @@
 """The digest of the code that a step runs through: what it follows, what counts, and what does not."""
 
+import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -193,3 +195,30 @@ def test_the_facts_in_its_entries_of_registries_count_for_a_job(monkeypatch, reg
     assert kinds.code_of(STUDY, ONE) == before
     monkeypatch.setitem(registry, used, replace(registry[used], **change))
     assert kinds.code_of(STUDY, ONE) != before
+
+
+def opens_text_without_encoding(node: ast.AST) -> bool:
+    """Whether a call reads or writes text in the encoding of the locale, which is ASCII under LC_ALL=POSIX."""
+    if not isinstance(node, ast.Call):
+        return False
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    keys = {key.arg: ast.unparse(key.value) for key in node.keywords}
+    if name in ("run", "Popen", "check_output") and keys.keys() & {"text", "universal_newlines"}:
+        return True
+    if ast.unparse(node.func) in ("bz2.open", "archive.open"):  # bytes
+        return False
+    if name not in ("open", "fdopen", "read_text", "write_text", "NamedTemporaryFile"):
+        return False
+    values = [ast.unparse(one) for one in node.args] + list(keys.values())
+    return not {"encoding", None} & keys.keys() and not any(re.fullmatch("'[rwax+]*b[+]?'", one) for one in values)
+
+
+def test_no_text_is_in_the_encoding_of_the_locale(repository):
+    found = [
+        f"{path.relative_to(repository)}:{node.lineno}: {ast.unparse(node)}"
+        for folder in ("workflow", "tools")
+        for path in sorted((repository / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if opens_text_without_encoding(node)
+    ]
+    assert found == []

@@ -115,7 +115,9 @@ def main() -> None:
         del model
         gc.collect()
         torch.cuda.empty_cache()
-        options.output.write_text(json.dumps(result | {"rows": [asdict(row) for row in rows]}, indent=1))
+        options.output.write_text(
+            json.dumps(result | {"rows": [asdict(row) for row in rows]}, indent=1), encoding="utf-8"
+        )
     print(f"{result['device']}, torch {result['torch']}, copy bandwidth {bandwidth / 1e3:.2f} TB/s\n")
     print("| precision | batch | prompt | TTFT ms | TPOT ms (range) | MBU | peak GiB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -98,11 +98,11 @@ def simulate(jobs: int, run: bool) -> Iterator[dict]:
         for part in ("workflow", "config", "envs"):
             shutil.copytree(REPOSITORY / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(REPOSITORY / "Snakefile", folder)
-        (folder / "study.yaml").write_text(yaml.safe_dump(study(jobs)))
+        (folder / "study.yaml").write_text(yaml.safe_dump(study(jobs)), encoding="utf-8")
         (folder / "text.txt").touch()  # its existence is checked when a run starts
         plugin = folder / "plugins" / "snakemake_executor_plugin_immediate"
         plugin.mkdir(parents=True)
-        (plugin / "__init__.py").write_text(EXECUTOR)
+        (plugin / "__init__.py").write_text(EXECUTOR, encoding="utf-8")
         snakemake = [sys.executable, "-m", "snakemake", "--configfile=study.yaml", "--quiet", "rules"]
         row, shown = timed([*snakemake, "--dry-run"], folder, jobs, "dry run")
         check_size(shown, jobs)
@@ -117,7 +117,7 @@ def timed(command: list[str], folder: Path, jobs: int, mode: str) -> tuple[dict,
     """Return a row with wall time and peak memory of a command, and what it printed."""
     environment = os.environ | {"PYTHONPATH": str(folder / "plugins")}
     start = time.perf_counter()
-    with (folder / "shown.txt").open("w+") as shown:
+    with (folder / "shown.txt").open("w+", encoding="utf-8") as shown:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=shown, stderr=shown)
         _, status, usage = os.wait4(process.pid, 0)
         wall_s = time.perf_counter() - start

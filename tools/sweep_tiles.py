@@ -152,7 +152,7 @@ def main() -> None:
             {"shape": shape, "linear": layer.name, "us": us, "present": number == 0} | asdict(tiles[number])
             for us, number in timed
         ]
-        options.output.write_text(json.dumps(results, indent=0))
+        options.output.write_text(json.dumps(results, indent=0), encoding="utf-8")
 
 
 if __name__ == "__main__":

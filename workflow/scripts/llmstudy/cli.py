@@ -84,12 +84,12 @@ def measure(options: argparse.Namespace) -> int:
                 job.settings["probes"] = [str(folder / "probe.json")]
             path = folder / f"{name}.json"
             record.measure(job, path, folder / "log", {"arrays.npz": folder / "record.npz"})
-        print(path.read_text(), end="")
+        print(path.read_text(encoding="utf-8"), end="")
         result = record.read(path)
         if options.kind == "panel":
             _print_times(result)
         if result["status"] != "ok":
-            print((folder / "log").read_text(), file=sys.stderr)
+            print((folder / "log").read_text(encoding="utf-8"), file=sys.stderr)
     return 0 if result["status"] == "ok" else 1
 
 

@@ -160,7 +160,7 @@ class Study:
 
 def _context_of_folder(folder: str) -> int | None:
     try:
-        return json.loads((Path(folder).expanduser() / "config.json").read_text())[CONTEXT]
+        return json.loads((Path(folder).expanduser() / "config.json").read_text(encoding="utf-8"))[CONTEXT]
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a GGUF file, or a mistake that fetching reports
 
@@ -173,7 +173,7 @@ def complete(config: dict) -> Study:
     """
     import yaml
 
-    schema = yaml.safe_load(SCHEMA.read_text())
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
     _check_renamed(config)
     _check_schema(config, schema)
     study = Study(_filled(copy.deepcopy(config), schema, schema))

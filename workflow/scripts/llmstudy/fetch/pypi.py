@@ -72,8 +72,8 @@ def _download(package: str, downloads: Path) -> None:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input",
                    "--disable-pip-version-check", "--dest", temporary, package]  # fmt: skip
         # pip writes the body to TMPDIR first, and /tmp may be small
-        pip = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                               env=os.environ | {"TMPDIR": temporary})  # fmt: skip
+        pip = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
+                               errors="replace", env=os.environ | {"TMPDIR": temporary})  # fmt: skip
         output = []
         for line in pip.stdout:
             output.append(line)

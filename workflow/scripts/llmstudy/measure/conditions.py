@@ -33,7 +33,7 @@ def snapshot() -> dict:
 def busy_seconds() -> float | None:
     """Return the seconds that the cores of this process have worked since boot, for whomever; None without /proc."""
     try:
-        lines = Path("/proc/stat").read_text().splitlines()
+        lines = Path("/proc/stat").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     own = {f"cpu{core}" for core in os.sched_getaffinity(0)}

@@ -102,7 +102,7 @@ def _first_visible(pynvml):
 def proc_bytes(file: str, field: str) -> int | None:
     """Return a field of ``/proc/<file>``, which is in KiB there, in bytes; None where it is not."""
     with suppress(OSError):
-        for line in Path("/proc", file).read_text().splitlines():
+        for line in Path("/proc", file).read_text(encoding="utf-8").splitlines():
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
     return None

@@ -107,7 +107,7 @@ class PeakProbe:
             for index in range(torch.cuda.device_count()):
                 torch.cuda.reset_peak_memory_stats(index)
         with suppress(OSError):  # if it fails, the host's peak is the highest so far
-            Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to the present RSS
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # sets VmHWM to the present RSS
 
     def reading(self) -> dict:
         """Return the phase's ``peak_rss_bytes``, ``peak_rss_growth_bytes``, and on CUDA ``peak_allocated_bytes``,

@@ -24,7 +24,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2): the signal to this process when its parent die
 
 def main(job_file: str, result_file: str, artifacts: str) -> None:
     """Measure the job and write its result; exit with 0 whenever a result with a status was written."""
-    job = Job.from_dict(json.loads(Path(job_file).read_text()))
+    job = Job.from_dict(json.loads(Path(job_file).read_text(encoding="utf-8")))
     result: dict = {"device": job.device}
     target = Path(result_file)
     end_before_the_parent()
@@ -73,7 +73,7 @@ def status_of(results: dict, cases: str) -> dict:
 def replace_json(path: Path, value: dict) -> None:
     """Replace the file in one step: the parent may read it after this process was killed at any moment."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value))
+    partial.write_text(json.dumps(value), encoding="utf-8")
     partial.replace(path)
 
 
@@ -104,7 +104,7 @@ def end_before_the_parent() -> None:
     """
     try:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
     except (OSError, AttributeError) as error:
         print(f"could not ask to end with the parent, or before it: {error}", file=sys.stderr)
 

@@ -60,6 +60,6 @@ def locks(gpus: Iterable[str]) -> list[Path]:
 @contextmanager
 def locked(path: Path, alone: bool) -> Iterator[None]:
     """Hold ``path`` alone or shared; the kernel releases it when the process ends, however it ends."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield

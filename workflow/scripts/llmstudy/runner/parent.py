@@ -42,12 +42,12 @@ def run_child(job: Job, log: Path, artifacts: Path) -> Outcome:
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="llmstudy-") as folder:
         job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
-        job_file.write_text(json.dumps(job.to_dict()))
+        job_file.write_text(json.dumps(job.to_dict()), encoding="utf-8")
         command = [sys.executable, "-m", "llmstudy.runner.child", str(job_file), str(result_file), str(artifacts)]
         log_begin = log.stat().st_size if log.exists() else 0
         start = time.monotonic()
         kills_before = _kernel_oom_kills()
-        with log.open("a") as stream, _terminate_as_exception():
+        with log.open("a", encoding="utf-8") as stream, _terminate_as_exception():
             streams = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
             environment = _environment(job.allocator)
             process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
@@ -58,7 +58,7 @@ def run_child(job: Job, log: Path, artifacts: Path) -> Outcome:
                     os.killpg(process.pid, signal.SIGKILL)  # a group of its own: the child and whatever it started
                 process.wait()
         wall_s = time.monotonic() - start
-        result = json.loads(result_file.read_text()) if result_file.exists() else {}
+        result = json.loads(result_file.read_text(encoding="utf-8")) if result_file.exists() else {}
     killed_for_memory = _kernel_oom_kills() > kills_before
     status, reason = _judge(process.returncode, killed_for_memory, result, job.limits.seconds)
     if process.returncode > 0 and (last_line := _last_line(log, log_begin)):
@@ -102,7 +102,7 @@ def _terminate_as_exception() -> Iterator[None]:
 def _kernel_oom_kills() -> int:
     """Return how many processes the kernel has killed for lack of memory since boot; 0 where it does not say."""
     try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
+        lines = Path("/proc/vmstat").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))

@@ -23,7 +23,7 @@ def of_repository() -> dict:
         # safe.directory: a container or a cluster often mounts the checkout under another user.
         command = ["git", "-c", "safe.directory=*", "-C", str(folder), *arguments]
         try:
-            run = subprocess.run(command, capture_output=True, text=True, timeout=20)
+            run = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=20)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return run.stdout.strip() if run.returncode == 0 else None
@@ -78,7 +78,7 @@ def installed(packages: tuple[str, ...]) -> dict[str, str]:
 def processor() -> tuple[str, list[str]]:
     """Return the processor's name as the kernel gives it, and which of ``CPU_CAPABILITIES`` it has."""
     try:
-        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()]
     except OSError:
         lines = []
     fields = {key.strip(): value.strip() for key, _, value in reversed(lines)}  # those of the first core

@@ -93,7 +93,7 @@ def write(record: dict, path: Path) -> None:
 def read(path: Path) -> dict:
     """Read a record; raise StudyError for any other file."""
     try:
-        record = json.loads(Path(path).read_text())
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StudyError(f"{path}: not a readable record ({error}); delete it and run again") from None
     schema = record.get("schema") if isinstance(record, dict) else None

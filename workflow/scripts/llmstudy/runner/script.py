@@ -35,7 +35,7 @@ def step(log: str) -> Iterator[None]:
     try:
         with disk_full_named(Path(log)):
             Path(log).parent.mkdir(parents=True, exist_ok=True)
-            with Path(log).open("a", buffering=1) as stream:
+            with Path(log).open("a", encoding="utf-8", buffering=1) as stream:
                 sys.stdout = sys.stderr = stream
                 try:
                     yield
@@ -43,7 +43,7 @@ def step(log: str) -> Iterator[None]:
                     sys.stdout, sys.stderr = sys.__stdout__, terminal
     except StudyError as error:
         print(f"error: {error}", file=terminal)
-        with suppress(OSError), Path(log).open("a") as stream:
+        with suppress(OSError), Path(log).open("a", encoding="utf-8") as stream:
             print(f"error: {error}", file=stream)
         sys.exit(1)
 
@@ -84,7 +84,7 @@ def progress(target: Path) -> str:
     file = target.parents[3] / PLAN
     if not file.exists():
         return line
-    planned = [Path(path) for path in json.loads(file.read_text()) if path.endswith(".json")]
+    planned = [Path(path) for path in json.loads(file.read_text(encoding="utf-8")) if path.endswith(".json")]
     began = file.stat().st_mtime
     measured = [path for path in planned if path.exists() and path.stat().st_mtime >= began]
     took: dict[str, list[float]] = {}

@@ -104,7 +104,7 @@ def _queued(job: str, *columns: str) -> str:
 def _ask(*command: str) -> str:
     """Return what a SLURM command prints."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise StudyError(f"{command[0]}: {error}; is this a machine of the cluster?") from None
     if done.returncode:
