@@ -32,14 +32,23 @@ def tiny_llama_config(**changes):
     return LlamaConfig(**(settings | changes))
 
 
-def llama_with(make_linear=None, dtype=None, device="cpu", **changes):
-    """Return a seeded tiny LLaMA whose decoder linears are ``make_linear(weight, bias)`` if that is given."""
+def llama_with(make_linear=None, dtype=None, device="cpu", architecture="Llama", **changes):
+    """Return a seeded tiny LLaMA, or another architecture of its sizes, whose decoder linears are ``make_linear(weight,
+    bias)`` if that is given. Norms and biases are random too: as they begin, a model without them would be the same."""
     import torch
+    import transformers
     from torch import nn
-    from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(tiny_llama_config(**({"initializer_range": 0.2} | changes))).to(device, dtype).eval()
+    settings = tiny_llama_config().to_diff_dict() | {"initializer_range": 0.2} | changes
+    settings.pop("model_type")
+    config = getattr(transformers, f"{architecture}Config")(**settings)
+    model = getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.2 * torch.randn_like(parameter)
+    model = model.to(device, dtype)
     for path, module in list(model.named_modules()) if make_linear else ():
         if isinstance(module, nn.Linear) and path != "lm_head":
             bias = None if module.bias is None else module.bias.data

@@ -26,21 +26,34 @@ def both(model, batch, new=NEW):
     return ids, library, runtime.generate(ids), runtime
 
 
+ROPE = {"rope_theta": 10000.0, "factor": 4.0}
+YARN = ROPE | {"rope_type": "yarn", "original_max_position_embeddings": 8}
+LLAMA3 = ROPE | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+SLIDING = {"sliding_window": 7, "use_sliding_window": True, "max_window_layers": 1}  # the first layer has no window
+CASES = {
+    "grouped": {},
+    "tied": {"tie_word_embeddings": True},
+    "multi-head": {"num_key_value_heads": 6},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "rope-linear": {"head_dim": 10, "rope_parameters": ROPE | {"rope_type": "linear"}},
+    "rope-llama3": {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 8}},
+    "rope-yarn": {"rope_parameters": YARN},
+    "mistral": {"architecture": "Mistral", "sliding_window": None, "head_dim": 24},
+    "mistral-window": {"architecture": "Mistral", "sliding_window": 7},
+    "mistral-wide-window": {"architecture": "Mistral", "sliding_window": PROMPT + 3},
+    "mistral-window-of-two": {"architecture": "Mistral", "sliding_window": 2},
+    "qwen2": {"architecture": "Qwen2"},
+    "qwen2-window-tied": {"architecture": "Qwen2", "tie_word_embeddings": True, **SLIDING},
+    "qwen3": {"architecture": "Qwen3", "head_dim": 16},
+    "qwen3-window": {"architecture": "Qwen3", **SLIDING},
+}
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"tie_word_embeddings": True},
-        {"num_key_value_heads": 6},
-        {"attention_bias": True, "mlp_bias": True},
-        {"head_dim": 10, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
-    ],
-    ids=["grouped", "tied", "multi-head", "biases", "rope-scaling"],
-)
-def test_tokens_equal_those_of_generate_in_fp32(changes, kind, batch):
-    _, library, graph, _ = both(llama_with(KINDS[kind], **changes), batch)
+@pytest.mark.parametrize("case", CASES)
+def test_tokens_equal_those_of_generate_in_fp32(case, kind, batch):
+    _, library, graph, runtime = both(llama_with(KINDS[kind], **CASES[case]), batch)
     assert torch.equal(graph.tokens, library.tokens)
     assert len(set(graph.tokens.flatten().tolist())) > 3  # a model that repeats one token would agree by accident
 

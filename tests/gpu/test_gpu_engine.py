@@ -11,11 +11,18 @@ from llmstudy.runtimes.graph import GraphRuntime
 pytestmark = pytest.mark.gpu
 
 PROMPT, NEW = 150, 60
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 64}
 SHAPES = {
     "grouped": {"head_dim": 8},
     "head-64-tied": {"hidden_size": 384, "head_dim": 64, "tie_word_embeddings": True},
     "head-128-odd-hidden": {"hidden_size": 258, "head_dim": 128, "num_key_value_heads": 6},
     "head-80-biases": {"hidden_size": 480, "head_dim": 80, "attention_bias": True, "mlp_bias": True},
+    "llama3-rope": {"rope_parameters": LLAMA3},
+    "mistral": {"architecture": "Mistral", "sliding_window": 64, "head_dim": 64},
+    "mistral-wide-window": {"architecture": "Mistral", "sliding_window": PROMPT + 20, "head_dim": 24},
+    "qwen2-tied": {"architecture": "Qwen2", "tie_word_embeddings": True},
+    "qwen3": {"architecture": "Qwen3", "head_dim": 128},
 }
 
 

@@ -24,6 +24,10 @@ PROMPT, NEW = 37, 3
         (1, False, 4, {"num_key_value_heads": 1}),
         (2, True, 2, {"tie_word_embeddings": True}),
         (1, True, 1, {"num_key_value_heads": 6, "head_dim": 10, "attention_bias": True}),
+        (1, False, 4, {"architecture": "Mistral", "sliding_window": 18}),
+        (2, False, 1, {"architecture": "Mistral", "sliding_window": PROMPT + 2, "num_key_value_heads": 1}),
+        (2, False, 2, {"architecture": "Qwen2", "tie_word_embeddings": True}),
+        (1, True, 2, {"architecture": "Qwen3", "head_dim": 24}),
     ],
 )
 def test_tokens_equal_those_of_generate(monkeypatch, batch, int8, changes, splits):
@@ -40,7 +44,9 @@ def test_tokens_equal_those_of_generate(monkeypatch, batch, int8, changes, split
         step.sample()
         for _ in range(NEW - 1):
             step.run()
+        logits = model(torch.cat([ids, expected[:, :-1]], dim=1)).logits[:, -1]
     assert torch.equal(step.tokens, expected)
+    torch.testing.assert_close(step.logits, logits, rtol=1e-3, atol=1e-3)
     assert step.position.tolist() == [PROMPT + NEW - 1] * batch
     assert not step.arrivals.any()
 

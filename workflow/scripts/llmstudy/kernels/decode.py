@@ -37,12 +37,19 @@ def rms_norm_kernel(
 
 
 @triton.jit
+def times_norm(x, factor, weight, dtype: tl.constexpr):
+    """Return x, float32, times ``factor`` and then ``weight``, each rounded to ``dtype`` as the library does."""
+    return ((x * factor).to(dtype) * weight.to(dtype)).to(tl.float32)
+
+
+@triton.jit
 def rotate_prompt_kernel(
-    qkv_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, tokens, length,
+    qkv_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, q_norm_ptr, k_norm_ptr, tokens, length, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF_BLOCK: tl.constexpr,
-    HEAD_BLOCK: tl.constexpr,
+    HEAD_BLOCK: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    """Rotate a prompt: queries in place, keys and values into the cache; grid (batch * tokens,)."""
+    """Rotate a prompt: queries in place, keys and values into the cache; grid (batch * tokens,). NORM: RMSNorm of each
+    query and key head first."""
     HALF: tl.constexpr = HEAD_DIM // 2
     dtype: tl.constexpr = qkv_ptr.dtype.element_ty
     sequence = tl.program_id(0) // tokens
@@ -58,8 +65,18 @@ def rotate_prompt_kernel(
         at = row + head[:, None] * HEAD_DIM + d[None, :]
         low = tl.load(at, mask=mask, other=0).to(tl.float32)
         high = tl.load(at + HALF, mask=mask, other=0).to(tl.float32)
-        turned_low = low * cos - high * sin
-        turned_high = high * cos + low * sin
+        own_low, own_high = low, high
+        if NORM:
+            factor = tl.rsqrt((tl.sum(low * low, axis=1) + tl.sum(high * high, axis=1)) / HEAD_DIM + eps)[:, None]
+            is_q = (head < HEADS)[:, None]
+            q_weight = tl.load(q_norm_ptr + d, mask=d_mask, other=0)[None, :]
+            k_weight = tl.load(k_norm_ptr + d, mask=d_mask, other=0)[None, :]
+            own_low = times_norm(low, factor, tl.where(is_q, q_weight, k_weight), dtype)
+            q_weight = tl.load(q_norm_ptr + HALF + d, mask=d_mask, other=0)[None, :]
+            k_weight = tl.load(k_norm_ptr + HALF + d, mask=d_mask, other=0)[None, :]
+            own_high = times_norm(high, factor, tl.where(is_q, q_weight, k_weight), dtype)
+        turned_low = own_low * cos - own_high * sin
+        turned_high = own_high * cos + own_low * sin
         if first < HEADS:
             is_query = mask & (head < HEADS)[:, None]
             tl.store(at, turned_low.to(dtype), mask=is_query)
@@ -89,12 +106,14 @@ def swiglu_kernel(gate_up_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 @triton.jit
 def attention_kernel(
     qkv_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, position_ptr, partial_ptr, stats_ptr, arrivals_ptr, out_ptr,
-    length, scale_log2,
+    q_norm_ptr, k_norm_ptr, length, scale_log2, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr,
     GROUP_BLOCK: tl.constexpr, MERGE_BLOCK: tl.constexpr, DIM_BLOCK: tl.constexpr, TOKEN_BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
+    WINDOW: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Rotate, write to the cache and attend for one new token; grid (batch * KV_HEADS, SPLITS).
+
+    NORM: RMSNorm of each query and key head first. WINDOW: tokens to attend to, the new one included; 0 for all.
 
     A program handles the query heads that share a key head over its share of the valid context (flash decoding). The
     first split also takes the new token itself, from registers, and writes it to the cache. The last split to arrive
@@ -115,12 +134,14 @@ def attention_kernel(
     sign = tl.where(d < HEAD_DIM // 2, -1.0, 1.0)
     cos = tl.load(cos_ptr + position * HEAD_DIM + d, mask=d_mask, other=0).to(tl.float32)
     sin = tl.load(sin_ptr + position * HEAD_DIM + d, mask=d_mask, other=0).to(tl.float32) * sign
-    share = tl.cdiv(tl.cdiv(position, TOKEN_BLOCK), SPLITS) * TOKEN_BLOCK
-    stop = tl.minimum(split * share + share, position)
+    oldest = tl.maximum(position + 1 - WINDOW, 0) if WINDOW else 0
+    share = tl.cdiv(tl.cdiv(position - oldest, TOKEN_BLOCK), SPLITS) * TOKEN_BLOCK
+    start = oldest + split * share
+    stop = tl.minimum(start + share, position)
     cache = tl.program_id(0).to(tl.int64) * length * HEAD_DIM
     # Position and earlier keys and values were written by earlier replays: the first block can be on its way while the
     # projection before this kernel still runs.
-    t = split * share + tl.arange(0, TOKEN_BLOCK)
+    t = start + tl.arange(0, TOKEN_BLOCK)
     k_at = keys_ptr + cache + t[None, :] * HEAD_DIM + d[:, None]
     v_at = values_ptr + cache + t[:, None] * HEAD_DIM + d[None, :]
     k = tl.load(k_at, mask=(t < stop)[None, :] & d_mask[:, None], other=0)
@@ -131,13 +152,20 @@ def attention_kernel(
     q_mask = (g < GROUP)[:, None] & d_mask[None, :]
     row = qkv_ptr + sequence * ((HEADS + 2 * KV_HEADS) * HEAD_DIM)
     q_head = row + (kv_head * GROUP + g)[:, None] * HEAD_DIM
-    q = tl.load(q_head + d[None, :], mask=q_mask, other=0).to(tl.float32) * cos[None, :]
-    q += tl.load(q_head + partner[None, :], mask=q_mask, other=0).to(tl.float32) * sin[None, :]
-    q = q.to(dtype)
+    q = tl.load(q_head + d[None, :], mask=q_mask, other=0).to(tl.float32)
+    q_partner = tl.load(q_head + partner[None, :], mask=q_mask, other=0).to(tl.float32)
     k_head = row + (HEADS + kv_head) * HEAD_DIM
-    k_new = tl.load(k_head + d, mask=d_mask, other=0).to(tl.float32) * cos
-    k_new += tl.load(k_head + partner, mask=d_mask, other=0).to(tl.float32) * sin
-    k_new = k_new.to(dtype)
+    k_new = tl.load(k_head + d, mask=d_mask, other=0).to(tl.float32)
+    k_partner = tl.load(k_head + partner, mask=d_mask, other=0).to(tl.float32)
+    if NORM:
+        factor = tl.rsqrt(tl.sum(q * q, axis=1) / HEAD_DIM + eps)[:, None]
+        q = times_norm(q, factor, tl.load(q_norm_ptr + d, mask=d_mask, other=0)[None, :], dtype)
+        q_partner = times_norm(q_partner, factor, tl.load(q_norm_ptr + partner, mask=d_mask, other=0)[None, :], dtype)
+        factor = tl.rsqrt(tl.sum(k_new * k_new, axis=0) / HEAD_DIM + eps)
+        k_new = times_norm(k_new, factor, tl.load(k_norm_ptr + d, mask=d_mask, other=0), dtype)
+        k_partner = times_norm(k_partner, factor, tl.load(k_norm_ptr + partner, mask=d_mask, other=0), dtype)
+    q = (q * cos[None, :] + q_partner * sin[None, :]).to(dtype)
+    k_new = (k_new * cos + k_partner * sin).to(dtype)
     v_new = tl.load(k_head + KV_HEADS * HEAD_DIM + d, mask=d_mask, other=0)
 
     first = split == 0
@@ -148,7 +176,7 @@ def attention_kernel(
     total = tl.where(first, 1.0, 0.0) + tl.zeros([GROUP_BLOCK], tl.float32)
     acc = tl.where(first, 1.0, 0.0) * v_new.to(tl.float32)[None, :] + tl.zeros([GROUP_BLOCK, DIM_BLOCK], tl.float32)
 
-    for begin in tl.range(split * share, stop, TOKEN_BLOCK):
+    for begin in tl.range(start, stop, TOKEN_BLOCK):
         t_mask = begin + tl.arange(0, TOKEN_BLOCK) < stop
         k_at += TOKEN_BLOCK * HEAD_DIM
         v_at += TOKEN_BLOCK * HEAD_DIM

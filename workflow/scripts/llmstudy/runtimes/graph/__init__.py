@@ -16,7 +16,7 @@ from llmstudy.runtimes.graph.weights import extract
 
 
 class GraphRuntime:
-    """One workload on one ``LlamaForCausalLM``; see ``runtimes.Runtime``.
+    """One workload on one model of ``weights.ARCHITECTURES``; see ``runtimes.Runtime``.
 
     ``prepare`` raises ``Unsupported`` where the model's architecture or its linear layers cannot take part.
     """

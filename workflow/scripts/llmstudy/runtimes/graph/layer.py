@@ -65,6 +65,34 @@ class StaticCache:
         return self.keys.shape[3]
 
 
+def causal_attention(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, window: int | None
+) -> torch.Tensor:
+    """Return the attention [batch, heads, tokens, head_dim] of a prompt to itself, or of one token to all so far.
+
+    Args:
+        q: rotated queries, [batch, heads, tokens, head_dim].
+        keys, values: [batch, kv_heads, context, head_dim]; the context is the tokens of the prompt, or ends with the
+            one token.
+        scale: of the scores.
+        window: tokens that a token attends to, itself included; None for all.
+    """
+    tokens, grouped, mask = q.shape[2], q.shape[1] != keys.shape[1], None
+    if window and tokens == 1:
+        keys, values = keys[:, :, -window:], values[:, :, -window:]
+    elif window and tokens > window:
+        at = torch.arange(tokens, device=q.device)
+        age = at[:, None] - at
+        mask = (age >= 0) & (age < window)
+        if grouped:  # PyTorch's fused kernels do not take a mask with grouped heads
+            group = q.shape[1] // keys.shape[1]
+            keys, values, grouped = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1), False
+    causal = tokens > 1 and mask is None
+    return functional.scaled_dot_product_attention(
+        q, keys, values, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
+
+
 def rotary_table(weights: LlamaWeights, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cos and sin [length, head_dim] of the positions 0 … length - 1 in the model's dtype."""
     positions = torch.arange(length, device=weights.device)[None]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from llmstudy.runtimes import Timeline
-from llmstudy.runtimes.graph.layer import StaticCache, last_logits, rotary_table, run_layers
+from llmstudy.runtimes.graph.layer import StaticCache, causal_attention, last_logits, rotary_table, run_layers
 from llmstudy.runtimes.graph.weights import LlamaWeights
 
 
@@ -62,17 +62,16 @@ class CpuEngine:
         new = slice(self.start, self.start + tokens)
         by_head = qkv.view(batch, tokens, heads + 2 * kv_heads, width).transpose(1, 2)
         q, k, v = by_head.split((heads, kv_heads, kv_heads), dim=1)
+        layer = self.weights.layers[index]
+        if layer.q_norm is not None:
+            q = functional.rms_norm(q, (width,), layer.q_norm, self.weights.eps)
+            k = functional.rms_norm(k, (width,), layer.k_norm, self.weights.eps)
         keys, values = self.cache.keys[index], self.cache.values[index]
         keys[:, :, new] = rotate(k, self.cos[new], self.sin[new])
         values[:, :, new] = v
-        out = functional.scaled_dot_product_attention(
-            rotate(q, self.cos[new], self.sin[new]),
-            keys[:, :, : new.stop],
-            values[:, :, : new.stop],
-            is_causal=tokens > 1,
-            scale=self.weights.softmax_scale,
-            enable_gqa=heads != kv_heads,
-        )
+        q = rotate(q, self.cos[new], self.sin[new])
+        context = slice(0, new.stop)
+        out = causal_attention(q, keys[:, :, context], values[:, :, context], self.weights.softmax_scale, layer.window)
         return out.transpose(1, 2).reshape(batch, tokens, heads * width)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from llmstudy.kernels import decode as kernels
-from llmstudy.runtimes.graph.layer import StaticCache, run_layers
+from llmstudy.runtimes.graph.layer import StaticCache, causal_attention, run_layers
 from llmstudy.runtimes.graph.weights import LlamaWeights
 
 HEAD_BLOCK = 16
@@ -52,21 +52,15 @@ class Prompt:
         """See ``layer.Operations``."""
         heads, kv_heads, dim = self.weights.heads, self.weights.kv_heads, self.weights.head_dim
         keys, values = self.cache.keys[index], self.cache.values[index]
-        qkv = qkv.contiguous()
+        layer, qkv = self.weights.layers[index], qkv.contiguous()
         kernels.rotate_prompt_kernel[(self.batch * self.tokens,)](
-            qkv, keys, values, self.cos, self.sin, self.tokens, self.cache.length,
-            HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=dim, HALF_BLOCK=triton.next_power_of_2(dim // 2),
-            HEAD_BLOCK=HEAD_BLOCK, num_warps=4,
+            qkv, keys, values, self.cos, self.sin, layer.q_norm, layer.k_norm, self.tokens, self.cache.length,
+            self.weights.eps, HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=dim, HALF_BLOCK=triton.next_power_of_2(dim // 2),
+            HEAD_BLOCK=HEAD_BLOCK, NORM=layer.q_norm is not None, num_warps=4,
         )  # fmt: skip
         q = qkv.view(self.batch, self.tokens, heads + 2 * kv_heads, dim)[:, :, :heads].transpose(1, 2)
-        out = functional.scaled_dot_product_attention(
-            q,
-            keys[:, :, : self.tokens],
-            values[:, :, : self.tokens],
-            is_causal=True,
-            scale=self.weights.softmax_scale,
-            enable_gqa=heads != kv_heads,
-        )
+        keys, values = keys[:, :, : self.tokens], values[:, :, : self.tokens]
+        out = causal_attention(q, keys, values, self.weights.softmax_scale, layer.window)
         return out.transpose(1, 2).reshape(self.batch * self.tokens, heads * dim)
 
     def _add_and_norm(self, x: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:

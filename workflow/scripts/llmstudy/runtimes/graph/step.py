@@ -113,13 +113,15 @@ class DecodeStep:
 
     def attend(self, index: int, qkv: torch.Tensor) -> torch.Tensor:
         """See ``layer.Operations``."""
-        weights = self.weights
+        weights, layer = self.weights, self.weights.layers[index]
         kernels.attention_kernel[(self.batch * weights.kv_heads, self.splits)](
             qkv, self.cache.keys[index], self.cache.values[index], self.cos, self.sin, self.position, self.partial,
-            self.stats, self.arrivals, self.attended, self.cache.length, weights.softmax_scale * math.log2(math.e),
+            self.stats, self.arrivals, self.attended, layer.q_norm, layer.k_norm, self.cache.length,
+            weights.softmax_scale * math.log2(math.e), weights.eps,
             HEADS=weights.heads, KV_HEADS=weights.kv_heads, HEAD_DIM=weights.head_dim, SPLITS=self.splits,
             GROUP_BLOCK=self.group_block, MERGE_BLOCK=self.merge_block, DIM_BLOCK=self.dim_block,
-            TOKEN_BLOCK=TOKEN_BLOCK, PDL=self.pdl, num_warps=self.attention_warps, **_overlap(self.pdl),
+            TOKEN_BLOCK=TOKEN_BLOCK, WINDOW=layer.window or 0, NORM=layer.q_norm is not None, PDL=self.pdl,
+            num_warps=self.attention_warps, **_overlap(self.pdl),
         )  # fmt: skip
         return self.attended
 

@@ -1,4 +1,4 @@
-"""The parameters of a LLaMA, from the library's model, arranged for a token loop."""
+"""The parameters of a LLaMA or its like, from the library's model, arranged for a token loop."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from llmstudy.errors import Unsupported
 from llmstudy.kernels.linear import Int8Linear, join
+
+# Their layers differ in what ``Layer`` holds: biases, norms of queries and keys, a sliding window.
+ARCHITECTURES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 
 
 class DenseLinear(nn.Module):
@@ -39,7 +42,12 @@ class UnfusedLinear(nn.Module):
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of a decoder layer: norms [hidden], projections as modules on [..., in]."""
+    """The weights of a decoder layer: norms [hidden], projections as modules on [..., in].
+
+    Attributes:
+        q_norm, k_norm: RMSNorm weights [head_dim] of each query and key head before they are rotated, or None.
+        window: tokens that a token attends to, itself included; None for all before it.
+    """
 
     input_norm: torch.Tensor
     qkv: nn.Module
@@ -47,6 +55,9 @@ class Layer:
     post_norm: torch.Tensor
     gate_up: nn.Module
     down: nn.Module
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    window: int | None
 
 
 @dataclass(frozen=True)
@@ -93,14 +104,15 @@ class LlamaWeights:
 
 
 def extract(model: nn.Module) -> LlamaWeights:
-    """Return the weights of a ``LlamaForCausalLM``; fuse q, k, v and gate, up in place: the model stays usable.
+    """Return the weights of one of ``ARCHITECTURES``; fuse q, k, v and gate, up in place: the model stays usable.
 
     Raises:
         Unsupported: another architecture or activation, changing rotary angles, an embedding that is not dense, or a
             model that is spread over several devices.
     """
-    if not isinstance(model, LlamaForCausalLM):
-        raise Unsupported(f"the graph runtime knows LlamaForCausalLM, not {type(model).__name__}")
+    if type(model) not in ARCHITECTURES:
+        known = ", ".join(one.__name__ for one in ARCHITECTURES)
+        raise Unsupported(f"the graph runtime knows {known}, not {type(model).__name__}")
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1:
         raise Unsupported(f"the graph runtime needs the model on one device, not on {len(devices)}")
@@ -152,6 +164,10 @@ def _layer(layer: nn.Module) -> Layer:
         post_norm=layer.post_attention_layernorm.weight.detach(),
         gate_up=fuse([mlp.gate_proj, mlp.up_proj]),
         down=fuse([mlp.down_proj]),
+        q_norm=attention.q_norm.weight.detach() if hasattr(attention, "q_norm") else None,
+        k_norm=attention.k_norm.weight.detach() if hasattr(attention, "k_norm") else None,
+        # Mistral's layers do not have it themselves; LLaMA has none.
+        window=getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None)),
     )
     # The tensors of the parts are free now. Kept, they would be cut up for those of the next layer and leave holes.
     torch.cuda.empty_cache()
