@@ -12,7 +12,7 @@ import tiny
 import torch
 from llmstudy.errors import StudyError, Unsupported
 from llmstudy.fetch.weights import open_weights
-from llmstudy.kernels.linear import Int8Linear
+from llmstudy.kernels.linear import QuantizedLinear
 from llmstudy.measure import footprint
 from llmstudy.models import loading, precisions
 from llmstudy.models.precisions.int8 import THRESHOLD, find_outlier_columns
@@ -23,7 +23,7 @@ from llmstudy.runtimes.graph.weights import UnfusedLinear
 
 MEMBERS = ["llm-int8-t0", "llm-int8-t0.5", "llm-int8-t2", "llm-int8-t6", "llm-int8-t10", "llm-int8-tinf"]
 BOTH_WAYS = ["fp32", "fp16", "bf16", "llm-int8", "llm-int8-t0", "llm-int8-t2.5", "llm-int8-tinf", "nf4", "fp4"]
-OWN = ["int8-fused", "int8-fused-outlier", "int8-w8a8"]
+OWN = ["int8-fused", "int8-fused-outlier", "int8-w8a8", "fp8", "fp8-weight"]
 IDS = torch.tensor([[5, 9, 200, 31, 77, 8, 19]])
 
 
@@ -76,7 +76,7 @@ def test_facts_of_every_precision():
     assert [entry.name for entry in entries] == [*precisions.names(), *MEMBERS]
     assert len({entry.color for entry in entries}) == len(entries)
     for entry in entries:
-        assert entry.title and entry.family in ("dense", "int8", "4-bit")
+        assert entry.title and entry.family in ("dense", "int8", "fp8", "4-bit")
         assert entry.own == (entry.name in OWN)
         of_bitsandbytes = entry.name.startswith("llm-int8") or entry.name in ("nf4", "fp4")
         assert entry.packages == (("bitsandbytes",) if of_bitsandbytes else ())
@@ -162,7 +162,7 @@ def test_the_outlier_decomposition_makes_a_difference_here(folder):
 def test_a_model_is_near_the_reference_and_what_its_precision_promises(folder, name):
     """Cosine similarity of logits with fp32's: 4 bits are coarse, but no precision may lose the model."""
     precision, model = precisions.get(name), load(name, folder)
-    floor = {"nf4": 0.9, "fp4": 0.85}.get(name, 0.97 if precision.family == "int8" else 0.999)
+    floor = {"nf4": 0.9, "fp4": 0.85}.get(name, {"int8": 0.97, "fp8": 0.99}.get(precision.family, 0.999))
     reference = logits(load("fp32", folder))
     assert torch.cosine_similarity(logits(model).flatten(), reference.flatten(), dim=0) > floor
     assert not model.training
@@ -172,8 +172,8 @@ def test_a_model_is_near_the_reference_and_what_its_precision_promises(folder, n
     tied = model.config.tie_word_embeddings
     assert (model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()) == tied
     assert all(parameter.device.type == "cpu" for parameter in model.parameters())
-    int8 = [module for module in model.modules() if isinstance(module, Int8Linear)]
-    assert len(int8) == (2 * 7 if precision.own else 0)
+    own = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    assert len(own) == (2 * 7 if precision.own else 0)
 
 
 @pytest.mark.parametrize("name", precisions.names())

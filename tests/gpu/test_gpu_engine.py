@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import llama_with
 from llmstudy.errors import Unsupported
-from llmstudy.kernels.linear import Int8Linear, W8A8Linear
+from llmstudy.kernels.linear import Fp8Linear, Fp8WeightLinear, Int8Linear, QuantizedLinear, W8A8Linear
+from llmstudy.kernels.quantize import quantize_tokens
 from llmstudy.runtimes.generate import GenerateRuntime
 from llmstudy.runtimes.graph import GraphRuntime
 
@@ -26,7 +27,10 @@ SHAPES = {
 }
 
 
-MAKE_LINEAR = {"dense": None, "int8": Int8Linear.from_weight, "w8a8": W8A8Linear.from_weight}
+MAKE_LINEAR = {"dense": None} | {
+    name: kind.from_weight
+    for name, kind in [("int8", Int8Linear), ("w8a8", W8A8Linear), ("fp8", Fp8Linear), ("fp8-weight", Fp8WeightLinear)]
+}
 
 
 def build(dtype=torch.float32, make_linear=None, **changes):
@@ -84,7 +88,7 @@ def dense_state(model) -> dict:
     """The model's parameters with int8 weights dequantized."""
     state = dict(model.named_parameters())
     for path, module in model.named_modules():
-        if isinstance(module, Int8Linear):
+        if isinstance(module, QuantizedLinear):
             state[f"{path}.weight"] = module.weight.float() * module.scale[:, None]
             if module.bias is not None:
                 state[f"{path}.bias"] = module.bias
@@ -104,6 +108,31 @@ def test_int8_linear_agrees_with_float64(shape, rows, dtype):
     expected = x.double() @ weight.T
     error = ((linear(x).double() - expected).norm() / expected.norm()).item()
     assert error < (4e-3 if dtype == torch.bfloat16 else 6e-4)
+
+
+@pytest.mark.parametrize("kind", [Fp8Linear, Fp8WeightLinear])
+@pytest.mark.parametrize("rows", [1, 8, 16, 17, 64, 300])
+@pytest.mark.parametrize("shape", [(37, 75), (576, 1536), (4096, 4096), (4096, 11008)])
+def test_fp8_linear_agrees_with_float64(shape, rows, kind):
+    torch.manual_seed(0)
+    bias = torch.randn(shape[0], device="cuda").bfloat16()
+    linear = kind.from_weight(torch.randn(shape, device="cuda").bfloat16(), bias)
+    x = torch.randn(rows, shape[1], device="cuda").bfloat16()
+    multiplied = x.double()
+    if linear.quantizes(rows):
+        q, scale = quantize_tokens(x, linear.weight.dtype)
+        multiplied = q.double() * scale.double()
+    expected = multiplied @ (linear.weight.double() * linear.scale.double()[:, None]).T + bias.double()
+    assert ((linear(x).double() - expected).norm() / expected.norm()).item() < 4e-3
+
+
+def test_tokens_are_quantized_as_the_reference_does():
+    from llmstudy.kernels import launch
+
+    x = (torch.randn(99, 11008, device="cuda") * torch.logspace(-3, 4, 99, device="cuda")[:, None]).bfloat16()
+    q, scale = launch.quantize_tokens(x)
+    expected, expected_scale = quantize_tokens(x, q.dtype)
+    assert torch.equal(scale, expected_scale) and torch.equal(q.float(), expected.float())
 
 
 def test_weights_take_the_memory_of_bitsandbytes_int8():

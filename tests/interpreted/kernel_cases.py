@@ -5,9 +5,18 @@ import itertools
 import pytest
 import torch
 import triton_on_numpy  # noqa: F401
-from llmstudy.kernels.launch import LinearOperand, MatvecTile, RowsTile, Tile, choose, dequantize, linear
-from llmstudy.kernels.quantize import dequantize as reference_dequantize
-from llmstudy.kernels.quantize import quantize
+from llmstudy.kernels import quantize as reference
+from llmstudy.kernels.launch import (
+    LinearOperand,
+    MatvecTile,
+    RowsTile,
+    Tile,
+    choose,
+    dequantize,
+    linear,
+    quantize_tokens,
+)
+from llmstudy.kernels.quantize import FP8, quantize
 from torch.nn import functional
 
 TILES = {
@@ -20,13 +29,15 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("stored", ["int8", "int8 + outliers", "dense"])
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 @pytest.mark.parametrize(
     ("tile", "m"),
     [("chosen", 1), ("chosen", 3), ("chosen", 70), ("matvec", 1), ("rows", 5), ("rows", 20), ("tile", 20)],
 )
-@pytest.mark.parametrize("k", [75, 80])
+@pytest.mark.parametrize(
+    ("stored", "k"),
+    [("int8", 75), ("int8", 80), ("int8 + outliers", 75), ("int8 + outliers", 80), ("fp8", 75), ("dense", 75)],
+)
 def test_a_linear_of_awkward_shape(k, tile, m, gated, stored, dtype):
     """Rows of 75 are multiplied in floating point; one row of 80, in 16 bit by int8, in integers."""
     torch.manual_seed(0)
@@ -37,10 +48,11 @@ def test_a_linear_of_awkward_shape(k, tile, m, gated, stored, dtype):
     if stored == "dense":
         operand, full = LinearOperand(weight, None, bias), weight.double()
     else:
-        quantized = quantize(weight, torch.tensor([0, 11, 74]) if "outliers" in stored else None)
+        columns = torch.tensor([0, 11, 74]) if "outliers" in stored else None
+        quantized = quantize(weight, columns, FP8 if stored == "fp8" else torch.int8)
         columns, outlier = quantized.outlier_columns, quantized.outlier_weight
         operand = LinearOperand(quantized.q, quantized.scale, bias, columns, outlier)
-        full = reference_dequantize(quantized, torch.float32).double()
+        full = reference.dequantize(quantized, torch.float32).double()
     normed = x.double()
     if norm is not None:
         normed = normed / (normed.square().mean() + 1e-5).sqrt() * norm.double()
@@ -94,10 +106,30 @@ def test_several_rows_take_no_norm():
         linear(torch.randn(2, 16), LinearOperand(torch.randn(4, 16)), norm=torch.ones(16))
 
 
-def test_dequantized_weights_are_the_reference_s():
-    quantized = quantize(torch.randn(19, 45))
+@pytest.mark.parametrize("dtype", [torch.int8, FP8])
+def test_dequantized_weights_are_the_reference_s(dtype):
+    quantized = quantize(torch.randn(19, 45), dtype=dtype)
     out = dequantize(quantized.q, quantized.scale, torch.float16)
-    torch.testing.assert_close(out, reference_dequantize(quantized, torch.float32).half(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(out, reference.dequantize(quantized, torch.float32).half(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [16, 75, 2048])
+def test_tokens_are_quantized_as_the_reference_does(width):
+    torch.manual_seed(0)
+    x = (torch.randn(9, width) * torch.logspace(-3, 4, 9)[:, None]).half()
+    x[4] = 0
+    q, scale = quantize_tokens(x)
+    expected, expected_scale = reference.quantize_tokens(x, FP8)
+    assert torch.equal(scale, expected_scale)
+    # The interpreter does not round what it casts to e4m3; that a GPU does is asserted in tests/gpu.
+    assert torch.equal(q.float() == 0, expected.float() == 0) and torch.equal(q.float() < 0, expected.float() < 0)
+
+
+def test_a_token_that_is_no_number_shows():
+    x = torch.ones(3, 32)
+    x[0, 5], x[1, 7] = torch.nan, torch.inf
+    q, scale = quantize_tokens(x)
+    assert (q.float() * scale).isfinite().all(1).tolist() == [False, False, True]
 
 
 def test_every_shape_has_a_tile_that_covers_it():

@@ -6,7 +6,7 @@ import pytest
 import torch
 import triton_on_numpy  # noqa: F401
 from conftest import llama_with
-from llmstudy.kernels.linear import INT_MM_ROWS, Int8Linear, W8A8Linear
+from llmstudy.kernels.linear import FEW_ROWS, Int8Linear, W8A8Linear
 from llmstudy.runtimes.generate import GenerateRuntime
 from llmstudy.runtimes.graph import step as step_module
 from llmstudy.runtimes.graph.layer import last_logits
@@ -54,7 +54,7 @@ def test_tokens_equal_those_of_generate(monkeypatch, batch, int8, changes, split
 def test_rows_whose_activations_are_quantized_do_not_take_the_weight_only_kernel():
     """Or one precision would mean two under two runtimes."""
     weight_only, both = (kind.from_weight(torch.randn(40, 64), None) for kind in (Int8Linear, W8A8Linear))
-    assert operand_of(both, INT_MM_ROWS).weight is both.weight and operand_of(both, INT_MM_ROWS + 1) is None
+    assert operand_of(both, FEW_ROWS).weight is both.weight and operand_of(both, FEW_ROWS + 1) is None
     assert operand_of(weight_only, 64).weight is weight_only.weight
 
 

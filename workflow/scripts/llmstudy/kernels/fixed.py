@@ -13,13 +13,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from llmstudy.kernels.convert import larger
+
 GROUP_WORDS = tl.constexpr(4)  # 16 numbers share a step: as many weights as a thread loads at once
-
-
-@triton.jit
-def _larger(a, b):
-    # An activation that is not finite makes the step NaN or infinite, and with it every output.
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -57,8 +53,9 @@ def to_fixed(x0, x1, x2, x3, WORDS: tl.constexpr):
     groups [WORDS // 4]."""
     GROUPS: tl.constexpr = WORDS // GROUP_WORDS
     LEVELS: tl.constexpr = 32767.0
-    peak = _larger(_larger(tl.abs(x0), tl.abs(x1)), _larger(tl.abs(x2), tl.abs(x3)))
-    peak = tl.reduce(tl.reshape(peak, [GROUPS, GROUP_WORDS]), 1, _larger)
+    # An activation that is not finite makes the step NaN or infinite, and with it every output.
+    peak = larger(larger(tl.abs(x0), tl.abs(x1)), larger(tl.abs(x2), tl.abs(x3)))
+    peak = tl.reduce(tl.reshape(peak, [GROUPS, GROUP_WORDS]), 1, larger)
     # A group of zeros: whatever integers come out are multiplied by a step of 0.
     inverse = tl.broadcast_to((LEVELS / peak)[:, None], [GROUPS, GROUP_WORDS])
     inverse = tl.reshape(inverse, [WORDS])

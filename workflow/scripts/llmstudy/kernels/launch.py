@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 import torch
 import triton
 
-from llmstudy.kernels.convert import dequantize_kernel
+from llmstudy.kernels.convert import dequantize_kernel, quantize_tokens_kernel
 from llmstudy.kernels.matvec import matvec_kernel
+from llmstudy.kernels.quantize import FP8, LARGEST
 from llmstudy.kernels.tiles import rows_kernel, tile_kernel
 
 INTERPRETED = triton.knobs.runtime.interpret
 # Above this many rows the library's dense product is faster than the kernels here (float32 has no tensor cores in IEEE
 # precision: ``Tile`` serves it for agreement and not for speed).
-INT8_ROWS = 64
+PACKED_ROWS = 64
+STORED = {torch.int8: "int8", FP8: "fp8"}  # what the kernels call a weight of this dtype
 DENSE_ROWS = 16
 
 
@@ -27,8 +29,8 @@ class LinearOperand:
     """The right-hand side of a product.
 
     Attributes:
-        weight: [out, in], row-major, int8 or the dtype of the activations.
-        scale: float32 [out] for int8, else None.
+        weight: [out, in], row-major, int8, e4m3 or the dtype of the activations.
+        scale: float32 [out] for 8-bit weights, else None.
         bias: [out] or None.
         columns: int64 [c], static outlier columns, or None.
         outlier: their weights [out, c] in 16 bit, or None.
@@ -89,8 +91,8 @@ SWEPT = {
 
 def fits(m: int, operand: LinearOperand) -> bool:
     """Return whether the kernels here are the fastest way to multiply m rows by the operand."""
-    if operand.weight.dtype == torch.int8:
-        return m <= INT8_ROWS
+    if operand.scale is not None:
+        return m <= PACKED_ROWS
     return m == 1 or (m <= DENSE_ROWS and operand.weight.dtype != torch.float32)
 
 
@@ -111,7 +113,7 @@ def choose(
         return replace(tile, block_k=min(tile.block_k, triton.next_power_of_2(in_features)))
     if dtype == torch.float32:
         return Tile(block_m=16, block_n=32, block_k=32, warps=4, stages=2)
-    if m > INT8_ROWS:
+    if m > PACKED_ROWS:
         return Tile(block_m=128, block_n=128, block_k=64, warps=8, stages=3)
     block_m = max(8, triton.next_power_of_2(m))
     if weight_dtype.itemsize == 2:
@@ -191,6 +193,7 @@ def linear(
     outliers = 0 if operand.columns is None else operand.columns.numel()
     flags = {
         "K": in_features,
+        "STORED": STORED.get(operand.weight.dtype, "dense"),
         "OUTLIERS": outliers,
         "BIAS": operand.bias is not None,
         "RESIDUAL": residual is not None,
@@ -202,14 +205,14 @@ def linear(
     scale, bias, columns, outlier = (
         x if tensor is None else tensor for tensor in (operand.scale, operand.bias, operand.columns, operand.outlier)
     )
+    weight = as_bytes(operand.weight)
     tensors = (scale, bias, columns, outlier, x if residual is None else residual, out)
     options = {"launch_pdl": True} if flags["PDL"] else {}
     if isinstance(tile, MatvecTile):
         vectors = [x, x if norm is None else norm]
         if any(vector.dtype != x.dtype for vector in (*vectors, out)):
             raise ValueError(f"x {x.dtype}, norm {vectors[1].dtype} and out {out.dtype} must have one dtype")
-        weight = operand.weight
-        fixed = in_integers(in_features, x.dtype, weight.dtype)
+        fixed = in_integers(in_features, x.dtype, operand.weight.dtype)
         if fixed:
             vectors = [vector.view(torch.int64) for vector in vectors]
             weight = weight.view(torch.int32)
@@ -223,7 +226,7 @@ def linear(
         raise ValueError("only the matrix-vector kernel applies a norm; give the others normalized rows")
     sliced = isinstance(tile, RowsTile)
     (rows_kernel if sliced else tile_kernel)[(triton.cdiv(m, tile.block_m) * triton.cdiv(n_out, tile.block_n),)](
-        x, operand.weight, *tensors, m, n_out,
+        x, weight, *tensors, m, n_out,
         **flags, **({"WARPS": tile.warps} if sliced else {}), BLOCK_OUTLIERS=16 if outliers <= 16 else 32,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, STAGES=tile.stages, num_warps=tile.warps,
         **options,
@@ -232,11 +235,27 @@ def linear(
 
 
 def dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return q, int8 [out, in], times scale [out] in ``dtype``, at the speed of the memory."""
+    """Return q, 8-bit [out, in], times scale [out] in ``dtype``, at the speed of the memory."""
     n_out, in_features = q.shape
     out = torch.empty(q.shape, dtype=dtype, device=q.device)
     block_k = min(1024, triton.next_power_of_2(in_features))
     dequantize_kernel[(triton.cdiv(n_out, 8), triton.cdiv(in_features, block_k))](
-        q, scale, out, n_out, K=in_features, BLOCK_N=8, BLOCK_K=block_k, num_warps=4
+        as_bytes(q), scale, out, n_out, K=in_features, STORED=STORED[q.dtype], BLOCK_N=8, BLOCK_K=block_k, num_warps=4
     )
     return out
+
+
+def as_bytes(weight: torch.Tensor) -> torch.Tensor:
+    """Return a weight as the kernels load it: e4m3 as int8, of which Triton can make zeros."""
+    return weight.view(torch.int8) if weight.dtype == FP8 else weight
+
+
+def quantize_tokens(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return x [m, in] in e4m3 and the scale of each row, float32 [m, 1]; see ``quantize.quantize_tokens``."""
+    q = torch.empty(x.shape, dtype=FP8, device=x.device)
+    scale = torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(x.shape[1])
+    quantize_tokens_kernel[(x.shape[0],)](
+        x, q, scale, K=x.shape[1], BLOCK=block, LARGEST=LARGEST[FP8], num_warps=min(16, max(1, block // 1024))
+    )
+    return q, scale

@@ -8,21 +8,24 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llmstudy.kernels.quantize import QuantizedWeight, dequantize, quantize
+from llmstudy.kernels.quantize import FP8, QuantizedWeight, dequantize, quantize, quantize_tokens
 
 # Above this many rows arithmetic limits a product, and the dense product over a dequantized weight is faster.
 CPU_ROWS = 64
-# torch._int_mm requires more than 16 rows and multiples of 8 (cuBLAS); W8A8 takes the weight-only kernel below that.
-INT_MM_ROWS = 16
+# Up to this many rows the reading of weights limits a product, and activations keep their dtype. torch._int_mm requires
+# more, and multiples of 8 (cuBLAS).
+FEW_ROWS = 16
 # _weight_int8pack_mm reads 16 weights at a time, past the end of a row that is no multiple of that.
 PACK_COLUMNS = 16
 
 
-class Int8Linear(nn.Module):
-    """``y = x · (q * scale)ᵀ + bias`` with int8 weights [out, in] and activations in 16 or 32 bit.
+class QuantizedLinear(nn.Module):
+    """``y = x · (q * scale)ᵀ + bias`` with 8-bit weights [out, in] and activations in 16 or 32 bit.
 
-    forward takes [..., in] and returns [..., out] in the dtype of its input.
+    forward takes [..., in] and returns [..., out] in the dtype of its input. ``DTYPE`` is that of the weights.
     """
+
+    DTYPE: torch.dtype
 
     def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None):
         super().__init__()
@@ -36,12 +39,12 @@ class Int8Linear(nn.Module):
     @classmethod
     def from_weight(
         cls, weight: torch.Tensor, bias: torch.Tensor | None, outlier_columns: torch.Tensor | None = None
-    ) -> Int8Linear:
+    ) -> QuantizedLinear:
         """Quantize a floating-point weight [out, in] on its device."""
-        return cls(quantize(weight, outlier_columns), bias)
+        return cls(quantize(weight, outlier_columns, cls.DTYPE), bias)
 
     @classmethod
-    def fuse(cls, parts: Sequence[Int8Linear]) -> Int8Linear:
+    def fuse(cls, parts: Sequence[QuantizedLinear]) -> QuantizedLinear:
         """Return one layer with the outputs of ``parts``, which share their input, side by side.
 
         The parts become views of the fused tensors, so that no memory is used twice.
@@ -74,13 +77,22 @@ class Int8Linear(nn.Module):
 
         return LinearOperand(self.weight, self.scale, self.bias, self.outlier_columns, self.outlier_weight)
 
+    def quantizes(self, rows: int) -> bool:
+        """Return whether the activations of so many rows are multiplied in 8 bits."""
+        return False
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
-        if rows.is_cuda:
+        if self.quantizes(rows.shape[0]):
+            out = self._quantized(rows)
+        elif rows.is_cuda:
             out = self._cuda(rows.contiguous())
         else:
             out = self._cpu(rows)
         return out.view(*x.shape[:-1], self.out_features)
+
+    def _quantized(self, rows: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
 
     def _cuda(self, rows: torch.Tensor) -> torch.Tensor:
         from llmstudy.kernels import launch
@@ -93,8 +105,17 @@ class Int8Linear(nn.Module):
         return functional.linear(rows, weight, self.bias)
 
     def _cpu(self, rows: torch.Tensor) -> torch.Tensor:
+        return functional.linear(rows, dequantize(self.quantized, rows.dtype), self.bias)
+
+
+class Int8Linear(QuantizedLinear):
+    """Int8 weights; few rows take PyTorch's packed product on a CPU."""
+
+    DTYPE = torch.int8
+
+    def _cpu(self, rows: torch.Tensor) -> torch.Tensor:
         if rows.shape[0] > CPU_ROWS or self.in_features % PACK_COLUMNS:
-            return functional.linear(rows, dequantize(self.quantized, rows.dtype), self.bias)
+            return super()._cpu(rows)
         out = torch.ops.aten._weight_int8pack_mm(rows.contiguous(), self.weight, self._scale_in(rows.dtype))
         if self.outlier_columns is not None:
             out += functional.linear(rows[:, self.outlier_columns], self.outlier_weight)
@@ -114,19 +135,42 @@ class W8A8Linear(Int8Linear):
     """
 
     def quantizes(self, rows: int) -> bool:
-        """Return whether the activations of so many rows are multiplied in int8."""
-        return rows > INT_MM_ROWS and self.in_features % 8 == 0 and self.out_features % 8 == 0
+        return rows > FEW_ROWS and self.in_features % 8 == 0 and self.out_features % 8 == 0
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, self.in_features)
-        if not self.quantizes(rows.shape[0]):
-            return super().forward(x)
-        scale = rows.abs().amax(dim=1, keepdim=True).float().clamp_(min=torch.finfo(torch.float32).tiny) / 127
-        q = (rows / scale).round_().to(torch.int8)
-        out = (torch._int_mm(q, self.weight.t()) * scale * self.scale).to(x.dtype)
-        if self.bias is not None:
-            out += self.bias
-        return out.view(*x.shape[:-1], self.out_features)
+    def _quantized(self, rows: torch.Tensor) -> torch.Tensor:
+        q, scale = quantize_tokens(rows, torch.int8)
+        out = (torch._int_mm(q, self.weight.t()) * scale * self.scale).to(rows.dtype)
+        return out if self.bias is None else out.add_(self.bias)
+
+
+class Fp8WeightLinear(QuantizedLinear):
+    """E4m3 weights, activations as they are."""
+
+    DTYPE = FP8
+
+
+class Fp8Linear(Fp8WeightLinear):
+    """E4m3 weights and, for more than 16 rows, activations quantized to e4m3 with one absmax scale per token.
+
+    Few rows keep their dtype for the reason that ``W8A8Linear`` has. On a CPU, and for sizes that the tensor cores do
+    not take, the same 8-bit numbers are multiplied and added in float32.
+    """
+
+    def quantizes(self, rows: int) -> bool:
+        return rows > FEW_ROWS
+
+    def _quantized(self, rows: torch.Tensor) -> torch.Tensor:
+        if not rows.is_cuda or rows.dtype != torch.bfloat16 or self.in_features % 16 or self.out_features % 16:
+            q, scale = quantize_tokens(rows, FP8)
+            out = functional.linear(q.float(), self.weight.float()).mul_(scale).mul_(self.scale).to(rows.dtype)
+        else:
+            from llmstudy.kernels import launch
+
+            q, scale = launch.quantize_tokens(rows.contiguous())
+            out = torch._scaled_mm(
+                q, self.weight.t(), scale, self.scale[None, :], out_dtype=rows.dtype, use_fast_accum=True
+            )
+        return out if self.bias is None else out.add_(self.bias)
 
 
 def join(parts: Sequence[nn.Module], name: str) -> torch.Tensor | None:

@@ -33,11 +33,11 @@ def load_rows(w_ptr, rows, lanes, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def load_factors(scale_ptr, bias_ptr, rows, INT8: tl.constexpr, BIAS: tl.constexpr):
+def load_factors(scale_ptr, bias_ptr, rows, STORED: tl.constexpr, BIAS: tl.constexpr):
     """Return scale and bias of outputs, float32, loaded with the weights, so that no product waits for them."""
     scale = 1.0
     bias = 0.0
-    if INT8:
+    if STORED != "dense":
         scale = tl.load(scale_ptr + rows)
     if BIAS:
         bias = tl.load(bias_ptr + rows).to(tl.float32)
@@ -81,33 +81,36 @@ def prepare(
 
 
 @triton.jit
-def multiply(tile, x, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr, FIXED: tl.constexpr, FAST: tl.constexpr):
+def multiply(
+    tile, x, STORED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr, FIXED: tl.constexpr, FAST: tl.constexpr
+):
     """Return products of a tile of weights with a chunk of x, float32; FIXED: summed over groups of 16."""
     if FIXED:
         product = dot_groups(tile, x, BLOCK_N, BLOCK, FAST)
     else:
-        product = to_float32(tile, FAST) * x[None, :]
+        product = to_float32(tile, STORED, FAST) * x[None, :]
     return product
 
 
 @triton.jit
 def multiply_rows(
-    tiles, xs, CHUNKS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr, FIXED: tl.constexpr, FAST: tl.constexpr
-):
+    tiles, xs, CHUNKS: tl.constexpr, STORED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr,
+    FIXED: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
     """Return dot products of the rows with x, both in chunks; float32 [BLOCK_N]."""
     # The first product starts the sum, not zeros: every later one is then a single multiply-add.
-    acc = multiply(tiles[0], xs[0], BLOCK_N, BLOCK, FIXED, FAST)
+    acc = multiply(tiles[0], xs[0], STORED, BLOCK_N, BLOCK, FIXED, FAST)
     for chunk in tl.static_range(1, CHUNKS):
-        acc += multiply(tiles[chunk], xs[chunk], BLOCK_N, BLOCK, FIXED, FAST)
+        acc += multiply(tiles[chunk], xs[chunk], STORED, BLOCK_N, BLOCK, FIXED, FAST)
     return tl.sum(acc, axis=1)
 
 
 @triton.jit
 def matvec_kernel(
     x_ptr, norm_ptr, w_ptr, scale_ptr, bias_ptr, columns_ptr, outlier_ptr, residual_ptr, out_ptr, n_out, eps,
-    K: tl.constexpr, FIXED: tl.constexpr, OUTLIERS: tl.constexpr, BLOCK_OUTLIERS: tl.constexpr, NORM: tl.constexpr,
-    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    ROUNDS: tl.constexpr, PDL: tl.constexpr, FAST: tl.constexpr,
+    K: tl.constexpr, STORED: tl.constexpr, FIXED: tl.constexpr, OUTLIERS: tl.constexpr, BLOCK_OUTLIERS: tl.constexpr,
+    NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, ROUNDS: tl.constexpr, PDL: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Multiply one row of x on the ordinary cores.
 
@@ -115,7 +118,6 @@ def matvec_kernel(
     the present one. NORM multiplies x by the RMSNorm weight first and the sum by 1/rms last, so that the norm needs no
     kernel. FIXED: int8 weights, x and norm come in words of four numbers (``fixed``).
     """
-    INT8: tl.constexpr = FIXED or w_ptr.dtype.element_ty == tl.int8
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     WIDTH: tl.constexpr = K // 4 if FIXED else K
     BLOCK: tl.constexpr = BLOCK_K // 4 if FIXED else BLOCK_K
@@ -128,10 +130,10 @@ def matvec_kernel(
         tl_cuda.gdc_launch_dependents()
     # Weights before the wait: they are on their way while the kernel before this one drains.
     tiles = load_rows(w_ptr, rows, lanes, WIDTH, BLOCK)
-    factors = load_factors(scale_ptr, bias_ptr, rows, INT8, BIAS)
+    factors = load_factors(scale_ptr, bias_ptr, rows, STORED, BIAS)
     if GATED:
         up_tiles = load_rows(w_ptr, n_out + rows, lanes, WIDTH, BLOCK)
-        up_factors = load_factors(scale_ptr, bias_ptr, n_out + rows, INT8, BIAS)
+        up_factors = load_factors(scale_ptr, bias_ptr, n_out + rows, STORED, BIAS)
     if PDL:
         tl_cuda.gdc_wait()
     x = load_vector(x_ptr, lanes, WIDTH, BLOCK)
@@ -151,18 +153,18 @@ def matvec_kernel(
         if turn + 1 < ROUNDS:
             next_rows = tl.minimum(first + (turn + 1) * BLOCK_N, n_out - 1)
             next_tiles = load_rows(w_ptr, next_rows, lanes, WIDTH, BLOCK)
-            next_factors = load_factors(scale_ptr, bias_ptr, next_rows, INT8, BIAS)
+            next_factors = load_factors(scale_ptr, bias_ptr, next_rows, STORED, BIAS)
             if GATED:
                 next_up_tiles = load_rows(w_ptr, n_out + next_rows, lanes, WIDTH, BLOCK)
-                next_up_factors = load_factors(scale_ptr, bias_ptr, n_out + next_rows, INT8, BIAS)
+                next_up_factors = load_factors(scale_ptr, bias_ptr, n_out + next_rows, STORED, BIAS)
             if RESIDUAL:
                 next_residual = tl.load(residual_ptr + next_rows)
         if turn == 0:
             # Here and not before the loop: the second round's weights need not wait for what x becomes.
             xs, squares = prepare(x, norm, BLOCK, CHUNKS, NORM, FIXED, dtype)
-        out = multiply_rows(tiles, xs, CHUNKS, BLOCK_N, BLOCK, FIXED, FAST) * factors[0]
+        out = multiply_rows(tiles, xs, CHUNKS, STORED, BLOCK_N, BLOCK, FIXED, FAST) * factors[0]
         if GATED:
-            out_up = multiply_rows(up_tiles, xs, CHUNKS, BLOCK_N, BLOCK, FIXED, FAST) * up_factors[0]
+            out_up = multiply_rows(up_tiles, xs, CHUNKS, STORED, BLOCK_N, BLOCK, FIXED, FAST) * up_factors[0]
         if OUTLIERS > 0:
             mask = (c < OUTLIERS)[None, :]
             o_rows = outlier_ptr + rows[:, None] * OUTLIERS + c[None, :]

@@ -10,19 +10,19 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda as tl_cuda
 
-from llmstudy.kernels.convert import int8_to_operand, silu
+from llmstudy.kernels.convert import silu, to_operand
 
 
 @triton.jit
 def finish(
     acc, acc_up, x_ptr, scale_ptr, bias_ptr, columns_ptr, outlier_ptr, residual_ptr, out_ptr, x_rows, rows, m, n_out,
-    K: tl.constexpr, OUTLIERS: tl.constexpr, BLOCK_OUTLIERS: tl.constexpr, INT8: tl.constexpr, BIAS: tl.constexpr,
+    K: tl.constexpr, OUTLIERS: tl.constexpr, BLOCK_OUTLIERS: tl.constexpr, STORED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     """Finish a tile acc [BLOCK_N, BLOCK_M]: scale, outlier columns, bias, SwiGLU, residual, store."""
     x_mask = x_rows < m
     row_mask = rows < n_out
-    if INT8:
+    if STORED != "dense":
         acc *= tl.load(scale_ptr + rows, mask=row_mask, other=0)[:, None]
         if GATED:
             acc_up *= tl.load(scale_ptr + n_out + rows, mask=row_mask, other=0)[:, None]
@@ -55,15 +55,14 @@ def finish(
 @triton.jit
 def rows_kernel(
     x_ptr, w_ptr, scale_ptr, bias_ptr, columns_ptr, outlier_ptr, residual_ptr, out_ptr, m, n_out,
-    K: tl.constexpr, OUTLIERS: tl.constexpr, BLOCK_OUTLIERS: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    GATED: tl.constexpr,
+    K: tl.constexpr, STORED: tl.constexpr, OUTLIERS: tl.constexpr, BLOCK_OUTLIERS: tl.constexpr, BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr, GATED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
     PDL: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Multiply a few rows of x [m, K], BLOCK_N outputs a program. Every warp takes a slice of K (a batched product over
     WARPS slices), so that no two warps convert the same weight."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    INT8: tl.constexpr = w_ptr.dtype.element_ty == tl.int8
     pid = tl.program_id(0)
     m_tiles = tl.cdiv(m, BLOCK_M)
     x_rows = (pid % m_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -91,32 +90,29 @@ def rows_kernel(
             xk_mask = x_mask & (start + x_k < K)
         x = tl.load(x_columns + (start + x_k), mask=xk_mask, other=0)
         w = tl.load(w_rows + (start + w_k), mask=w_mask, other=0)
-        if INT8:
-            w = int8_to_operand(w, dtype, FAST)
+        w = to_operand(w, STORED, dtype, FAST)
         acc = tl.dot(w, x, acc, input_precision="ieee")
         if GATED:
             w_up = tl.load(up_rows + (start + w_k), mask=w_mask, other=0)
-            if INT8:
-                w_up = int8_to_operand(w_up, dtype, FAST)
+            w_up = to_operand(w_up, STORED, dtype, FAST)
             acc_up = tl.dot(w_up, x, acc_up, input_precision="ieee")
     finish(
         tl.sum(acc, axis=0), tl.sum(acc_up, axis=0), x_ptr, scale_ptr, bias_ptr, columns_ptr, outlier_ptr, residual_ptr,
-        out_ptr, x_rows, rows, m, n_out, K, OUTLIERS, BLOCK_OUTLIERS, INT8, BIAS, RESIDUAL, GATED,
+        out_ptr, x_rows, rows, m, n_out, K, OUTLIERS, BLOCK_OUTLIERS, STORED, BIAS, RESIDUAL, GATED,
     )  # fmt: skip
 
 
 @triton.jit
 def tile_kernel(
     x_ptr, w_ptr, scale_ptr, bias_ptr, columns_ptr, outlier_ptr, residual_ptr, out_ptr, m, n_out,
-    K: tl.constexpr, OUTLIERS: tl.constexpr, BLOCK_OUTLIERS: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    GATED: tl.constexpr,
+    K: tl.constexpr, STORED: tl.constexpr, OUTLIERS: tl.constexpr, BLOCK_OUTLIERS: tl.constexpr, BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr, GATED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
     """Multiply x [m, K] in tiles of BLOCK_M rows. W is the left operand, so that few rows of x pad to a narrow tile and
-    int8 weights are converted in registers."""
+    8-bit weights are converted in registers."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    INT8: tl.constexpr = w_ptr.dtype.element_ty == tl.int8
     pid = tl.program_id(0)
     m_tiles = tl.cdiv(m, BLOCK_M)
     # Row tiles of x vary fastest: programs that run together share a weight tile in L2.
@@ -143,15 +139,13 @@ def tile_kernel(
             xk_mask = x_mask[None, :] & (k < K)[:, None]
         x = tl.load(x_columns + k[:, None], mask=xk_mask, other=0)
         w = tl.load(w_rows + k[None, :], mask=w_mask, other=0)
-        if INT8:
-            w = int8_to_operand(w, dtype, FAST)
+        w = to_operand(w, STORED, dtype, FAST)
         acc = tl.dot(w, x, acc, input_precision="ieee")
         if GATED:
             w_up = tl.load(up_rows + k[None, :], mask=w_mask, other=0)
-            if INT8:
-                w_up = int8_to_operand(w_up, dtype, FAST)
+            w_up = to_operand(w_up, STORED, dtype, FAST)
             acc_up = tl.dot(w_up, x, acc_up, input_precision="ieee")
     finish(
         acc, acc_up, x_ptr, scale_ptr, bias_ptr, columns_ptr, outlier_ptr, residual_ptr, out_ptr, x_rows, rows, m,
-        n_out, K, OUTLIERS, BLOCK_OUTLIERS, INT8, BIAS, RESIDUAL, GATED,
+        n_out, K, OUTLIERS, BLOCK_OUTLIERS, STORED, BIAS, RESIDUAL, GATED,
     )  # fmt: skip

@@ -22,6 +22,8 @@ MODULES = {
     "int8-fused": "int8",
     "int8-fused-outlier": "int8",
     "int8-w8a8": "int8",
+    "fp8": "fp8",
+    "fp8-weight": "fp8",
     "nf4": "four_bit",
     "fp4": "four_bit",
 }

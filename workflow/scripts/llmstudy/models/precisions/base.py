@@ -39,7 +39,7 @@ class Precision:
     Attributes:
         name: its name in configs, records and tables.
         title: a phrase that explains it to a reader of the report.
-        family: ``dense`` (16 or 32 bits a weight), ``int8`` or ``4-bit``: with what the report groups it.
+        family: ``dense`` (16 or 32 bits a weight), ``int8``, ``fp8`` or ``4-bit``: with what the report groups it.
         weight_bits: stored bits per linear weight without scales, which sizes jobs before anything is loaded.
         compute_dtype: dtype of activations and of all parameters that are not linear weights: ``float32``, ``float16``
             or ``bfloat16``.

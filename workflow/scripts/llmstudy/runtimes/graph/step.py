@@ -10,7 +10,7 @@ from torch import nn
 
 from llmstudy.kernels import decode as kernels
 from llmstudy.kernels.launch import INTERPRETED, LinearOperand, fits, linear
-from llmstudy.kernels.linear import Int8Linear, W8A8Linear
+from llmstudy.kernels.linear import QuantizedLinear
 from llmstudy.runtimes.graph.layer import StaticCache, rotary_table, run_layers
 from llmstudy.runtimes.graph.prompt import swiglu
 from llmstudy.runtimes.graph.weights import DenseLinear, LlamaWeights
@@ -139,10 +139,8 @@ def attention_warps(group_block: int, dim_block: int) -> int:
 
 def operand_of(module: nn.Module, rows: int) -> LinearOperand | None:
     """Return what the kernels multiply ``rows`` rows by, or None for a projection that only its module can compute."""
-    if isinstance(module, W8A8Linear) and module.quantizes(rows):
-        return None
-    if isinstance(module, Int8Linear):
-        return module.operand
+    if isinstance(module, QuantizedLinear):
+        return None if module.quantizes(rows) else module.operand
     if isinstance(module, DenseLinear):
         return LinearOperand(module.weight, None, module.bias)
     return None

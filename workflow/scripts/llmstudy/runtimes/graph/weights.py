@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from llmstudy.errors import Unsupported
-from llmstudy.kernels.linear import Int8Linear, join
+from llmstudy.kernels.linear import QuantizedLinear, join
 
 # Their layers differ in what ``Layer`` holds: biases, norms of queries and keys, a sliding window.
 ARCHITECTURES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -144,7 +144,7 @@ def fuse(parts: Sequence[nn.Module]) -> nn.Module:
     """Return one module with the outputs of ``parts``, which share their input, side by side."""
     if all(type(part) is nn.Linear and _dense(part.weight) for part in parts):
         return DenseLinear(parts)
-    if all(isinstance(part, Int8Linear) for part in parts):
+    if all(isinstance(part, QuantizedLinear) for part in parts):
         return parts[0] if len(parts) == 1 else type(parts[0]).fuse(parts)
     return UnfusedLinear(parts)
 
