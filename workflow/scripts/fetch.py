@@ -1,9 +1,11 @@
 """Fetch a model's weights, a corpus, or the data sets of tasks: whichever the rule's parameters name."""
 
+import sys
 from pathlib import Path
 
 from llmstudy.runner import script
 
+told = ""
 with script.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
     asked, target, downloads = snakemake.params, Path(snakemake.output[0]), Path("resources/downloads")  # noqa: F821
     if asked.get("model"):
@@ -13,8 +15,10 @@ with script.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
     elif asked.get("corpus"):
         from llmstudy.fetch.corpora import fetch_corpus
 
-        fetch_corpus(asked.corpus, target.parent, downloads)
+        told = fetch_corpus(asked.corpus, target.parent, downloads)
     else:
         from llmstudy.fetch.tasks import fetch_tasks
 
         fetch_tasks(asked.tasks["tasks"], asked.tasks["include_path"], target)
+if told:
+    print(told, file=sys.stderr)

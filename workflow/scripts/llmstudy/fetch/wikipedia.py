@@ -2,6 +2,7 @@
 
 import bz2
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -27,15 +28,17 @@ BROKEN_MARKUP = re.compile(r"\[\[|\{\{|\|\||!!|<ref")
 SPACE_BEFORE_MARK = re.compile(r"\s+([,.;])(?=\s|$)")
 
 
-def articles(path: Path) -> Iterator[dict[str, str]]:
-    """Yield the articles of a dump as ``{"id", "title", "text"}``, one paragraph a line, without redirects, pages
-    outside the article namespace and pages with hardly any prose; raise StudyError for a damaged file."""
+def articles(path: Path, skipped: Counter[str]) -> Iterator[dict[str, str]]:
+    """Yield the articles of a dump as ``{"id", "title", "text"}``, one paragraph a line; count in ``skipped`` the pages
+    that are none and those with hardly any prose. Raise StudyError for a damaged file."""
     try:
         with bz2.open(path) as stream:
             for page in _pages(stream):
                 if page.get("ns", "0") != "0" or "redirect" in page:
-                    continue
-                if len(text := prose(page.get("text", ""))) >= SHORTEST_ARTICLE:
+                    skipped["no article"] += 1
+                elif len(text := prose(page.get("text", ""))) < SHORTEST_ARTICLE:
+                    skipped[f"under {SHORTEST_ARTICLE} characters of prose"] += 1
+                else:
                     yield {"id": page["id"], "title": page["title"], "text": text}
     except (OSError, EOFError, KeyError, ElementTree.ParseError) as error:
         raise StudyError(f"{path}: not a whole bz2 file of MediaWiki XML ({error}); delete it and run again") from error
