@@ -47,14 +47,13 @@ def install(monkeypatch, folder: Path, body: str) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
 
 
-def job(allocator: str | None = None, cases: str = "", **limits) -> Job:
+def job(allocator: str | None = None, cases: str = "", device: str = "cpu", **limits) -> Job:
     """A job for such a measurement."""
     return Job(
         identity=Identity("tiny", "probe", "tiny", "bf16", "sdpa", "generate"),
         module="measure.probe",
         cases=cases,
-        alone=True,
-        device="cpu",
+        device=device,
         threads=1,
         model_folder="resources/models/tiny",
         corpora={},

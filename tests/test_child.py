@@ -36,11 +36,15 @@ def test_a_measurement_that_ends_is_ok(run, tmp_path):
         import os, sys
         print("on its way", flush=True)
         (session.artifacts / "a.npz").write_text("x")
-        return {"hub": os.environ["HF_HUB_OFFLINE"], "stdin": sys.stdin.read()}
+        return {"hub": os.environ["HF_HUB_OFFLINE"], "stdin": sys.stdin.read(), "user": sys.flags.no_user_site}
         """
     )
     assert (outcome.status, outcome.reason) == ("ok", "")
-    assert outcome.result["results"] == {"hub": "1", "stdin": ""}  # no network, and nobody to answer
+    assert outcome.result["results"] == {
+        "hub": "1",
+        "stdin": "",
+        "user": 1,
+    }  # no network, nobody to answer, no package of the user
     assert (tmp_path / "artifacts" / "a.npz").read_text() == "x"
     assert "on its way" in (tmp_path / "logs" / "job.log").read_text()
     assert signal.getsignal(signal.SIGTERM) == before  # the parent has its handler again
@@ -132,7 +136,10 @@ def test_a_child_over_its_time_is_a_timeout_and_is_gone(run):
     assert time.monotonic() - start < 30
     assert time.process_time() - before < 0.5  # the parent sleeps while the child measures
     pids = outcome.result["results"]["pids"]
-    assert len(pids) == 2 and not any(faults.alive(pid) for pid in pids)
+    deadline = time.monotonic() + 30
+    while any(map(faults.alive, pids)) and time.monotonic() < deadline:  # the kernel kills a grandchild when it may
+        time.sleep(0.05)
+    assert len(pids) == 2 and not any(map(faults.alive, pids))
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def test_everything_that_python_loads_is_followed(tiny_weights, tiny_corpus, tmp
     )
     run = subprocess.run(
         [sys.executable, "-c", LOADED, *(str(tmp_path / part) for part in ("job.json", "result.json", ".")), *named],
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(code.ROOT.parent)},

@@ -208,7 +208,7 @@ MAY_IMPORT = {
     "fetch": BASE,
     "models": BASE | {"fetch", "kernels"},
     "runtimes": BASE | {"models", "kernels"},
-    "runner": BASE,
+    "runner": BASE | {"models.precisions"},
     "runner.child": BASE | {"measure"},  # the child process is where a measurement is called
     "measure": BASE | {"stats", "runner", "fetch", "models", "kernels", "runtimes"},
     "tables": BASE | {"stats", "kinds", "runner.record"},

@@ -395,3 +395,20 @@ def test_a_shape_and_a_local_folder_know_their_context(config, tmp_path):
     assert "window 1024, but model 'real' has a context of 512" in mistake(config)
     (tmp_path / "config.json").write_text("{}")
     fits(config)  # fetching will know
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "at_once", "expected"),
+    [
+        ("cpu", 8, 4, 8),
+        ("cuda", 8, 1, 8),
+        ("cuda", 8, 2, 4),
+        ("auto", 8, 2, 4),
+        ("cuda", 1, 4, 1),
+        ("cuda", None, 0, 4),
+    ],
+)
+def test_jobs_on_several_gpus_share_the_cores(config, device, cores, at_once, expected):
+    config |= {"device": device, "runtimes": ["generate"]}
+    assert kinds.threads(study_config.complete(config), cores, at_once) == expected
+    assert kinds.threads(study_config.complete(config | {"threads": 3}), cores, at_once) == 3

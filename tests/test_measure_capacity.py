@@ -165,7 +165,7 @@ def test_a_cpu_is_never_filled(measuring):
 
 def test_several_gpus_have_no_single_frontier(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(Unsupported, match="2 GPUs are visible"):
+    with pytest.raises(Unsupported, match="does not fit one GPU and has 2"):
         capacity.require_one_gpu("cuda")
 
 

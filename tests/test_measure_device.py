@@ -83,13 +83,23 @@ class FakeNvml:
     def nvmlShutdown(self):
         self.open -= 1
 
+    def nvmlDeviceGetCount(self):
+        return 3
+
     def nvmlDeviceGetHandleByIndex(self, index):
         return index
 
-    def nvmlDeviceGetHandleByUUID(self, uuid):
-        if uuid not in (known := {"GPU-a": 0, "GPU-b": 1, "MIG-c": 2}):
-            raise self.NVMLError
-        return known[uuid]
+    def nvmlDeviceGetMigMode(self, gpu):
+        raise self.NVMLError
+
+    def nvmlDeviceGetUUID(self, gpu):
+        return f"GPU-{gpu}"
+
+    def nvmlDeviceGetName(self, gpu):
+        return "H100"
+
+    def nvmlDeviceGetMemoryInfo(self, gpu):
+        return SimpleNamespace(total=2**36)
 
     def nvmlSystemGetDriverVersion(self):
         return "555.1"
@@ -114,7 +124,7 @@ class FakeNvml:
 def library(monkeypatch):
     library = FakeNvml()
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1")
     yield library
     assert library.open == 0  # every handle was closed
 
@@ -132,19 +142,32 @@ def test_nvml_readings_come_in_units_and_a_missing_one_is_left_out(library, monk
         "throttle_reasons": 4,
         "foreign_processes": 1,
     }
-    assert device.read_nvml(probe.process_bytes) == 2**31
-    assert device.read_nvml(lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, 0)) is None
+    assert device.read_nvml(probe.process_bytes) == [2**31]
+    assert device.read_nvml(lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, 0)) == []
     monkeypatch.setattr(library, "nvmlDeviceGetComputeRunningProcesses", lambda gpu: [])
-    assert device.read_nvml(probe.process_bytes) is None  # a container's processes have other numbers outside
+    assert device.read_nvml(probe.process_bytes) == [None]  # a container's processes have other numbers outside
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert device.read_nvml(probe.process_bytes) == [] and "gpu" not in conditions.snapshot()
 
 
-def test_the_gpu_is_the_one_that_cuda_shows(library, monkeypatch):
-    def read(visible):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        return device.read_nvml(lambda nvml, gpu: gpu)
-
-    assert [read("1,0"), read("GPU-b"), read("MIG-c"), read(""), read("GPU-unknown")] == [1, 1, 2, 0, 0]
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    for uuid, expected in (("b", 1), ("c", 2)):  # CUDA's first may be any of NVML's
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index, uuid=uuid: SimpleNamespace(uuid=uuid))
-        assert read("0") == expected
+def test_what_several_gpus_take_is_added_up(library, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
+    assert device.read_nvml(lambda nvml, gpu: gpu) == [2, 0]
+    peak = probe.PeakProbe("cpu")
+    peak.device = "cuda"
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("max_memory_allocated", "max_memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, lambda index: 10 + index)
+    reading = peak.reading()
+    assert (reading["driver_bytes"], reading["peak_reserved_bytes"]) == (2 * 2**31, 21)
+    monkeypatch.setattr(library, "nvmlDeviceGetComputeRunningProcesses", lambda gpu: [])
+    assert peak.reading()["driver_bytes"] is None
+    monkeypatch.setattr(library, "nvmlDeviceGetClockInfo", lambda gpu, clock: 1000 + gpu)
+    monkeypatch.setattr(library, "nvmlDeviceGetCurrentClocksThrottleReasons", lambda gpu: 0x20 + gpu)
+    assert conditions.snapshot()["gpu"] == {
+        "sm_clock_mhz": 1000,
+        "power_w": 500.0,
+        "throttle_reasons": 0x22,
+        "foreign_processes": 0,
+    }

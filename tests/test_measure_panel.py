@@ -112,7 +112,7 @@ def test_a_disturbed_round_is_repeated_once_and_both_stay(prepared, clockwork, m
     found = [["x"], ["y"], [], ["z"], []]
     remaining = iter(found)
     monkeypatch.setattr(conditions, "disturbances", lambda before, after: next(remaining))
-    monkeypatch.setattr(conditions, "read_nvml", lambda read: {"sm_clock_mhz": 1980})
+    monkeypatch.setattr(conditions, "read_nvml", lambda read: [{"sm_clock_mhz": 1980}])
     results = measure(prepared(named("ab"), rounds=3))
     expected = {"group": 0, "workload": ONE, "gpu": {"sm_clock_mhz": 1980}}
     assert results["rounds"] == [expected | {"round": number, "flags": one} for number, one in enumerate(found)]

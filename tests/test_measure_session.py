@@ -3,6 +3,8 @@
 import dataclasses
 import json
 from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from llmstudy.errors import StudyError, Unsupported
 from llmstudy.measure import measure, panel, quality
 from llmstudy.measure.session import resolve_device, thread_count
 from llmstudy.models import precisions
-from llmstudy.runner.job import Job, Workload
+from llmstudy.runner import provenance
+from llmstudy.runner.job import Configuration, Job, Workload
 
 
 def test_settings_are_typed_through_and_through(measuring):
@@ -102,14 +105,17 @@ def test_arrays_are_replaced_in_one_step_and_a_failed_write_leaves_none(measurin
         assert {key: stored[key].tolist() for key in stored} == {"a": [0, 1, 2], "c": [0, 1]}
 
 
-def test_threads_are_the_configured_else_the_granted_else_all(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(8))
+@pytest.mark.parametrize(
+    ("cores", "quota", "granted", "threads"),
+    [(8, None, None, 8), (8, None, "4", 4), (8, None, "64", 8), (2, 1.0, None, 1), (8, 2.9, "4", 2), (8, 0.5, "", 1)],
+)
+def test_threads_are_the_configured_else_what_every_limit_leaves(monkeypatch, cores, quota, granted, threads):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(cores))
+    monkeypatch.setattr(provenance, "cpu_quota", lambda: quota)
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-    assert thread_count(3) == 3 and thread_count(None) == 8
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
-    assert thread_count(3) == 3 and thread_count(None) == 4
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")
-    assert thread_count(None) == 8
+    if granted is not None:
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", granted)
+    assert thread_count(None) == threads and thread_count(3) == 3
 
 
 def test_devices():
@@ -118,6 +124,39 @@ def test_devices():
         assert resolve_device("auto") == "cpu"
         with pytest.raises(Unsupported, match="'cuda'"):
             resolve_device("cuda")
+
+
+def test_only_a_model_that_does_not_fit_one_gpu_is_split(measuring, monkeypatch):
+    session = measuring("probe")
+    bf16, nf4 = (Configuration(name, "sdpa", "generate") for name in ("bf16", "nf4"))
+    assert not session.split(bf16)
+    session.device = "cuda"
+    parameters = json.loads(Path(session.job.model_folder, "manifest.json").read_text())["parameters"]
+    for count, memory, expected in [
+        (2, 2.4, [False, False]),
+        (2, 2.3, [True, False]),
+        (2, 0.5, [True] * 2),
+        (1, 0.5, [False] * 2),
+    ]:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        properties = SimpleNamespace(total_memory=memory * parameters)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index, properties=properties: properties)
+        assert [session.split(bf16), session.split(nf4)] == expected
+
+
+def test_the_record_says_how_a_model_was_split(measuring, monkeypatch):
+    session = measuring("probe")
+    configuration = session.job.identity.configuration
+    session.note_split(configuration, SimpleNamespace())
+    session.note_split(configuration, SimpleNamespace(hf_device_map={"": 0}))
+    assert "split" not in session.provenance
+    places = {"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": 1, "model.layers.2": 1, "lm_head": 1}
+    session.note_split(configuration, SimpleNamespace(hf_device_map=places))
+    assert session.provenance["split"] == {"fp32": [1, 2]}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for elsewhere in ("cpu", "disk"):
+        with pytest.raises(MemoryError, match="does not fit the 2 GPUs of this job: no room for lm_head"):
+            session.note_split(configuration, SimpleNamespace(hf_device_map=places | {"lm_head": elsewhere}))
 
 
 def test_a_precision_that_does_not_run_on_the_device_is_unsupported(measuring, monkeypatch):

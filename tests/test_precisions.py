@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -232,8 +233,10 @@ def test_the_configured_attention_is_set(folder, attention, layerwise):
     assert load("fp32", folder, layerwise, attention=attention).config._attn_implementation == attention
 
 
-def test_layer_by_layer_is_for_one_device(folder):
-    with pytest.raises(Unsupported, match="several GPUs"):
+def test_layer_by_layer_is_for_one_device(folder, monkeypatch):
+    properties = SimpleNamespace(total_memory=int(79.6e9))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    with pytest.raises(Unsupported, match="^does not fit one GPU of 80 GB; this precision cannot be split$"):
         load("bf16", folder, layerwise=True, device_map="auto")
 
 
@@ -292,6 +295,7 @@ def test_a_calibrated_precision_gets_text_in_a_measurement(folder, measuring, mo
 IMPORTS = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from types import SimpleNamespace
 from llmstudy.models import precisions
 from llmstudy.measure.session import Session

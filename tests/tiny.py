@@ -154,7 +154,6 @@ def job(kind: str, model: Path, corpus: Path | None = None, **changes):
     parts = {
         "module": f"measure.{kind}" if kind in main else f"measure.diagnostics.{kind}",
         "cases": CASES.get(kind, ""),
-        "alone": False,
         "device": "cpu",
         "threads": 1,
         "model_folder": str(model),

@@ -86,11 +86,6 @@ def is_tabulated(name, table):
     return study.diagnostics[name]["enabled"] and bool(at_hand)
 
 
-def measuring_threads(wildcards):
-    """A measurement has the machine alone: it takes every core that this run of Snakemake may use."""
-    return study.threads or workflow.resource_settings.cores or 4
-
-
 def memory_mb(wildcards, attempt):
     """Host memory of a measuring job, MB."""
     return kinds.memory_mb(study, identity(wildcards), attempt)

@@ -23,6 +23,9 @@ A failed measurement is a record with a status and a reason. scripts/measure.py 
 (llmstudy/runner), which calls the kind's module in llmstudy/measure.
 """
 
+# Measurements on GPUs that run beside each other: --resources gpu=N.
+AT_ONCE = workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else 1
+
 
 rule measure:
     input:
@@ -36,7 +39,7 @@ rule measure:
     priority: of_record(kinds.start_order)
     conda:
         "../../envs/measure.yaml"
-    threads: measuring_threads
+    threads: kinds.threads(study, workflow.resource_settings.cores, AT_ONCE)
     resources:
         attempt=lambda wildcards, attempt: attempt,
         mem_mb=memory_mb,

@@ -1,6 +1,6 @@
 """The one registry of measurements: which records a study needs, what each job gets, how its records are tabulated.
 
-A kind is one entry of ``KINDS``, which everything that handles records reads: rules, GPU lock, child process, tables,
+A kind is one entry of ``KINDS``, which everything that handles records reads: rules, child process, tables,
 report. Standard library only, so that the workflow can be parsed without the packages that measure.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from llmstudy import code, runtimes
 from llmstudy.config import Model, Study, check_known
 from llmstudy.errors import StudyError
+from llmstudy.llama import gpus_needed
 from llmstudy.models import attention, precisions
 from llmstudy.runner.job import Configuration, Identity, Job, sequences
 
@@ -37,7 +38,6 @@ class Kind:
     key: str = ""  # the part of the config that switches the kind on with ``enabled``; empty if every study measures it
     settings_key: str = ""  # the part of the config that its settings come from, where that is not of its name
     real_only: bool = False  # random weights have no outliers like a trained model's, and no loss worth comparing
-    alone: bool = False  # whether another process on the same GPU would falsify it
     cases: str = ""  # the key of the results whose entries have a status each
     text: Callable[[Study], list[str]] = lambda study: []  # corpora, beside that of prompts and calibration
     logprobs: bool = False  # whether it keeps the reference's log-probabilities or compares with them
@@ -190,12 +190,11 @@ KINDS = {
         panel_reference,
         panel_settings,
         settings_key="speed",
-        alone=True,
         cases="entries",
         repeats=lambda model: model.panels["maximum"],
         rule="measure_time",
     ),
-    "probe": Kind("Probes", "measure.probe", configurations, probe_settings, alone=True, cases="workloads"),
+    "probe": Kind("Probes", "measure.probe", configurations, probe_settings, cases="workloads"),
     "reference": Kind(
         "Reference",
         "measure.reference",
@@ -237,10 +236,8 @@ KINDS = {
         text=lambda study: study.quality_corpora[:1],
     ),
     "invariance": diagnostic("invariance", "Batch invariance", each_precision, real_only=True, cases="batches"),
-    "profile": diagnostic("profile", "Where a decode step's time goes", profiled, alone=True, rule="measure_time"),
-    "attention": diagnostic(
-        "attention", "Attention kernels alone", every_kernel, alone=True, cases="points", rule="measure_time"
-    ),
+    "profile": diagnostic("profile", "Where a decode step's time goes", profiled, rule="measure_time"),
+    "attention": diagnostic("attention", "Attention kernels alone", every_kernel, cases="points", rule="measure_time"),
     "tasks": diagnostic("tasks", "Tasks", each_precision, real_only=True, cases="tasks", rule="measure_tasks"),
     # The model predicts what is allocated. By default the allocator splits blocks and cannot give the parts back, up to
     # a fifth of an H200 after a long prefill, so that no model of the workload alone says what fits.
@@ -250,7 +247,6 @@ KINDS = {
         configurations,
         capacity_settings,
         key="diagnostics.capacity.verify",
-        alone=True,
         allocator="expandable_segments:True",
     ),
 }
@@ -287,7 +283,6 @@ def job(study: Study, identity: Identity) -> Job:
         identity=identity,
         module=kind.module,
         cases=kind.cases,
-        alone=kind.alone,
         device=study.device,
         threads=study.threads,
         model_folder=f"resources/models/{model.name}",
@@ -371,11 +366,17 @@ def weight_gib(study: Study, identity: Identity, precision: str) -> float:
 
 
 def gpus(study: Study, identity: Identity) -> int:
-    """Return the GPUs to request: none on a CPU, else as many as hold 1.2 × the weights, of a panel the largest."""
+    """Return the GPUs to request: none on a CPU, else as many as the weights need, of a panel the largest."""
     if study.device != "cuda":
         return 0
     size = max(weight_gib(study, identity, one.precision) for one in members(study, identity))
-    return max(1, math.ceil(1.2 * size / study.jobs["gpu_memory_gib"]))
+    return gpus_needed(size, study.jobs["gpu_memory_gib"])
+
+
+def threads(study: Study, cores: int | None, at_once: int) -> int:
+    """Return the cores to request: every one that this run of Snakemake may use, for a measurement has the machine
+    alone; on GPUs their share of those that run at once."""
+    return study.threads or max(1, (cores or 4) // (1 if study.device == "cpu" else max(1, at_once)))
 
 
 def memory_mb(study: Study, identity: Identity, attempt: int = 1) -> int:

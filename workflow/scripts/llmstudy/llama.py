@@ -7,11 +7,14 @@ width, h the hidden and i the intermediate size. Two norms of h in each layer, o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llmstudy.errors import Unsupported
+
+ROOM = 1.2  # times its weights: what a model needs for itself, activations and a short KV cache
 
 
 @dataclass(frozen=True)
@@ -92,3 +95,8 @@ def causal_attention_flops(heads: int, head_dim: int, context: int) -> float:
 def protocol_name(protocol: Mapping[str, int], bos: bool) -> str:
     """Return the label of a quality protocol in records and tables, for instance ``w1024-s512-bos``."""
     return f"w{protocol['window']}-s{protocol['stride']}" + ("-bos" if bos else "")
+
+
+def gpus_needed(weight_bytes: float, memory_bytes: float) -> int:
+    """Return how many GPUs of ``memory_bytes`` a model of ``weight_bytes`` needs."""
+    return max(1, math.ceil(ROOM * weight_bytes / memory_bytes))

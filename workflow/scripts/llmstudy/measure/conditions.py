@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 from llmstudy.measure.device import read_nvml
@@ -25,8 +27,8 @@ SHORTEST_S = 0.2  # the kernel counts time in hundredths of a second: a shorter 
 def snapshot() -> dict:
     """Return the time, the work so far of this process and of all on its cores, seconds, and the state of the GPU."""
     state = {"time_s": time.perf_counter(), "own_s": time.process_time(), "busy_s": busy_seconds()}
-    if gpu := read_nvml(gpu_state):
-        state["gpu"] = gpu
+    if gpus := read_nvml(gpu_state):
+        state["gpu"] = combined(gpus)
     return state
 
 
@@ -62,6 +64,16 @@ def gpu_state(nvml, gpu) -> dict:
         with suppress(nvml.NVMLError):
             state[name] = read()
     return state
+
+
+def combined(states: list[dict]) -> dict:
+    """Return the state of several GPUs that one model is split over as that of one: the slowest clock, the highest
+    temperature, power and processes in all, whatever throttles one of them."""
+    combine = {"sm_clock_mhz": min, "temperature_c": max, "throttle_reasons": lambda masks: reduce(or_, masks)}
+    return {
+        name: combine.get(name, sum)([state[name] for state in states if name in state])
+        for name in dict.fromkeys(name for state in states for name in state)
+    }
 
 
 def disturbances(before: dict, after: dict) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+
+from llmstudy.runner import pool
 
 Value = TypeVar("Value")
 
@@ -58,45 +59,17 @@ def _seconds(run: Callable[[], object], times: int, synchronize: Callable[[], No
     return seconds
 
 
-def read_nvml(read: Callable[[Any, Any], Value]) -> Value | None:
-    """Return what ``read`` gets from (NVML's library, its handle of the first visible GPU).
+def read_nvml(read: Callable[[Any, Any], Value]) -> list[Value]:
+    """Return what ``read`` gets from (NVML's library, its handle) for each GPU of this process, in CUDA's order.
 
-    None without a GPU, NVIDIA's driver or the package nvidia-ml-py, and if this GPU does not report it.
+    Empty without a GPU, NVIDIA's driver or the package nvidia-ml-py; a GPU that does not report it is left out.
     """
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        gpu = _first_visible(pynvml)
-        return None if gpu is None else read(pynvml, gpu)
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _first_visible(pynvml):
-    """Return NVML's handle of the first GPU that CUDA shows; None if NVML does not know it.
-
-    NVML counts all GPUs in the order of the bus, CUDA those of CUDA_VISIBLE_DEVICES in another order, so the UUID
-    decides where it is known. A slice of a GPU (MIG) has a UUID too, under another prefix.
-    """
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    names = [first] if first.startswith(("GPU-", "MIG-")) else []
-    if torch.cuda.is_initialized():
-        uuid = torch.cuda.get_device_properties(0).uuid
-        names = [f"GPU-{uuid}", f"MIG-{uuid}", *names]
-    for name in names:
-        with suppress(pynvml.NVMLError):
-            return pynvml.nvmlDeviceGetHandleByUUID(name)
-    with suppress(pynvml.NVMLError):
-        return pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0)
-    return None
+    values = []
+    with pool.nvml_library() as nvml:
+        for gpu in pool.visible(nvml) if nvml else []:
+            with suppress(nvml.NVMLError):
+                values.append(read(nvml, gpu.handle))
+    return values
 
 
 def proc_bytes(file: str, field: str) -> int | None:

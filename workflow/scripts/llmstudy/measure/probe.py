@@ -121,7 +121,8 @@ class PeakProbe:
             devices = range(torch.cuda.device_count())
             reading["peak_allocated_bytes"] = sum(torch.cuda.max_memory_allocated(index) for index in devices)
             reading["peak_reserved_bytes"] = sum(torch.cuda.max_memory_reserved(index) for index in devices)
-            reading["driver_bytes"] = read_nvml(process_bytes)
+            driver = [size for size in read_nvml(process_bytes) if size is not None]
+            reading["driver_bytes"] = sum(driver) if driver else None
         return reading
 
 

@@ -54,6 +54,7 @@ def score(
         # Not inference_mode around a yield: grad mode is per thread and would leak into the caller.
         with torch.no_grad(), session.attention_forced():
             logits = model(inputs[None], use_cache=False, logits_to_keep=window.scored).logits[0]
+        logits = logits.to(session.device)  # from the last GPU of a model that is split over several
         first = window.end - window.scored
         for low in range(0, window.scored, rows):
             high = min(low + rows, window.scored)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -20,10 +22,11 @@ import torch
 from llmstudy import runtimes
 from llmstudy.errors import StudyError, Unsupported
 from llmstudy.fetch.weights import Weights, open_weights
+from llmstudy.llama import gpus_needed
 from llmstudy.measure.device import read_nvml
 from llmstudy.measure.text import calibration_ids
 from llmstudy.models import attention, precisions
-from llmstudy.runner import provenance
+from llmstudy.runner import pool, provenance
 from llmstudy.runner.failures import classify, traceback_tail
 from llmstudy.runner.job import Configuration, Job, Workload
 
@@ -57,7 +60,9 @@ class Session:
         torch.set_num_threads(thread_count(self.job.threads))
         self.provenance = provenance.of_process(self.device)
         if "gpu" in self.provenance:
-            self.provenance["gpu"]["driver"] = read_nvml(lambda nvml, _: nvml.nvmlSystemGetDriverVersion())
+            drivers = read_nvml(lambda nvml, _: nvml.nvmlSystemGetDriverVersion())
+            self.provenance["gpus"] = [gpu.number for gpu in pool.usable()]
+            self.provenance["gpu"]["driver"] = drivers[0] if drivers else None
 
     def settings_as(self, kind: type[Settings]) -> Settings:
         """Return the job's settings as a dataclass, nested dataclasses and tuples of them included. Raise StudyError if
@@ -100,7 +105,7 @@ class Session:
             device=self.device,
             attention=attention.get(configuration.attention).implementation,
             calibration_ids=calibration_ids(self) if precision.calibrated else None,
-            device_map="auto" if self.device == "cuda" and torch.cuda.device_count() > 1 else None,
+            device_map="auto" if self.split(configuration) else None,
         )
         transformers_logging.disable_progress_bar()  # it redraws one line, which makes a log unreadable
         log(f"loading {self.weights.name} in {precision.name} on {self.device}")
@@ -110,7 +115,28 @@ class Session:
         except ImportError as error:  # a package of the attention kernel or of the quantization
             raise Unsupported(" ".join(str(error).split())) from error
         self.synchronize()
+        self.note_split(configuration, model)
         return model, time.perf_counter() - start
+
+    def split(self, configuration: Configuration) -> bool:
+        """Return whether a configuration's model is split over several GPUs: never one that fits the first."""
+        if self.device != "cuda" or torch.cuda.device_count() == 1:
+            return False
+        size = pool.weight_bytes(self.job.model_folder, configuration)
+        return gpus_needed(size, torch.cuda.get_device_properties(0).total_memory) > 1
+
+    def note_split(self, configuration: Configuration, model) -> None:
+        """Add to the provenance how many decoder layers of a split model each GPU got. Raise MemoryError if some of it
+        is on none: the library would fetch that from the host in every step."""
+        places = getattr(model, "hf_device_map", None) or {}
+        if len(set(places.values())) < 2:
+            return
+        if elsewhere := [name for name, place in places.items() if place in ("cpu", "disk")]:
+            raise MemoryError(
+                f"does not fit the {torch.cuda.device_count()} GPUs of this job: no room for {elsewhere[0]}"
+            )
+        layers = Counter(place for name, place in places.items() if name.rpartition(".")[2].isdigit())
+        self.provenance.setdefault("split", {})[configuration.precision] = [layers[gpu] for gpu in sorted(set(layers))]
 
     def attention_forced(self) -> AbstractContextManager[None]:
         """Return a context in which PyTorch may run the job's attention kernel alone."""
@@ -125,8 +151,8 @@ class Session:
 
     def synchronize(self) -> None:
         """Wait until the device has finished all work."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        for index in range(torch.cuda.device_count() if self.device == "cuda" else 0):
+            torch.cuda.synchronize(index)
 
     def free(self) -> None:
         """Return unused memory to the device, and to the host: its allocator keeps what loading freed (glibc), up to
@@ -204,13 +230,13 @@ def resolve_device(device: str) -> str:
 
 
 def thread_count(configured: int | None) -> int:
-    """Return the CPU threads: as configured, else as SLURM granted, else one for every core this process may use.
+    """Return the CPU threads: as configured, else one for every core this process may use, of a quota the whole ones,
+    but no more than SLURM granted.
 
     Snakemake's ``--cores`` says how many jobs may run beside each other; a measurement is alone on its machine.
     """
-    granted = os.environ.get("SLURM_CPUS_PER_TASK")
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return configured or (min(int(granted), available) if granted else available)
+    available = min(provenance.cores(), provenance.cpu_quota() or math.inf)
+    return configured or max(1, int(min(available, int(os.environ.get("SLURM_CPUS_PER_TASK") or available))))
 
 
 def trim_heap() -> None:

@@ -55,7 +55,8 @@ def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLi
     from transformers import AutoModelForCausalLM
 
     if request.device_map:
-        raise Unsupported("this precision loads layer by layer onto one device; it cannot be spread over several GPUs")
+        size = torch.cuda.get_device_properties(0).total_memory / 1e9
+        raise Unsupported(f"does not fit one GPU of {size:.0f} GB; this precision cannot be split")
     config = request.weights.config()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=request.attention)

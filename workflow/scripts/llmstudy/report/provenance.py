@@ -81,12 +81,25 @@ def environments(study: Study) -> str:
         dirty = ", with uncommitted changes" * bool(one.get("git_dirty"))
         packages = ", ".join(f"{name} {one['packages'][name]}" for name in PACKAGES if name in one.get("packages", {}))
         times = [str(one.get(key) or UNKNOWN)[:16].replace("T", " ") for key in ("first_started", "last_started")]
-        place = f"{one.get('cpu', UNKNOWN)}, {one.get('threads', '?')} of {one.get('cores', '?')} cores"
-        if gpu := one.get("gpu"):
-            place = f"{gpu['name']}, {gpu['memory_gib']} GiB, driver {gpu.get('driver') or UNKNOWN}; {place}"
         revision = f"`{commit[:12]}`{dirty}" if commit else UNKNOWN
-        lines.append([f"{one['records']}", " to ".join(dict.fromkeys(times)), revision, place, packages or UNKNOWN])
+        lines.append(
+            [f"{one['records']}", " to ".join(dict.fromkeys(times)), revision, place(one), packages or UNKNOWN]
+        )
     return markdown.grid(["records", "started", "commit", "machine", "versions"], lines, "rllll")
+
+
+def place(environment: Mapping[str, Any]) -> str:
+    """Return the machine of an environment, and what kept its processes from some of the cores: pinning, or a quota."""
+    cores, host, quota = (environment.get(key) for key in ("cores", "host_cores", "cpu_quota"))
+    name = f"{environment.get('cpu', UNKNOWN)}, {environment.get('threads', '?')} of {cores or '?'} cores"
+    if host and cores and cores < host:
+        name += f", pinned to {cores} of {host}"
+    if quota:
+        name += f", a CPU quota of {quota:g} core{'s' * (quota != 1)}"
+    if gpu := environment.get("gpu"):
+        count = f"{gpu['count']} × " * (gpu.get("count", 1) > 1)
+        name = f"{count}{gpu['name']}, {gpu['memory_gib']} GiB, driver {gpu.get('driver') or UNKNOWN}; {name}"
+    return name
 
 
 def models(study: Study) -> str:

@@ -1,6 +1,7 @@
 """The child process of a measuring job: ``python -m llmstudy.runner.child JOB.json RESULT.json ARTIFACTS``.
 
-It replaces RESULT.json after every finished case; status and reason are added at the end.
+It measures once its standard input ends: then it is its turn on the GPU. It replaces RESULT.json after every finished
+case; status and reason are added at the end.
 """
 
 from __future__ import annotations
@@ -12,11 +13,9 @@ import resource
 import signal
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 from llmstudy.runner.failures import classify, traceback_tail
-from llmstudy.runner.gpu_lock import gpu_lock
 from llmstudy.runner.job import Job
 
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal to this process when its parent dies
@@ -29,37 +28,35 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
     target = Path(result_file)
     end_before_the_parent()
     limit_time(job.limits.seconds)
-    with ExitStack() as stack:  # the GPU lock is released after the result is safe, and not before
-        try:
-            from llmstudy.measure import measure
-            from llmstudy.measure.session import Session, resolve_device
+    try:
+        from llmstudy.measure import measure
+        from llmstudy.measure.session import Session, resolve_device
 
-            result["device"] = resolve_device(job.device)
-            limit_host_memory(job.limits.host_memory_mb, result["device"])
+        result["device"] = resolve_device(job.device)
+        limit_host_memory(job.limits.host_memory_mb, result["device"])
 
-            def save(results: dict) -> None:
-                # A copy: an unfinished case never shows, and one that cannot be written (NaN, a full disk) costs no
-                # other.
-                finished = json.loads(json.dumps(results, allow_nan=False))
-                replace_json(target, result | {"results": finished})
-                result["results"] = finished
+        def save(results: dict) -> None:
+            # A copy: an unfinished case never shows, and one that cannot be written (NaN, a full disk) costs no other.
+            finished = json.loads(json.dumps(results, allow_nan=False))
+            replace_json(target, result | {"results": finished})
+            result["results"] = finished
 
-            session = Session(job=job, device=result["device"], artifacts=Path(artifacts), save=save)
-            result["provenance"] = session.provenance
-            replace_json(target, result)  # says where it ran, should the process be killed before its first case
-            session.import_libraries()
-            left = limit_time(None)  # the limits of the others bound how long this one waits
-            waiting_since = time.monotonic()
-            stack.enter_context(gpu_lock(result["device"], job.alone))
-            session.provenance["waited_s"] = round(time.monotonic() - waiting_since, 3)
-            limit_time(left)
-            save(measure(session))
-            result |= status_of(result["results"], job.cases)
-        except BaseException as error:  # noqa: BLE001 - whatever happens becomes a record
-            status, reason = classify(error)
-            print("\n".join(traceback_tail(error, 60)), file=sys.stderr)
-            result |= {"status": status, "reason": reason, "traceback": traceback_tail(error)}
-        replace_json(target, result)
+        session = Session(job=job, device=result["device"], artifacts=Path(artifacts), save=save)
+        result["provenance"] = session.provenance
+        replace_json(target, result)  # says where it ran, should the process be killed before its first case
+        session.import_libraries()
+        left = limit_time(None)  # the limits of the others bound how long this one waits
+        waiting_since = time.monotonic()
+        sys.stdin.read()
+        session.provenance["waited_s"] = round(time.monotonic() - waiting_since, 3)
+        limit_time(left)
+        save(measure(session))
+        result |= status_of(result["results"], job.cases)
+    except BaseException as error:  # noqa: BLE001 - whatever happens becomes a record
+        status, reason = classify(error)
+        print("\n".join(traceback_tail(error, 60)), file=sys.stderr)
+        result |= {"status": status, "reason": reason, "traceback": traceback_tail(error)}
+    replace_json(target, result)
 
 
 def status_of(results: dict, cases: str) -> dict:

@@ -75,7 +75,6 @@ class Job:
     identity: Identity
     module: str  # the measuring module below ``llmstudy``, for instance ``measure.panel``
     cases: str  # the key of the results whose entries have a status each; empty if the whole record has one
-    alone: bool  # whether another process on the same GPU would falsify the measurement
     device: str  # ``auto``, ``cpu`` or ``cuda``
     threads: int | None = None  # CPU threads; None takes what SLURM granted, else every core
     model_folder: str  # the fetched model, with its manifest

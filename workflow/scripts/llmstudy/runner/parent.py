@@ -1,6 +1,7 @@
 """The child process that a measurement runs in, seen from its parent.
 
-The parent imports no torch, takes no core while the child measures, and lives on when the child is killed.
+The parent imports no torch, takes no core while the child measures, and lives on when the child is killed. It holds the
+child's seat in the pool of GPUs, and ends its standard input when it is the child's turn.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmstudy.runner import pool
 from llmstudy.runner.job import Job
 
 LIBRARY = Path(__file__).resolve().parents[2]
@@ -37,7 +39,7 @@ def run_child(job: Job, log: Path, artifacts: Path) -> Outcome:
 
     The child appends to ``log`` and reports through a file that it replaces atomically after each finished case, so
     that a killed child loses only the case that it was at. ``artifacts`` is a folder for larger files. The child ends
-    itself after ``job.limits.seconds``, in which waiting for the GPU lock does not count.
+    itself after ``job.limits.seconds``, in which waiting for a GPU does not count.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="llmstudy-") as folder:
@@ -47,16 +49,19 @@ def run_child(job: Job, log: Path, artifacts: Path) -> Outcome:
         log_begin = log.stat().st_size if log.exists() else 0
         start = time.monotonic()
         kills_before = _kernel_oom_kills()
-        with log.open("a", encoding="utf-8") as stream, _terminate_as_exception():
-            streams = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
-            environment = _environment(job.allocator)
+        with log.open("a", encoding="utf-8") as stream, _terminate_as_exception(), _seat(job) as seat:
+            streams = {"stdin": subprocess.PIPE, "stdout": stream, "stderr": stream}
+            environment = _environment(job.allocator, seat.gpus)
             process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
             try:
+                seat.take_turn(stream)
+                process.stdin.close()
                 process.wait()  # without a timeout, which would poll and take time from a core
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # a group of its own: the child and whatever it started
-                process.wait()
+                process.stdin.close()
+                process.wait()  # and then the GPUs are free
         wall_s = time.monotonic() - start
         result = json.loads(result_file.read_text(encoding="utf-8")) if result_file.exists() else {}
     killed_for_memory = _kernel_oom_kills() > kills_before
@@ -66,8 +71,15 @@ def run_child(job: Job, log: Path, artifacts: Path) -> Outcome:
     return Outcome(status, reason, result, round(wall_s, 3))
 
 
-def _environment(allocator: str | None) -> dict[str, str]:
-    """Return the child's environment: the library on its path, the hub switched off (compute nodes have no network).
+def _seat(job: Job) -> AbstractContextManager[pool.Seat]:
+    """Return the job's seat in the pool of GPUs; one without GPUs on a CPU, or where NVML shows none."""
+    gpus = [] if job.device == "cpu" else pool.usable()
+    return pool.seat(gpus, pool.weight_bytes(job.model_folder, *job.configurations) if len(gpus) > 1 else 0)
+
+
+def _environment(allocator: str | None, gpus: list[pool.Gpu]) -> dict[str, str]:
+    """Return the child's environment: the library on its path, the hub switched off (compute nodes have no network), of
+    the GPUs its own alone, no packages of the user's outside the environment that the study runs in.
 
     ``allocator``: settings of PyTorch's CUDA allocator, which reads them once, when it starts.
     """
@@ -75,11 +87,16 @@ def _environment(allocator: str | None) -> dict[str, str]:
     fixed = {
         "PYTHONPATH": path,
         "PYTHONUNBUFFERED": "1",
+        "PYTHONNOUSERSITE": "1",
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    return os.environ | fixed | ({"PYTORCH_ALLOC_CONF": allocator} if allocator else {})
+    if gpus:
+        fixed["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in gpus)
+    if allocator:
+        fixed["PYTORCH_ALLOC_CONF"] = allocator
+    return os.environ | fixed
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -49,7 +50,9 @@ def of_process(device: str) -> dict:
         "packages": installed(PACKAGES),
         "cpu": cpu,
         "cpu_capabilities": capabilities,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
+        "host_cores": os.cpu_count(),
+        "cpu_quota": cpu_quota(),
         "threads": torch.get_num_threads(),
         "host_memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
     }
@@ -64,6 +67,46 @@ def of_process(device: str) -> dict:
             "cuda": torch.version.cuda,
         }
     return facts
+
+
+def cores() -> int:
+    """Return on how many cores this process may run: those that it is pinned to, where it is."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Return the CPU time that the control groups of this process leave it, cores; None without a limit.
+
+    Every group above counts, in version 1 (``cpu.cfs_quota_us``) and 2 (``cpu.max``): the smallest quota binds. A
+    container may see its own group as the top one, though its path is that of the host. ``root``: where /proc and the
+    mount points lie.
+    """
+    try:
+        mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text(encoding="utf-8").splitlines()]
+        groups = [line.split(":", 2)[1:] for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return None
+    smallest = math.inf
+    for mount in mounts:
+        kind = mount[mount.index("-") + 1]
+        wanted = "" if kind == "cgroup2" else "cpu" if kind == "cgroup" and "cpu" in mount[-1].split(",") else None
+        for path in (path for controllers, path in groups if wanted in controllers.split(",")):
+            top = root / mount[4].lstrip("/")
+            group = top / os.path.relpath(path, mount[3])  # a part of the hierarchy may be mounted
+            for one in (group, *group.parents):
+                if one.is_relative_to(top):
+                    smallest = min(smallest, _quota(one))
+    return None if smallest == math.inf else smallest
+
+
+def _quota(group: Path) -> float:
+    """Return the quota of a control group, cores; infinite where it has none."""
+    quota, period = -1, 1
+    with suppress(OSError, ValueError):  # no such group, or ``max``
+        quota, period = (int((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8")) for name in ("quota", "period"))
+    with suppress(OSError, ValueError):
+        quota, period = map(int, (group / "cpu.max").read_text(encoding="utf-8").split())
+    return quota / period if quota > 0 else math.inf
 
 
 def installed(packages: tuple[str, ...]) -> dict[str, str]:

@@ -105,8 +105,7 @@ def require_one_gpu(device: str) -> None:
         )
     if torch.cuda.device_count() > 1:
         raise Unsupported(
-            f"{torch.cuda.device_count()} GPUs are visible: the frontier of one is verified; allowed: one, by "
-            "CUDA_VISIBLE_DEVICES"
+            f"the model does not fit one GPU and has {torch.cuda.device_count()}: the frontier of one is verified"
         )
 
 
