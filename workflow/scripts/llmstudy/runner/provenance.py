@@ -83,7 +83,9 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     """
     try:
         mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text(encoding="utf-8").splitlines()]
-        groups = [line.split(":", 2)[1:] for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()]
+        groups = [
+            line.split(":", 2)[1:] for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        ]
     except OSError:
         return None
     smallest = math.inf
@@ -103,7 +105,9 @@ def _quota(group: Path) -> float:
     """Return the quota of a control group, cores; infinite where it has none."""
     quota, period = -1, 1
     with suppress(OSError, ValueError):  # no such group, or ``max``
-        quota, period = (int((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8")) for name in ("quota", "period"))
+        quota, period = (
+            int((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8")) for name in ("quota", "period")
+        )
     with suppress(OSError, ValueError):
         quota, period = map(int, (group / "cpu.max").read_text(encoding="utf-8").split())
     return quota / period if quota > 0 else math.inf
