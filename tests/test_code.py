@@ -206,7 +206,7 @@ def opens_text_without_encoding(node: ast.AST) -> bool:
     keys = {key.arg: ast.unparse(key.value) for key in node.keywords}
     if name in ("run", "Popen", "check_output") and keys.keys() & {"text", "universal_newlines"}:
         return True
-    if ast.unparse(node.func) in ("bz2.open", "archive.open"):  # bytes
+    if ast.unparse(node.func) in ("os.open", "bz2.open", "archive.open"):  # bytes
         return False
     if name not in ("open", "fdopen", "read_text", "write_text", "NamedTemporaryFile"):
         return False
