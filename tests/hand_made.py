@@ -91,8 +91,8 @@ def derive(folder: Path, headlines: dict) -> None:
     own["summary"] = pd.DataFrame(summary_rows(own["speed"], own["probes"], own["quality"], headlines))
     made = {"speed": own["speed"].to_dict("records"), "summary": own["summary"].to_dict("records")}
     made |= {"advice": advice_rows(own["speed"], own["summary"], headlines), "capacity": capacity_rows(own["probes"])}
-    for name, records in (("text", []), ("crossover", attention_records(folder.name, headlines))):
-        study = {"headline": headlines, "attention": ["eager"], "kernels": ["eager"]}
+    for name, records in (("text", []), ("power", []), ("crossover", attention_records(folder.name, headlines))):
+        study = {"headline": headlines, "attention": ["eager"], "kernels": ["eager"], "dense": ["bf16", "fp16"]}
         make = getattr(import_module(f"llmstudy.{tables.TABLES[name].module}"), name)
         made[name] = make(tables.Sources(records, own, study))
     for name, rows in made.items():
@@ -211,7 +211,7 @@ def advice_rows(speed: pd.DataFrame, summary: pd.DataFrame, headlines: dict) -> 
                 | {"use": use, "verdict": "too noisy to say" if noisy else verdict}
                 | {"speedup": row["tpot_speedup"], "speedup_low": row["tpot_speedup_low"]}
                 | {"speedup_high": row["tpot_speedup_high"], "evidence": "A" if real else "B"}
-                | {"instead": name_of(whole.iloc[1]) if noisy else "", "sentence": f"Take {name_of(row)}."}
+                | {"instead": name_of(whole.iloc[1]) if noisy else "", "note": "", "sentence": f"Take {name_of(row)}."}
             )  # fmt: skip
     return rows
 

@@ -62,11 +62,12 @@ def test_pooled_degrees_are_box_s():
 def test_power_is_that_of_the_noncentral_t():
     for processes, ratio in ((3, 1.1), (3, 1.2), (3, 1 / 1.2), (5, 1.2), (5, 1.5)):
         degrees = pooled_degrees(6 * (processes - 1), 6)
-        shift, critical = math.log(ratio) / (0.088 / math.sqrt(processes)), dunnett(6, degrees)
+        error, critical = 0.088 / math.sqrt(processes), dunnett(6, degrees)
+        shift = math.log(ratio) / error
         expected = stats.nct.sf(critical, degrees, shift) + stats.nct.cdf(-critical, degrees, shift)
-        assert power(0.088, processes, degrees, 6, ratio) == pytest.approx(expected, abs=1e-3)
-    assert power(0.088, 3, 5.3, 1, 1.0) == pytest.approx(0.05, abs=1e-4)
-    assert power(0.005, 3, 5.3, 6, 2.0) == pytest.approx(1.0)  # scipy's is NaN here
+        assert power(error, degrees, 6, ratio) == pytest.approx(expected, abs=1e-3)
+    assert power(0.05, 5.3, 1, 1.0) == pytest.approx(0.05, abs=1e-4)
+    assert power(0.003, 5.3, 6, 2.0) == pytest.approx(1.0)  # scipy's is NaN here
 
 
 # ----------------------------------------------------------------------------------------------------------- panels
@@ -85,7 +86,22 @@ def test_a_comparison_by_hand():
         assert interval(compared[name]) == pytest.approx((math.exp(mean - adjusted), math.exp(mean + adjusted)))
         assert compared[name].bound_low == pytest.approx(math.exp(mean - alone))
         assert compared[name].bound_high == pytest.approx(math.exp(mean + alone))
-        assert compared[name].processes == 3
+        assert (compared[name].processes, compared[name].degrees) == (3, pytest.approx(degrees))
+        assert compared[name].error == pytest.approx(error)
+
+
+def test_a_key_aside_shares_its_spread_and_makes_no_other_interval_wider():
+    blocks = panels()
+    compared, all_of_them = compare(blocks, "a", FAMILY, aside="g"), compare(blocks, "a", FAMILY)
+    for name in "bcdef":
+        error = all_of_them[name].error
+        assert compared[name].low == pytest.approx(compared[name].value * math.exp(-dunnett(5, 5.3) * error))
+        assert ends(compared[name])[2:] == ends(all_of_them[name])[2:]
+    alone = math.exp(stats.t.ppf(0.975, 5.3) * all_of_them["g"].error)
+    assert interval(compared["g"]) == pytest.approx((compared["g"].value / alone, compared["g"].value * alone))
+    fast = [block | {"g": 0.5 * block["g"]} for block in blocks]
+    wide, narrow = (choose(fast, "bcdef", FAMILY, dict.fromkeys(NAMES, 1.0), 10, 0.1, aside) for aside in ("", "g"))
+    assert wide.taken == narrow.taken and set(narrow.unsettled) <= set(wide.unsettled)
 
 
 def test_rounds_are_paired():
@@ -222,6 +238,15 @@ def test_groups_are_compared_through_the_reference_in_each():
     assert 0.9 < compared["g"].low / compared["g"].value < 1
     assert compared["c"].value == pytest.approx(compare(blocks[::2], "b", FAMILY)["c"].value)
     assert (compared["g"].processes, compared["c"].processes, compared["a"].processes) == (3, 3, 3)
+    gap = np.full(6, np.nan)  # the same with one block for each process, whose groups share no round
+    joined = [
+        {key: np.concatenate([one.get(key, gap), other.get(key, gap)]) for key in NAMES}
+        for one, other in zip(blocks[::2], blocks[1::2])
+    ]
+    for key, its in compare(joined, "b", FAMILY).items():
+        assert (its.value, *ends(its), its.processes) == pytest.approx(
+            (compared[key].value, *ends(compared[key]), compared[key].processes)
+        )
 
 
 # -------------------------------------------------------------------------------------------------------- decisions

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from llmstudy import tables
+from llmstudy.stats.panels import pooled_degrees, power
 from llmstudy.tables import quality
 from llmstudy.tables.columns import Column, write_table
 from table_kit import AT, OOM, make, only, panel, write_record
@@ -167,6 +168,41 @@ def test_a_ratio_is_within_a_group_where_not_all_fit_together(tmp_path):
     assert only(table, precision="nf4")[TPOT].tolist() == pytest.approx([4, 4, 4])
     base = only(table, precision="fp32", again="no")
     assert base["processes"] == 2 and base["tpot_ms"] == pytest.approx(math.sqrt(11 * 35), rel=1e-5)
+
+
+def test_a_process_counts_once_however_many_groups_it_has(tmp_path):
+    """Two processes whose groups each have the reference twice: two numbers, pooled with those of a and b (t of 2)."""
+    paths = []
+    for number, drift in enumerate((1.0, 1.1)):
+        groups = [{"fp32": [10.0, 10.0], "again": [10.0 * drift, 10.0 * drift], name: [5.0, 5.0]} for name in "ab"]
+        paths.append(panel(tmp_path, *groups, number=number))
+    again = only(speed_of(tmp_path, *paths), again="yes")
+    ends = [1.1**-0.5 * math.exp(sign * 4.30265 * math.log(1.1) / math.sqrt(12)) for sign in (0, -1, 1)]
+    assert again[TPOT].tolist() == pytest.approx(ends, rel=1e-5)
+    assert again["processes"] == 2 and again["tpot_verdict"] == "not enough data"
+
+
+def test_power_is_of_the_spread_that_the_intervals_have(tmp_path):
+    """Three processes, all slow or fast together: only the ratios of int8 and graph spread, each in its runtime."""
+    steps = {"int8": [0.0, 0.1, -0.1], "nf4": [0.0, 0.0, 0.0], "int8.sdpa.graph": [0.01, -0.01, 0.0]}
+    paths = []
+    for number, slow in enumerate((1.0, 2.0, 3.0)):
+        times = {"fp32": [10.0 * slow], "again": [10.0 * slow]}
+        times |= {name: [5.0 * slow * math.exp(own[number])] for name, own in steps.items()}
+        paths.append(panel(tmp_path, times, number=number))
+    headline = {"m": {"reference": "fp32"} | AT}
+    make(tmp_path, "processes", paths)
+    table = make(tmp_path, "power", headline=headline)
+    library, graph = (only(table, runtime=name) for name in ("generate", "graph"))
+    assert library[["processes", "comparisons"]].tolist() == graph[["processes", "comparisons"]].tolist() == [3, 3]
+    assert library["spread"] == pytest.approx(0.1 / math.sqrt(3), rel=1e-4)  # pooled over int8, nf4 and the reference
+    assert graph["spread"] == pytest.approx(0.01, rel=1e-4)
+    assert graph["finds_10_percent"] == graph["finds_100_percent"] == 1
+    error, degrees = library["spread"] / math.sqrt(3), pooled_degrees(2 * 3, 3)
+    assert library["finds_50_percent"] == pytest.approx(power(error, degrees, 3, 1.5), abs=0.0051)
+    make(tmp_path, "processes", paths[:1])
+    assert make(tmp_path, "power", headline=headline).empty
+    assert make(tmp_path, "power", headline={"m": {"reference": "fp32"} | AT | {"batch": 2}}).empty
 
 
 def test_a_configuration_in_a_group_of_its_own_is_compared_between_processes(tmp_path):
@@ -347,7 +383,8 @@ def test_every_normalization_comes_from_the_same_loss(tmp_path):
     assert row["byte_ppl"] == pytest.approx(math.exp(250 / 400), rel=1e-5)
     assert row["bits_per_byte"] == pytest.approx(250 / 400 / math.log(2), rel=1e-5)
     assert row["ppl_low"] < row["ppl"] < row["ppl_high"]
-    assert math.isnan(row["ppl_ratio"]) and row["reason"] == ""  # a run against itself says nothing
+    assert (row["ppl_ratio"], row["ppl_verdict"], row["reason"]) == (1.0, "reference", "")
+    assert math.isnan(row["ppl_ratio_low"])
     assert math.isnan(row["kl_nats"]) and row["kl_reason"] == quality.NO_REFERENCE
 
 
@@ -372,8 +409,8 @@ def test_differences_are_paired_with_the_reference(tmp_path):
     assert row["ppl_ratio_low"] == pytest.approx(row["ppl_ratio_high"], rel=1e-4)  # the same for every token
     assert (row["kl_tokens"], row["kl_nats"], row["kl_max_nats"]) == (80, 0.25, 0.25) and row["kl_reason"] == ""
     assert row["top1_agreement"] == pytest.approx(0.75)
-    assert row["ppl_ratio_p"] < 1e-6
-    assert only(table, precision="fp32")[["ppl_ratio", "delta_nll", "delta_p_rms"]].isna().all()
+    assert row["ppl_verdict"] == "higher"
+    assert only(table, precision="fp32")[["delta_nll", "delta_p_rms"]].isna().all()
 
 
 def test_fewer_tokens_are_paired_with_the_beginning_of_the_reference(tmp_path):

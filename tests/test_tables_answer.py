@@ -8,6 +8,7 @@ import pytest
 from llmstudy.tables import summary
 from llmstudy.tables.advice import cases
 from llmstudy.tables.columns import percent
+from llmstudy.tables.quality import judged
 from table_kit import AT, OOM, configuration, make, only, panel, write_record
 
 HEADLINE = AT | {"reference": "bf16", "corpus": "wiki", "protocol": "w1024"}
@@ -27,6 +28,7 @@ def graded(precision, ratio, se=0.0001, blocks="10 documents", **changes):
     loss, ppl = (math.nan, 20.0) if ratio is None else (math.log(ratio), 20.0 * ratio)
     row = identity(precision) | {"corpus": "wiki", "protocol": "w1024", "blocks": blocks, "ppl": ppl}
     row |= {"ppl_low": ppl - 1, "ppl_high": ppl + 1, "delta_nll": loss, "delta_nll_se": se, "ppl_ratio": math.exp(loss)}
+    row |= {"ppl_ratio": 1.0, "ppl_verdict": "reference"} if ratio is None else {"ppl_verdict": ""}
     row |= {"kl_nats": abs(loss) if ratio else 1e-6, "top1_agreement": 0.97, "top1_low": 0.96, "top1_high": 0.98}
     return row | dict.fromkeys(("ppl_ratio_low", "ppl_ratio_high", "kl_low_nats", "kl_high_nats"), math.nan) | changes
 
@@ -49,7 +51,8 @@ def answers(
             probes.append(identity(name, weights=weights) | workload | sizes)
     quality = [graded("bf16", None)] if losses else []
     quality += [graded(name, loss) if isinstance(loss, float) else loss for name, loss in losses.items()]
-    sources = {"probes": pd.DataFrame(probes), "quality": pd.DataFrame(quality, columns=[*graded("bf16", None)])}
+    quality = pd.DataFrame(judged(quality, MARGINS["perplexity"]), columns=[*graded("bf16", None)])
+    sources = {"probes": pd.DataFrame(probes), "quality": quality}
     study = {"headline": {"m": HEADLINE}, "workloads": {"m": [AT, *(workload for workload, *_ in more)]}} | study
     make(folder, "processes", paths)
     make(folder, "speed", **study)
@@ -115,7 +118,7 @@ def test_memory_within_the_margin_is_the_same(own, word):
 
 
 def losses_of(*rows):
-    return summary.losses_of(pd.DataFrame(rows), "bf16", MARGINS).set_index("precision")
+    return pd.DataFrame(judged(list(rows), MARGINS["perplexity"])).set_index("precision")
 
 
 def test_the_four_verdicts_of_a_loss_and_its_adjusted_interval():
@@ -137,9 +140,10 @@ def test_the_four_verdicts_of_a_loss_and_its_adjusted_interval():
 
 def test_only_precisions_that_are_compared_count_in_the_adjustment():
     rows = [graded("bf16", None), graded("int8", 1.02, 0.004)]
-    others = [graded("bf16", 1.0), graded("int8.eager.generate", 1.02, 0.004), graded("nf4", None, **OOM)]
+    others = [graded("int8.eager.generate", 1.02, 0.004), graded("nf4", None, **OOM)]
+    others += [graded(name, 2.0, **{key: "other"}) for name, key in (("fp4", "model"), ("fp4", "corpus"))]
     ends = ["ppl_ratio_low", "ppl_ratio_high", "ppl_verdict"]
-    crowd = summary.losses_of(pd.DataFrame(rows + others), "bf16", MARGINS).iloc[[1, 3]][ends]
+    crowd = losses_of(*rows, *others).iloc[[1, 2]][ends]
     assert crowd.values.tolist() == [losses_of(*rows).loc["int8", ends].tolist()] * 2
     wider = losses_of(*rows, graded("fp4", 2.0)).loc["int8"]
     assert wider["ppl_ratio_low"] < crowd["ppl_ratio_low"].iloc[0]
@@ -201,7 +205,8 @@ def test_the_fastest_without_a_shown_loss_is_taken(tmp_path):
     ("loss", "taken", "words"),
     [
         (graded("int8", 1.05, 0.03), "int8", "Perplexity +5 %, a loss beyond the margin is not shown."),
-        (graded("int8", 1.012, 0.001), "int8", "Perplexity +1.2 %, a loss that is shown."),  # beyond 0, not the margin
+        (graded("int8", 1.012, 0.001), "int8", "Perplexity +1.2 %, a loss, not shown to exceed the margin."),
+        (graded("int8", 1.0076, 0.0019), "int8", "Perplexity +0.76 %, a small loss, below the margin by estimate."),
         (graded("int8", 1.05, 0.001), "bf16", "It is the original."),
         (graded("int8", 0.98, 0.001), "int8", "Perplexity -2 %, not a loss."),
         (graded("int8", 1.5, math.nan, "1 block, no interval"), "int8", "+50 %, a loss beyond the margin is not shown"),
@@ -235,8 +240,38 @@ def test_nothing_meets_the_limits(tmp_path):
     assert set(table["sentence"]) == {"No configuration keeps 3.5 GiB of memory."}
     torn = advice(tmp_path, limits={"memory_gib": 5.0, "ppl_loss_percent": 1.0})
     assert torn["sentence"] == "No configuration keeps all limits at once."
-    unknown = advice(tmp_path, memory={"other": 1.0}, limits={"memory_gib": 100.0})
-    assert unknown["verdict"] == "nothing meets the limits"
+
+
+def test_what_is_not_known_is_not_shown_to_meet_a_limit_and_not_said_to_miss_it(tmp_path):
+    row = advice(tmp_path, memory={"other": 1.0}, limits={"memory_gib": 8.0})
+    assert row["verdict"] == "not shown to meet the limits" and pd.isna(row["precision"])
+    names = "bf16 (sdpa, generate), int8 (sdpa, generate) or nf4 (sdpa, generate)"
+    assert row["sentence"] == f"No configuration is shown to keep 8 GiB of memory. Not known of {names}."
+    row = advice(tmp_path, memory={"bf16": 12.0, "int8": 7.0}, limits={"memory_gib": 5.0})
+    assert row["sentence"] == "No configuration is shown to keep 5 GiB of memory. Not known of nf4 (sdpa, generate)."
+    name = "nf4 (sdpa, generate)"
+    row = advice(tmp_path, memory={"bf16": 12.0, "int8": 7.0}, limits={"memory_gib": 8.0, "ppl_loss_percent": 30.0})
+    assert (row["precision"], row["note"]) == ("int8", f"Faster, but not known to keep the limits: {name}.")
+
+
+@pytest.mark.parametrize(("limit", "taken"), [(1.0, "bf16"), (None, "int8")])
+def test_a_text_of_one_block_does_not_show_that_a_limit_on_the_loss_is_kept(tmp_path, limit, taken):
+    losses = {"int8": graded("int8", 1.001, math.nan, "1 block, no interval"), "nf4": 1.2}
+    row = advice(tmp_path, losses=losses, limits={"ppl_loss_percent": limit})
+    assert row["precision"] == taken
+    assert (row["note"] == "Faster, but not known to keep the limits: int8 (sdpa, generate).") == bool(limit)
+
+
+@pytest.mark.parametrize("use", ["one user", "smallest memory", "closest to the original"])
+def test_where_each_loses_too_much_the_least_loss_is_named_and_not_taken(tmp_path, use):
+    times, losses = TIMES | {"bf16": OOM}, {"int8": 1.1, "nf4": 1.2}
+    row = advice(tmp_path, times, losses=losses, use=use)
+    assert (row["precision"], row["verdict"]) == ("int8", "least loss in this study")
+    said = "Every candidate is shown to lose more than 1 %; this one loses the least."
+    assert row["note"] == said and row["sentence"].startswith("Least loss in this study: int8 (sdpa, generate), ")
+    assert row["sentence"].endswith(f"Perplexity +10 %, a loss shown to exceed the margin. {said}")
+    row = advice(tmp_path, times, losses=losses, use="one user", limits={"ppl_loss_percent": 30.0})
+    assert (row["precision"], row["verdict"], row["note"]) == ("nf4", "take", "")  # the user allows it
 
 
 NOISY = [9.0, 10.0, 14.0]
@@ -249,6 +284,8 @@ def test_too_noisy_to_say_names_both(tmp_path):
     crowd = {f"int{bits}": NOISY[bits % 3 :] + NOISY[: bits % 3] for bits in (3, 4, 5, 6, 7)}
     row = advice(tmp_path, {"bf16": 60.0} | crowd, losses=dict.fromkeys(crowd, 1.0))
     assert row["verdict"] == "too noisy to say" and row["instead"].count(";") == 2  # three names at most
+    first, second, third = row["instead"].split("; ")
+    assert f"{first}, {second} or {third}, " in row["sentence"]
 
 
 @pytest.mark.parametrize(
@@ -268,11 +305,17 @@ def test_a_slower_one_is_taken_where_it_is_shown_to_be_as_fast_and_saves_memory(
 
 def test_unknown_quality_is_never_taken(tmp_path):
     losses = {"int8": graded("int8", None, status="error"), "nf4": 1.2}
-    row = advice(tmp_path, losses=losses)  # nf4 is excluded
-    assert (row["precision"], row["verdict"]) == ("int8", "fastest in this study")
-    assert row["sentence"].endswith("What it loses was not measured.")
+    table = answers(tmp_path, losses=losses)[1]  # nf4 is excluded
+    row = only(table, use="one user")
+    assert (row["precision"], row["verdict"]) == ("bf16", "take")
+    assert row["note"] == "Faster, but what it loses is not known: int8 (sdpa, generate)."
+    assert row["sentence"].endswith(f"It is the original. {row['note']}")
+    row = only(table, use="smallest memory")
+    assert row["precision"] == "bf16" and row["note"].startswith("Smaller, but what it loses is not known: int8")
+    assert advice(tmp_path, TIMES | {"int8": 30.0}, losses=losses)["note"] == ""  # it is slower too
     table = answers(tmp_path, losses={})[1]
     assert (table["verdict"] != "take").all() and only(table, use="one user")["precision"] == "nf4"
+    assert only(table, use="one user")["sentence"].endswith("is not known: it was not compared with the original.")
     row = only(table, use="smallest memory")
     assert (row["verdict"], row["precision"]) == ("least memory in this study", "nf4")
     assert row["sentence"].startswith("Least memory in this study: nf4 (sdpa, generate), ")
@@ -284,6 +327,10 @@ def test_random_weights_are_chosen_by_speed_and_memory_and_never_taken(tmp_path)
     assert table["use"].tolist() == ["one user", "smallest memory"] and set(table["precision"]) == {"nf4"}
     assert table["verdict"].tolist() == ["fastest in this study", "least memory in this study"]
     assert "What it loses is not known: the weights are random." in table["sentence"][0]
+    times = {"bf16": 60.0, "int8": [10.0, 10.0, 10.0], "fp8": NOISY, "nf4": NOISY[::-1]}
+    row = advice(tmp_path, times, losses={}, weights="synthetic")
+    assert row["verdict"] == "fastest in this study" and row["instead"].count(";") == 1
+    assert f" Perhaps as fast: {row['instead'].replace('; ', ' or ')}. What it loses" in row["sentence"]
 
 
 def test_evidence_grades_processes_and_weights(tmp_path):
@@ -292,9 +339,11 @@ def test_evidence_grades_processes_and_weights(tmp_path):
 
 
 def test_the_smallest_memory_takes_the_faster_of_two_and_says_where_memory_is_unknown(tmp_path):
-    memory = {"bf16": 12.0, "int8": 6.0, "int8.sdpa.graph": 6.0}
+    memory = {"bf16": 12.0, "int8": 6.0, "int8.sdpa.graph": 6.0 + 2 / 1024}  # a page of the driver more
     row = advice(tmp_path, TIMES | {"int8.sdpa.graph": 8.0}, memory, use="smallest memory")
     assert (row["verdict"], row["precision"], row["runtime"], row["speedup"]) == ("take", "int8", "graph", 2.5)
+    row = advice(tmp_path, TIMES | {"int8.sdpa.graph": 8.0}, memory | {"int8": 5.9}, use="smallest memory")
+    assert row["runtime"] == "generate"
     row = advice(tmp_path, memory={"other": 1.0}, use="smallest memory")
     assert (row["verdict"], row["sentence"]) == ("not measured", "Memory was not measured.")
 

@@ -11,10 +11,10 @@ from llmstudy.report import markdown, style
 from llmstudy.report.markdown import NONE, listed, named, span, times
 from llmstudy.report.study import Study, fact, fastest, ordered, sizes
 from llmstudy.runtimes import BASE
-from llmstudy.tables.advice import BATCH, LOSSES
-from llmstudy.tables.columns import CONFIGURATION, Column, number, percent
+from llmstudy.tables.advice import BATCH
+from llmstudy.tables.columns import number, percent
+from llmstudy.tables.quality import REFERENCE, loss_words
 from llmstudy.tables.speed import KEY, name_of
-from llmstudy.tables.summary import REFERENCE
 
 MANY = 5  # names that a sentence has room for
 # What a runtime adds to the way in which a precision is used.
@@ -23,16 +23,6 @@ RUNTIMES = {
     "graph": "in this project's runtime `graph`, not in a library yet",
     "compile": 'compiled with `model.generate(…, cache_implementation="static")`',
 }
-
-
-def first(study: Study) -> str | None:
-    """Return the answer's table from whatever tables there are, while a study still runs; None before any."""
-    if "advice" in study.tables:
-        return "\n\n".join(f"{study.label(model)}:\n\n{advice(study, model)}" for model in study.models)
-    rows = ordered(study.table("summary"), "tpot_ms")
-    rows = rows.assign(loss=[_loss(study, row) for _, row in rows.iterrows()])
-    values = ["tpot_ms", "tpot_speedup", "tpot_verdict", "memory_gib", Column("loss", "loss", "markdown"), "processes"]
-    return markdown.table(rows, CONFIGURATION, values)
 
 
 def advice(study: Study, model: str) -> str:
@@ -53,6 +43,7 @@ def _line(study: Study, row: pd.Series, size: str) -> list[str]:
     taken = f"**{name}**" if row["verdict"] == "take" else f"{row['verdict']}: {name}"
     if others:
         taken += f" or {others}" if row["verdict"] == "too noisy to say" else f"<br>perhaps as fast: {others}"
+    taken += f"<br>{markdown.plain(row['note'])}" * bool(row["note"])
     memory = NONE if pd.isna(row["memory_gib"]) else f"{number(row['memory_gib'])} GiB"
     memory += "" if pd.isna(row["memory_ratio"]) else f", {number(row['memory_ratio'])} ×"
     evidence = f"{row['evidence']}, n = {row['processes']:.0f}"
@@ -74,13 +65,13 @@ def _speed(row: pd.Series) -> str:
 def _loss(study: Study, row: pd.Series) -> str:
     """Return what is known of the loss of quality of a row of advice.csv or summary.csv."""
     if row["weights"] == "synthetic":
-        return "quality: not known, random weights"
+        return "not known: random weights"
     if row["ppl_verdict"] == REFERENCE:
         return "none: it is the original"
     if pd.isna(row["ppl_ratio"]):
-        return "quality: not measured yet"
+        return "not known: not compared with the original"
     twice = ", quantized twice" * study.is_twice(row)
-    return f"{markdown.loss(row)}, {LOSSES.get(row['ppl_verdict'], row['ppl_verdict'])}{twice}"
+    return f"{markdown.loss(row)}, {loss_words(row, study.margin_percent('perplexity'))}{twice}"
 
 
 def how(precision: str, runtime: str = BASE) -> str:

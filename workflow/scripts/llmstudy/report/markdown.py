@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from llmstudy.tables import columns_of, every
-from llmstudy.tables.columns import IDENTITY, Column, number
+from llmstudy.tables.columns import IDENTITY, Column, listed, number
 from llmstudy.tables.columns import percent as change
 
 NONE = "–"
@@ -164,12 +164,6 @@ def details(summary: str, body: str | None, open: bool = False) -> str | None:
     parts = summary.split("`")  # Markdown is not read inside a summary
     title = "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
     return f"<details{' open' * open}>\n<summary>{title}</summary>\n\n{body}\n\n</details>"
-
-
-def listed(words: Iterable[str], last: str = "and") -> str:
-    """Return words as a list in a sentence, each once: "a, b and c"."""
-    words = list(dict.fromkeys(words))
-    return f" {last} ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def named(names: Iterable[str], last: str = "and") -> str:

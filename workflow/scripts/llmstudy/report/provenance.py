@@ -63,13 +63,13 @@ def missing(study: Study) -> str | None:
 
 def margin(study: Study, quantity: str) -> str:
     """Return the margin within which two configurations count as the same: "10 %"."""
-    return f"{study.provenance['config']['verdict']['margin_percent'][quantity]:g} %"
+    return f"{study.margin_percent(quantity):g} %"
 
 
 def panels(study: Study) -> str:
     """Return how many panels a configuration was in, and of how many rounds."""
     rows = study.measured("processes", "rounds")
-    counts = rows.groupby([*CONFIGURATION, *WORKLOAD]).size()
+    counts = rows.groupby([*CONFIGURATION, *WORKLOAD])["process"].nunique()
     return f"A configuration was in {markdown.span(counts)} panels of {markdown.span(rows['rounds'])} rounds"
 
 

@@ -57,9 +57,8 @@ def first(records: list[str], settings: dict, manifests: list[str], config: dict
                 folder / f"{name}.csv",
             )
         write_provenance(records, [], manifests, config, settings["headline"], folder / "provenance.json")
-        text = (
-            answer.first(replace(load(folder), name=config["study"], folder=Path("."))) or "Nothing was measured yet."
-        )
+        study = replace(load(folder), name=config["study"], folder=Path("."))
+        text = "\n\n".join(f"{study.label(model)}:\n\n{answer.advice(study, model)}" for model in study.models)
     with atomic_write(output) as file:
         file.write(f"{text}\n")
     return text

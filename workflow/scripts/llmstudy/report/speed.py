@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -14,12 +13,10 @@ from llmstudy.report import markdown, style
 from llmstudy.report.markdown import listed, named, span, times
 from llmstudy.report.study import Claim, Study, fastest, ordered, quantized
 from llmstudy.runtimes import BASE
-from llmstudy.stats import panels
-from llmstudy.tables.columns import CONFIGURATION, WORKLOAD, number
+from llmstudy.tables.columns import WORKLOAD, number
 
 NEAR = 1.25  # times its floor: a step that is said to come near it
 OVERHEAD = 1.1  # times as fast, from which capturing a step is said to remove overhead
-RATIOS = (1.1, 1.2, 1.5, 2.0)  # true differences that the table of power is about
 
 
 def again(study: Study) -> str | None:
@@ -45,33 +42,6 @@ def flags(study: Study) -> str | None:
     kinds = single.groupby(single.str.replace(r"\d+(\.\d+)?", "…", regex=True))
     texts = [f"{markdown.plain(same.iloc[0])} ({len(same)} of {len(rows)} rows)" for _, same in kinds]
     return f"Disturbed while measuring: {'; '.join(texts)}." if texts else None
-
-
-def power(study: Study) -> str | None:
-    """Return how often a study like this one finds a true difference at the headline, runtime by runtime; None where
-    nothing was repeated. Spreads are of the ratio to the best 16-bit configuration, between processes."""
-    rows, found, comparisons = study.at_headline("processes"), {}, 1
-    for model, own in rows[rows["tpot_ms"].notna()].groupby("model", sort=False):
-        logs = np.log(own.pivot_table(index=["process", "group"], columns=CONFIGURATION[1:], values="tpot_ms"))
-        bases = study.table("summary", model).query("tpot_verdict == 'base'")[CONFIGURATION[1:]]
-        base = logs.get(tuple(bases.iloc[0])) if len(bases) else None
-        comparisons = max(comparisons, logs.shape[1] - 1)
-        for name in logs:
-            ratio = (logs[name] - base).dropna() if base is not None else logs[name].iloc[:0]
-            if len(ratio) < 2:  # in no process together: both sides vary
-                ratio = logs[name].dropna() * math.sqrt(2)
-            if len(ratio) > 1 and ratio.std() > 0:
-                found.setdefault(name[-1], {}).setdefault(model, []).append(ratio)
-    lines = []
-    for runtime, models in found.items():
-        ratios, most = list(chain.from_iterable(models.values())), max(map(len, models.values()))
-        sd = math.sqrt(sum((len(one) - 1) * one.var() for one in ratios) / sum(len(one) - 1 for one in ratios))
-        n = int(np.median([len(one) for one in ratios]))
-        degrees = panels.pooled_degrees(most * (n - 1), most)
-        shares = [f"{100 * panels.power(sd, n, degrees, comparisons, ratio):.0f} %" for ratio in RATIOS]
-        lines.append([f"`{runtime}`", markdown.percent(sd), f"{n}", *shares])
-    header = ["runtime", "spread of a ratio", "n", *(f"finds {ratio:g} ×" for ratio in RATIOS)]
-    return markdown.grid(header, lines) if lines else None
 
 
 def launches(study: Study) -> Claim | None:

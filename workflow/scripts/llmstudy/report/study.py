@@ -69,6 +69,10 @@ class Study:
         """Return the reference precision, workload, corpus and protocol of a model's rows in summary.csv."""
         return self.provenance["headline"][model]
 
+    def margin_percent(self, quantity: str) -> float:
+        """Return the margin within which two configurations count as the same."""
+        return self.provenance["config"]["verdict"]["margin_percent"][quantity]
+
     def is_synthetic(self, model: str) -> bool:
         """Return whether a model's weights are random."""
         return "synthetic" in set(self.table("summary", model)["weights"])

@@ -14,7 +14,9 @@ Intervals come from the spread of these numbers between processes:
   in 97 %. The exact distribution of the pooled variance gives 95 %, but 94 % where the base is twice as noisy.
 - **Simultaneous** 95 % intervals: Dunnett's quantile (JASA 50, 1955). **Same**: two one-sided 5 % tests (Schuirmann
   1987), so the 90 % interval of that comparison alone.
-- **Unpaired**: where no process holds both, each is compared with a third key measured beside both (the reference of
+- **Aside**: a second call of the reference adds its spread to the pool. It is a check of the study, not a claim of it:
+  its interval is for it alone, and it makes no other wider.
+- **Unpaired**: where no round holds both, each is compared with a third key measured beside both (the reference of
   two groups), else by its times alone (processes of one configuration). Variances add up, the fewer degrees count.
 
 Times may have leading axes, (..., rounds), for many studies at once: a ``Comparison`` then holds arrays.
@@ -23,7 +25,7 @@ Times may have leading axes, (..., rounds), for many studies at once: a ``Compar
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -46,7 +48,7 @@ Block = Mapping[Key, np.ndarray]
 class Comparison:
     """Ratio of the base's time to a configuration's own (above 1: faster), the ends of its simultaneous 95 % interval,
     those of its 90 % interval alone, and the processes that hold both (if none does: of the one that has fewer). Ends
-    are NaN below two processes."""
+    are NaN below two processes, as is ``error``, the standard error of the log ratio, which has ``degrees``."""
 
     value: float
     low: float
@@ -54,6 +56,8 @@ class Comparison:
     bound_low: float
     bound_high: float
     processes: int
+    error: float = math.nan
+    degrees: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,13 @@ class _Effect(NamedTuple):
     processes: np.ndarray
 
 
-def compare(blocks: Sequence[Block], base: Key, family: Mapping[Key, Hashable]) -> dict[Key, Comparison]:
+def compare(
+    blocks: Sequence[Block], base: Key, family: Mapping[Key, Hashable], aside: Collection[Key] = ()
+) -> dict[Key, Comparison]:
     """Return the comparison of every other key of ``family`` with the base.
 
-    Blocks are processes, or groups of configurations in one: positive times, one a round, NaN for one that failed.
-    ``family`` names, for every key and the base, what shares its spread.
+    Blocks are processes: positive times, one a round, NaN where a call failed or the round was another group's.
+    ``family`` names, for every key and the base, what shares its spread; keys ``aside`` do not count as comparisons.
     """
     effects = _effects(blocks, [key for key in family if key != base], base, family)
     links = {key: _link(blocks, key, base, family) for key, its in effects.items() if not its.processes.any()}
@@ -86,8 +92,9 @@ def compare(blocks: Sequence[Block], base: Key, family: Mapping[Key, Hashable]) 
         keys = [key for key in links if links[key] == link]
         found = _effects(blocks, [base, *keys], link, family)
         effects |= {key: _difference(found[key], found[base]) for key in keys}
-    comparisons = sum(np.isfinite(effect.error).astype(int) for effect in effects.values())
-    return {key: _comparison(effect, comparisons) for key, effect in effects.items()}
+    counted = {key: np.isfinite(effect.error).astype(int) for key, effect in effects.items()}
+    comparisons = sum(count for key, count in counted.items() if key not in aside)
+    return {key: _comparison(effect, counted[key] if key in aside else comparisons) for key, effect in effects.items()}
 
 
 def verdict(comparison: Comparison, margin: float) -> str:
@@ -106,6 +113,7 @@ def choose(
     memory_gib: Mapping[Key, float],
     device_gib: float,
     margin: float,
+    aside: Collection[Key] = (),
 ) -> Choice:
     """Return which candidate to take: the fastest by estimate, or one that saves memory and is shown to be as good.
 
@@ -115,22 +123,22 @@ def choose(
     common = max(family, key=lambda key: sum(key in block for block in blocks))
     speedups = {key: its.value for key, its in compare(blocks, common, family).items()} | {common: 1.0}
     fastest = max(candidates, key=lambda key: np.nan_to_num(speedups[key], nan=-math.inf))
-    slowdown = compare(blocks, fastest, family)
+    slowdown = compare(blocks, fastest, family, aside)
     close = [key for key in candidates if key != fastest and slowdown[key].bound_low >= 1 / (1 + margin)]
     saving = [key for key in close if memory_gib[fastest] - memory_gib[key] >= SAVING * device_gib]
     taken = min(saving, key=memory_gib.__getitem__, default=fastest)
-    verdicts = {key: verdict(its, margin) for key, its in compare(blocks, taken, family).items()}
+    verdicts = {key: verdict(its, margin) for key, its in compare(blocks, taken, family, aside).items()}
     unsettled = [key for key in candidates if key != taken and verdicts[key] not in ("slower", "same")]
     return Choice(taken, fastest, tuple(sorted(unsettled, key=lambda key: -speedups[key])))
 
 
-def power(sd: float, processes: int, degrees: float, comparisons: int, ratio: float) -> float:
+def power(error: float, degrees: float, comparisons: int, ratio: float) -> float:
     """Return the share of studies whose simultaneous interval excludes 1 if the true speed-up is ``ratio``.
 
-    ``sd`` is that of one process's log speed-up; ``degrees`` are ``pooled_degrees``. This is the noncentral t
+    ``error`` is the standard error of a log speed-up, ``degrees`` are its degrees of freedom. This is the noncentral t
     distribution, integrated here since scipy's is NaN for large shifts.
     """
-    shift = math.log(ratio) * math.sqrt(processes) / sd
+    shift = math.log(ratio) / error
     scale, weights = _scales(degrees)
     beyond = dunnett(comparisons, degrees) * scale
     return float(weights @ (ndtr(shift - beyond) + ndtr(-shift - beyond)))
@@ -170,7 +178,7 @@ def _comparison(effect: _Effect, comparisons: np.ndarray) -> Comparison:
     adjusted = _dunnetts(comparisons, np.where(np.isfinite(effect.error), tenths, 0)) * effect.error
     alone = stdtrit(effect.degrees, ONE_SIDED) * effect.error
     ends = (np.exp(effect.mean + half)[()] for half in (0, -adjusted, adjusted, -alone, alone))
-    return Comparison(*ends, effect.processes[()])
+    return Comparison(*ends, effect.processes[()], effect.error[()], effect.degrees)
 
 
 def _effects(
@@ -208,9 +216,13 @@ def _difference(own: _Effect, base: _Effect) -> _Effect:
 
 def _link(blocks: Sequence[Block], key: Key, base: Key, family: Mapping[Key, Hashable]) -> Key | None:
     """Return the key that most blocks hold of those measured beside both; None if there is none."""
-    beside = [set().union(*(block for block in blocks if one in block)) for one in (key, base)]
-    both = [other for other in family if all(other in keys for keys in beside)]
+    both = [one for one in family if all(any(_meet(block, one, end) for block in blocks) for end in (key, base))]
     return max(both, key=lambda other: sum(other in block for block in blocks), default=None)
+
+
+def _meet(block: Block, one: Key, other: Key) -> bool:
+    """Return whether a round of the block holds both."""
+    return one in block and other in block and bool(np.isfinite(block[one] - block[other]).any())
 
 
 def _process_values(blocks: Sequence[Block], key: Key, origin: Key | None) -> np.ndarray:

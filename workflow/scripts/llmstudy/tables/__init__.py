@@ -35,6 +35,7 @@ TABLES = {
     "probes": Table("tables.probes", ("probe",), (), "A configuration alone, at a workload"),
     "processes": Table("tables.processes", ("panel",), (), "Times of a configuration in one process, at a workload"),
     "speed": Table("tables.speed", (), ("processes",), "Speed of a configuration at a workload"),
+    "power": Table("tables.speed", (), ("processes",), "What the panels can tell apart"),
     "quality": Table("tables.quality", ("quality",), (), "Quality of a precision", arrays=True),
     "generations": Table("tables.generations", ("generations",), (), "Generated text of a prompt"),
     "text": Table("tables.generations", (), ("generations",), "Generated text over all prompts"),

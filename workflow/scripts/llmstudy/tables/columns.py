@@ -16,7 +16,7 @@ IDENTITY = ["study", "model", "weights", "precision", "attention", "runtime", "d
 WORKLOAD = ["batch", "prompt_tokens", "new_tokens"]
 PROTOCOL = ["corpus", "protocol"]
 # Text that is never missing; "NA" and "null" are words there.
-TEXT = ("reason", "flags", "text", "reference_text", "kl_reason", "again", "against", "instead", "sentence")
+TEXT = ("reason", "flags", "text", "reference_text", "kl_reason", "again", "against", "instead", "note", "sentence")
 TEXT += ("ttft_rounds_ms", "tpot_rounds_ms", "e2e_rounds_ms", "tpot_verdict", "ttft_verdict", "e2e_verdict")
 TEXT += ("memory_verdict", "ppl_verdict", "blocks")
 UNITS = {"ms": "ms", "s": "s", "gib": "GiB", "mib": "MiB", "nats": "nats"}
@@ -61,6 +61,11 @@ def pick(columns: Iterable[Column], names: str) -> list[Column]:
     return [by_name[name] for name in names.split()]
 
 
+def where(table: pd.DataFrame, values: Mapping) -> pd.DataFrame:
+    """Return the rows of a table that have these values."""
+    return table[(table[list(values)] == list(values.values())).all(axis=1)]
+
+
 def _title(name: str) -> str:
     words, _, unit = name.rpartition("_")
     if unit in UNITS:
@@ -99,6 +104,12 @@ def number(value: float) -> str:
     if value == 0 or abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.1e}" if abs(value) < 1e-4 else f"{value:.3g}"
+
+
+def listed(words: Iterable[str], last: str = "and") -> str:
+    """Return words as a list in a sentence, each once: "a, b and c"."""
+    words = list(dict.fromkeys(words))
+    return f" {last} ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def percent(ratio: float) -> str:

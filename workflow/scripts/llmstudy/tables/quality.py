@@ -2,11 +2,14 @@
 
 quality.csv has one row per precision, corpus and protocol. Perplexities come from one stored NLL per token in every
 normalization; differences from the reference are paired token by token, with 95 % intervals by block bootstrap over
-documents. A precision that was measured on fewer tokens is paired with the reference's first ones. ``top1_agreement``
-is the share of positions where a most probable token is the same; tokens that tie are all most probable. In the row of
-the reference, KL divergence and agreement are those of its own weights computed with another attention implementation:
-the noise floor, below which a distance says nothing. All else in that row is of the configured attention. ``kl_reason``
-says why a measured row has no KL divergence.
+documents. ``ppl_ratio`` has an interval that is adjusted for all precisions compared under its protocol (Bonferroni;
+Student's t from the standard error over documents). ``ppl_verdict`` is ``same`` where two one-sided tests put the ratio
+within the margin (its 90 % interval lies inside), else ``higher`` or ``lower`` where the adjusted interval excludes 1,
+else ``not enough text``. A precision that was measured on fewer tokens is paired with the reference's first ones.
+``top1_agreement`` is the share of positions where a most probable token is the same; tokens that tie are all most
+probable. In the row of the reference, KL divergence and agreement are those of its own weights computed with another
+attention implementation: the noise floor, below which a distance says nothing. All else in that row is of the
+configured attention. ``kl_reason`` says why a measured row has no KL divergence.
 
 tasks.csv has one row per model, precision and task of lm-eval, a group's documents taken together: ``accuracy`` with
 its Wilson interval. Against the reference precision on the same documents: ``accuracy_change`` with its paired
@@ -17,12 +20,17 @@ and whether the two precisions are ``distinguishable`` by it at 5 %. The referen
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from itertools import product
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from llmstudy.llama import protocol_name
-from llmstudy.stats.estimate import CONFIDENCE, holm, percentile
+from llmstudy.stats.estimate import CONFIDENCE, critical_value, exponential, holm, percentile
 from llmstudy.stats.quality import (
     agreement,
     bootstrap_mean,
@@ -33,7 +41,7 @@ from llmstudy.stats.quality import (
 )
 from llmstudy.stats.text import paired_change, wilson
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import AT_PROTOCOL, SHARED, Column, cells, columns, interval
+from llmstudy.tables.columns import AT_PROTOCOL, PROTOCOL, SHARED, Column, cells, columns, interval
 from llmstudy.tables.records import by_key, identity, read_arrays
 
 COLUMNS = {
@@ -44,8 +52,7 @@ COLUMNS = {
         *interval("ppl", "ppl_low", "ppl_high", "token PPL", "perplexity"),
         *columns("word_ppl:perplexity byte_ppl:perplexity bits_per_byte:perplexity"),
         *interval("ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "PPL ratio", "ratio"),
-        Column("ppl_ratio_p", "p of the PPL ratio", "p"),
-        *columns("kl_nats:nats kl_p99_nats:nats top1_agreement:percent delta_nll:signed"),
+        *columns("ppl_verdict:text kl_nats:nats kl_p99_nats:nats top1_agreement:percent delta_nll:signed"),
         Column("delta_nll_se", "SE of Δ NLL"),
         *columns("kl_low_nats:nats kl_high_nats:nats kl_median_nats:nats kl_p90_nats:nats kl_p999_nats:nats"),
         *columns("kl_max_nats:nats kl_tokens:count top1_low:percent top1_high:percent"),
@@ -63,6 +70,12 @@ COLUMNS = {
         Column("mcnemar_p_holm", "adjusted p", "p"),
         *columns("distinguishable:text"),
     ],
+}
+REFERENCE = "reference"
+LOSSES = {
+    "same": "shown to lie within the margin",
+    "lower": "not a loss",
+    "not enough text": "a loss beyond the margin is not shown",
 }
 OTHER_TEXT = "not the text that the reference scored: measure both again"
 NOT_COMPARED = "not compared: the reference has no measurement of this text and protocol"
@@ -87,13 +100,45 @@ def quality(sources: Sources) -> list[dict]:
                 if "kl" not in arrays:
                     row["kl_reason"] = entry.get("unpaired") or (LATER_PROTOCOL if number else NO_REFERENCE)
                 if reference is record:
-                    row |= divergences(arrays)
+                    row |= divergences(arrays) | {"ppl_ratio": 1.0, "ppl_verdict": REFERENCE}
                 elif not other or other["status"] != "ok":
                     row |= divergences(arrays) | {"reason": NOT_COMPARED}
                 else:
                     row |= paired(entry, arrays, other, read_arrays(reference["path"], f"{corpus}/{name}/"))
             rows.append(row)
+    return judged(rows, sources.study["margin_percent"]["perplexity"])
+
+
+def judged(rows: list[dict], margin_percent: float) -> list[dict]:
+    """Return the rows with the adjusted ends of the perplexity ratio and its verdict, where they compare."""
+    margin = math.log1p(margin_percent / 100)
+    compared = [row for row in rows if row["status"] == "ok" and math.isfinite(row.get("delta_nll", math.nan))]
+    text = itemgetter("model", *PROTOCOL)
+    for row in compared:
+        number = len({one["precision"] for one in compared if text(one) == text(row)})
+        change, se, degrees = row["delta_nll"], row["delta_nll_se"], int(row["blocks"].split()[0]) - 1
+        half = critical_value(degrees, 1 - (1 - CONFIDENCE) / number) * se  # NaN of a single block
+        inner = critical_value(degrees, 2 * CONFIDENCE - 1) * se
+        row |= {"ppl_ratio_low": exponential(change - half), "ppl_ratio_high": exponential(change + half)}
+        row["ppl_verdict"] = "higher" if change > half else "lower" if change < -half else "not enough text"
+        if abs(change) + inner < margin:
+            row["ppl_verdict"] = "same"
     return rows
+
+
+def exceeds(rows: pd.DataFrame | Mapping, margin_percent: float) -> Any:
+    """Return whether a loss is shown to exceed the margin, of a row or of each in a table."""
+    return (rows["ppl_verdict"] == "higher") & (rows["ppl_ratio_low"] > 1 + margin_percent / 100)
+
+
+def loss_words(row: Mapping, margin_percent: float) -> str:
+    """Return what a verdict on perplexity says of a loss."""
+    if row["ppl_verdict"] != "higher":
+        return LOSSES[row["ppl_verdict"]]
+    if exceeds(row, margin_percent):
+        return "a loss shown to exceed the margin"
+    small = row["ppl_ratio"] <= 1 + margin_percent / 100
+    return "a small loss, below the margin by estimate" if small else "a loss, not shown to exceed the margin"
 
 
 def paired(entry: dict, arrays: dict, other: dict, reference: dict) -> dict:
@@ -124,8 +169,7 @@ def differences(arrays: dict[str, np.ndarray], reference: dict[str, np.ndarray])
         "blocks": blocks.label,
         "delta_nll": change.value,
         "delta_nll_se": change.se,
-        "ppl_ratio_p": change.p,
-        **cells(change.exp(), "ppl_ratio", "ppl_ratio_low", "ppl_ratio_high"),
+        "ppl_ratio": exponential(change.value),
         **cells(bootstrap_mean(delta_p, blocks), "delta_p_mean", "delta_p_low", "delta_p_high"),
         "delta_p_rms": np.sqrt(np.mean(delta_p**2)),
         "delta_p_median": percentile(delta_p, 50),

@@ -22,10 +22,10 @@ def reason(paths: list[Path], settings: dict) -> str | None:
 
     from llmstudy.stats import panels
     from llmstudy.tables import Sources
+    from llmstudy.tables.columns import where
     from llmstudy.tables.processes import processes
     from llmstudy.tables.records import read_records
     from llmstudy.tables.speed import comparisons, ok
-    from llmstudy.tables.summary import where
 
     records = read_records(map(str, paths))
     if records[-1]["status"] == "skipped":

@@ -1,27 +1,34 @@
-"""speed.csv: one row per configuration and workload; every mean, ratio and interval of a time is computed here.
+"""speed.csv and power.csv; every mean, ratio and interval of a time is computed here.
+
+speed.csv has one row per configuration and workload.
 
 Times are geometric means over the ``processes`` with status ok, ``_min`` and ``_max`` their range: they describe this
 sitting. What carries over are ratios, from calls of the same round: ``tpot_speedup``, ``ttft_speedup`` and
 ``e2e_speedup`` are the time of ``against`` ÷ the own time, with the ends of an interval that is adjusted for all
 configurations compared, and a verdict (see ``stats.panels``). ``against`` is the fastest configuration without
 quantization at that workload; ``generate_speedup`` is against the reference precision under the library's runtime.
-A row with ``again`` is the reference compared with itself. Where two configurations were in no process together (what
-does not fit beside others) they are compared between processes.
+A row with ``again`` is the reference compared with itself: its interval is for it alone. Where two configurations were
+in no round together (what does not fit beside others) they are compared through the reference, or between processes.
 
 ``bandwidth_gb_s`` is one figure for the device: the best copy or read in any process of the study. ``floor_ms``, the
 shortest possible TPOT, is ``step_bytes`` ÷ it, and ``mbu`` the floor ÷ TPOT.
+
+power.csv has one row per model and runtime at the headline workload: in what share of studies with the ``spread`` that
+was measured (standard deviation of a process's log ratio to ``against``) and as many ``processes`` and ``comparisons``
+a true difference is found to be one. Runtimes of one process or without any spread have no row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import math
+from collections.abc import Hashable, Iterable, Mapping
 
 import numpy as np
 import pandas as pd
 
 from llmstudy.stats import panels
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import CONFIGURATION, IDENTITY, SHARED, WORKLOAD, Column, columns, interval, pick
+from llmstudy.tables.columns import CONFIGURATION, IDENTITY, SHARED, WORKLOAD, Column, columns, interval, pick, where
 from llmstudy.tables.processes import COLUMNS as PROCESSES
 from llmstudy.tables.processes import QUANTITIES, rounds
 
@@ -29,6 +36,7 @@ KEY = CONFIGURATION[1:]
 BASE = "base"  # the verdict of the configuration that the others are compared with
 OF_PROCESSES = {column.name: column for column in PROCESSES["processes"]}
 TIMES = (*QUANTITIES, "tokens_per_s")
+DIFFERENCES = (10, 20, 50, 100)  # percent: true ones that power.csv is about
 RATIOS = {"tpot": "speed-up of TPOT", "ttft": "speed-up of TTFT", "e2e": "speed-up of a whole call"}
 COLUMNS = {
     "speed": [
@@ -54,7 +62,12 @@ COLUMNS = {
         ),
         *interval("generate_speedup", "generate_speedup_low", "generate_speedup_high", "speed-up over generate"),
         *columns("flags:text"),
-    ]
+    ],
+    "power": [
+        *columns("processes:count comparisons:count", SHARED),
+        Column("spread", "spread of a ratio", "percent"),
+        *(Column(f"finds_{percent}_percent", f"finds {1 + percent / 100:g} ×", "percent") for percent in DIFFERENCES),
+    ],
 }
 
 
@@ -81,6 +94,28 @@ def speed(sources: Sources) -> list[dict]:
     return rows
 
 
+def power(sources: Sources) -> list[dict]:
+    """Return a row for every model and runtime whose spread at the headline is known."""
+    rows = []
+    for model, headline in sources.study["headline"].items():
+        at_headline = {"model": model} | {name: headline[name] for name in WORKLOAD}
+        here = where(sources.tables["processes"], at_headline)
+        compared = comparisons(here, sources.study["dense"])
+        found = compared.of("tpot_ms", compared.base) if compared.base else {}
+        known = {key: one for key, one in found.items() if key[-1] == "no" and one.error > 0}
+        for runtime in dict.fromkeys(key[2] for key in known):
+            own = sorted((one for key, one in known.items() if key[2] == runtime), key=lambda one: one.processes)
+            usual = own[len(own) // 2]
+            row = here.iloc[0][IDENTITY].to_dict() | {"precision": "all", "attention": "all", "runtime": runtime}
+            row |= {"status": "ok", "reason": "", "processes": usual.processes, "comparisons": len(known)}
+            row["spread"] = usual.error * math.sqrt(usual.processes)
+            for percent in DIFFERENCES:
+                share = panels.power(usual.error, usual.degrees, len(known), 1 + percent / 100)
+                row[f"finds_{percent}_percent"] = round(share, 2)
+            rows.append(row)
+    return rows
+
+
 class Comparisons:
     """The comparisons of all configurations of a model at one workload, computed once for each base.
 
@@ -98,7 +133,7 @@ class Comparisons:
         """Return the comparison of each key, ``again`` at its end, with a base."""
         if (quantity, base) not in self._of:
             family = {key: key[2] for block in self.blocks[quantity] for key in block}
-            self._of[quantity, base] = panels.compare(self.blocks[quantity], (*base, "no"), family)
+            self._of[quantity, base] = panels.compare(self.blocks[quantity], (*base, "no"), family, again(family))
         return self._of[quantity, base]
 
 
@@ -111,15 +146,27 @@ def comparisons(here: pd.DataFrame, dense: list[str]) -> Comparisons:
     return Comparisons({quantity: blocks(measured, quantity) for quantity in QUANTITIES}, means, dense)
 
 
+def again(keys: Iterable[tuple]) -> list[tuple]:
+    """Return those of the reference's second calls."""
+    return [key for key in keys if key[-1] == "yes"]
+
+
 def blocks(measured: pd.DataFrame, quantity: str) -> list[dict[Hashable, np.ndarray]]:
-    """Return for each process and group the times of its configurations by round: those of one round are compared."""
-    return [
-        {
-            tuple(row[name] for name in [*KEY, "again"]): np.array(row[rounds(quantity)].split(), dtype=float)
-            for row in own.to_dict("records")
-        }
-        for _, own in measured.groupby(["process", "group"], sort=True)
-    ]
+    """Return for each process the times of its configurations by round, NaN in rounds of a group that one was not in:
+    those of one round are compared, and a process counts once however many groups it has."""
+    found = []
+    for _, process in measured.groupby("process", sort=True):
+        groups = [
+            {
+                tuple(row[name] for name in [*KEY, "again"]): np.array(row[rounds(quantity)].split(), dtype=float)
+                for row in own.to_dict("records")
+            }
+            for _, own in process.groupby("group", sort=True)
+        ]
+        elsewhere = [np.full(len(next(iter(group.values()))), np.nan) for group in groups]
+        keys = dict.fromkeys(key for group in groups for key in group)
+        found.append({key: np.concatenate([its.get(key, no) for its, no in zip(groups, elsewhere)]) for key in keys})
+    return found
 
 
 def ratios(compared: Comparisons, key: tuple, base: tuple | None, margin: float) -> dict:

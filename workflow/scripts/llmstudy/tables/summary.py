@@ -5,11 +5,8 @@ fastest configuration without quantization, are those of speed.csv. ``memory_gib
 workload with the nearest number of new tokens where the headline's was not tried; ``memory_ratio`` is to ``against``,
 and ``memory_verdict`` ``less`` or ``more`` beyond the margin, else ``same``: it is one figure, without an interval.
 
-Quality belongs to the precision: where it was measured with another attention or runtime, ``quality_from`` names those.
-``ppl_ratio`` is to the reference precision's perplexity, with the ends of an interval that is adjusted for all
-precisions compared (Bonferroni; Student's t from the standard error over documents). ``ppl_verdict`` is ``same`` where
-two one-sided tests put the ratio within the margin (its 90 % interval lies inside), else ``higher`` or ``lower`` where
-the adjusted interval excludes 1, else ``not enough text``.
+Quality belongs to the precision and is that of quality.csv: where it was measured with another attention or runtime,
+``quality_from`` names those.
 
 ``pareto``: no other configuration is as good, within the margins, in memory, TPOT and perplexity, and better by more
 than the margin in one of them.
@@ -23,9 +20,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from llmstudy.stats.estimate import CONFIDENCE, critical_value
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import CONFIGURATION, IDENTITY, PROTOCOL, SHARED, WORKLOAD, columns, pick
+from llmstudy.tables.columns import CONFIGURATION, IDENTITY, PROTOCOL, SHARED, WORKLOAD, columns, pick, where
 from llmstudy.tables.probes import COLUMNS as PROBES
 from llmstudy.tables.probes import nearest_workload
 from llmstudy.tables.quality import COLUMNS as QUALITY
@@ -46,13 +42,10 @@ COLUMNS = {
         *pick(SPEED["speed"], OF_SPEED),
         *pick(PROBES["probes"], " ".join(OF_PROBES)),
         *columns("memory_ratio:ratio memory_verdict:text"),
-        *pick(QUALITY["quality"], "ppl ppl_low ppl_high ppl_ratio ppl_ratio_low ppl_ratio_high"),
-        *columns("ppl_verdict:text"),
-        *pick(QUALITY["quality"], " ".join(OF_QUALITY[3:])),
+        *pick(QUALITY["quality"], " ".join([*OF_QUALITY[:3], *OF_LOSS, *OF_QUALITY[3:]])),
         *columns("quality_from:text pareto:text"),
     ]
 }
-REFERENCE = "reference"
 UNMEASURED = "this workload was not measured"
 COSTS = {"memory_gib": "memory", "tpot_ms": "speed", "ppl_ratio": "perplexity"}  # of the front, with their margins
 
@@ -75,7 +68,7 @@ def rows_of(
     speed = speed[speed["again"] == "no"]
     at_headline = where(speed, {name: headline[name] for name in WORKLOAD})
     tried = where(probes, nearest_workload(probes, headline))
-    losses = losses_of(where(quality, {name: headline[name] for name in PROTOCOL}), headline["reference"], margins)
+    losses = where(quality, {name: headline[name] for name in PROTOCOL})
     rows = []
     for key, own in speed.groupby(CONFIGURATION, sort=False):
         configuration = dict(zip(CONFIGURATION, key))
@@ -93,11 +86,6 @@ def rows_of(
     for row in rows:
         row |= memory_of(row.get("memory_gib"), bases.get(row.get("against")), margins["memory"])
     return rows
-
-
-def where(table: pd.DataFrame, values: Mapping) -> pd.DataFrame:
-    """Return the rows of a table that have these values."""
-    return table[(table[list(values)] == list(values.values())).all(axis=1)]
 
 
 def outcome_of(speed: pd.DataFrame, probes: pd.DataFrame, quality: pd.DataFrame) -> dict:
@@ -121,31 +109,6 @@ def memory_of(own: float | None, base: float | None, margin_percent: float) -> d
     ratio, margin = own / base, 1 + margin_percent / 100
     word = "less" if ratio < 1 / margin else "more" if ratio > margin else "same"
     return {"memory_ratio": ratio, "memory_verdict": word}
-
-
-def losses_of(quality: pd.DataFrame, reference: str, margins: Mapping[str, float]) -> pd.DataFrame:
-    """Return rows of quality.csv of one model and protocol, with the adjusted ends of the perplexity ratio and its
-    verdict."""
-    compared = quality[(quality["status"] == "ok") & quality["ppl_ratio"].notna() & (quality["precision"] != reference)]
-    number, margin = max(1, compared["precision"].nunique()), math.log1p(margins["perplexity"] / 100)
-    quality = quality.assign(ppl_verdict="")
-    for index, row in compared.iterrows():
-        ratio, se, degrees = row["delta_nll"], row["delta_nll_se"], int(row["blocks"].split()[0]) - 1
-        half = critical_value(degrees, 1 - (1 - CONFIDENCE) / number) * se  # NaN of a single block
-        quality.loc[index, ["ppl_ratio_low", "ppl_ratio_high"]] = np.exp([ratio - half, ratio + half])
-        quality.loc[index, "ppl_verdict"] = loss_verdict(ratio, se, degrees, half, margin)
-    own = (quality["precision"] == reference) & quality["ppl"].notna()
-    quality.loc[own, "ppl_ratio"] = 1.0
-    quality.loc[own, "ppl_verdict"] = REFERENCE
-    return quality
-
-
-def loss_verdict(ratio: float, se: float, degrees: int, half: float, margin: float) -> str:
-    """Return the verdict on a log perplexity ratio with its standard error; ``half``: of the adjusted interval."""
-    inner = critical_value(degrees, 2 * CONFIDENCE - 1) * se
-    if -margin < ratio - inner and ratio + inner < margin:
-        return "same"
-    return "higher" if ratio - half > 0 else "lower" if ratio + half < 0 else "not enough text"
 
 
 def nearest(measured: pd.DataFrame, configuration: Mapping[str, str]) -> dict:
