@@ -77,7 +77,7 @@ def test_a_color_means_one_thing():
     everything = [*known, *style.KERNELS.values(), *style.SPARE, style.INK, style.QUIET]
     assert len(set(everything)) == len(everything)
     assert min(map(on_white, everything)) >= 4.5
-    for name in ("nf4-dq", "fp8", "gptq-4bit", "llm-int8-t2.50"):
+    for name in ("nf4-dq", "int2", "gptq-4bit", "llm-int8-t2.50"):
         assert style.color(name) in style.SPARE
 
 

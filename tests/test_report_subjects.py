@@ -114,11 +114,11 @@ def cells(study, model, use, **values):
     ("values", "column", "text"),
     [({}, 1, "**`int8-fused` (sdpa, graph)**"),
      ({"verdict": "too noisy to say", "instead": "bf16 (sdpa, graph); nf4 (sdpa, graph)"}, 1,
-      "too noisy to say: `int8-fused` (sdpa, graph) or `bf16 (sdpa, graph)` or `nf4 (sdpa, graph)`"),
+      "too noisy to say: `int8-fused` (sdpa, graph), `bf16` (sdpa, graph) or `nf4` (sdpa, graph)"),
      ({"verdict": "fastest in this study", "instead": "nf4 (sdpa, graph)"}, 1,
-      "fastest in this study: `int8-fused` (sdpa, graph)<br>perhaps as fast: `nf4 (sdpa, graph)`"),
+      "fastest in this study: `int8-fused` (sdpa, graph)<br>perhaps as fast: `nf4` (sdpa, graph)"),
      ({"against": "int8-fused (sdpa, graph)"}, 2, "0.0653 ms a token, the fastest without quantization"),
-     ({"speedup": 1.5, "speedup_low": np.nan}, 2, "0.0653 ms a token, 1.5 × `bf16 (sdpa, graph)` (no interval)"),
+     ({"speedup": 1.5, "speedup_low": np.nan}, 2, "0.0653 ms a token, 1.5 × `bf16` (sdpa, graph) (no interval)"),
      ({"memory_gib": 9.5, "memory_ratio": 0.65}, 3, "9.5 GiB, 0.65 ×"),
      ({"memory_gib": 9.5, "memory_ratio": np.nan}, 3, "9.5 GiB"),
      ({"ppl_verdict": "", "ppl_ratio": np.nan}, 4, "not known: not compared with the original"),
@@ -277,7 +277,7 @@ def test_the_distance_names_the_nearest_and_the_furthest(h200):
     assert claim.heading == "`int8-fused` stays nearest to the original, `fp4` moves furthest"
     assert "Scored were 10,183 tokens of `wikipedia` with `smollm2-135m`" in claim.text
     assert "Shown to lie within the margin: `fp16` and `int8-fused`." in claim.text
-    assert "Shown to lose perplexity: `llm-int8`, `llm-int8-t0` and `nf4`." in claim.text
+    assert "A loss shown to exceed the margin: `llm-int8`, `llm-int8-t0` and `nf4`." in claim.text
     alone = h200.table("quality").query("precision == 'bf16'")
     assert quality.distance(changed(h200, quality=alone)) is None
 

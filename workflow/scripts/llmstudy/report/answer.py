@@ -39,12 +39,14 @@ def _line(study: Study, row: pd.Series, size: str) -> list[str]:
     use = f"{row['use']}<br>{size}"
     if pd.isna(row["tpot_ms"]):
         return [use, f"{row['verdict']}: {markdown.plain(row['sentence'])}", *[NONE] * 5]
-    name, others = markdown.configuration(row), named(filter(None, row["instead"].split("; ")), "or")
+    name, others = markdown.configuration(row), list(map(markdown.coded, filter(None, row["instead"].split("; "))))
     taken = f"**{name}**" if row["verdict"] == "take" else f"{row['verdict']}: {name}"
-    if others:
-        taken += f" or {others}" if row["verdict"] == "too noisy to say" else f"<br>perhaps as fast: {others}"
+    if row["verdict"] == "too noisy to say":
+        taken = f"{row['verdict']}: {listed([name, *others], 'or')}"
+    elif others:
+        taken += f"<br>perhaps as fast: {listed(others, 'or')}"
     taken += f"<br>{markdown.plain(row['note'])}" * bool(row["note"])
-    memory = NONE if pd.isna(row["memory_gib"]) else f"{number(row['memory_gib'])} GiB"
+    memory = "not measured here" if pd.isna(row["memory_gib"]) else f"{number(row['memory_gib'])} GiB"
     memory += "" if pd.isna(row["memory_ratio"]) else f", {number(row['memory_ratio'])} ×"
     evidence = f"{row['evidence']}, n = {row['processes']:.0f}"
     return [use, taken, _speed(row), memory, _loss(study, row), evidence, how(row["precision"], row["runtime"])]
@@ -59,7 +61,7 @@ def _speed(row: pd.Series) -> str:
     if pd.isna(row["speedup"]):
         return text
     alone = " (no interval)" * bool(pd.isna(row["speedup_low"]))
-    return f"{text}, {times(row, 'speedup')} `{row['against']}`{alone}"
+    return f"{text}, {times(row, 'speedup')} {markdown.coded(row['against'])}{alone}"
 
 
 def _loss(study: Study, row: pd.Series) -> str:

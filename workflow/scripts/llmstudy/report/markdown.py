@@ -141,6 +141,12 @@ def configuration(row: Mapping) -> str:
     return f"`{row['precision']}` ({row['attention']}, {row['runtime']})"
 
 
+def coded(name: str) -> str:
+    """Return the name of a configuration in a table as `configuration` writes it."""
+    precision, _, rest = name.partition(" ")
+    return f"`{precision}` {rest}"
+
+
 def failure(row: Mapping) -> str:
     """Return why a row has no number, in a user's words."""
     words = FAILED.get(row["status"], row["status"])

@@ -11,6 +11,7 @@ from llmstudy.report import markdown, style
 from llmstudy.report.markdown import named
 from llmstudy.report.study import Claim, Study, fact, ordered, quantized, whole_text
 from llmstudy.tables.columns import CONFIGURATION, PROTOCOL, number
+from llmstudy.tables.quality import REFERENCE, loss_words
 
 LEAST_NATS = 1e-4  # where the figure's axis begins: less is no difference that anybody meets
 FAMILY_SIZE = 3  # thresholds of LLM.int8() that are worth a section
@@ -34,9 +35,10 @@ def distance(study: Study) -> Claim | None:
         if own["is_twice"].any():
             texts.append("What is marked *quantized twice* says nothing of its method: the weights came in 4 bit.")
         summary = study.measured("summary", "ppl_ratio", model)
-        for verdict, words in (("same", "Shown to lie within the margin"), ("higher", "Shown to lose perplexity")):
-            if names := named(ordered(summary[summary["ppl_verdict"] == verdict])["precision"]):
-                texts.append(f"{words}: {names}.")
+        summary = ordered(summary[summary["ppl_verdict"] != REFERENCE])
+        words = [loss_words(row, study.margin_percent("perplexity")) for _, row in summary.iterrows()]
+        for text, same in summary.groupby(words, sort=False):
+            texts.append(f"{text.capitalize()}: {named(same['precision'])}.")
     texts.append(f"Perplexity in every normalization is in {study.file('quality')}.")
     heading = f"`{near}` stays nearest to the original" + f", `{far}` moves furthest" * (near != far)
     return Claim(heading, " ".join(texts), "distance")

@@ -31,7 +31,7 @@ def again(study: Study) -> str | None:
         f"The reference against itself: called a second time in each round, `{first['precision']}` of "
         f"`{first['model']}` came out {times(first, 'tpot_speedup')} as fast (n = {first['processes']:.0f})."
     )
-    return f"{text} It must be 1: {held.sum()} of {len(known)} such intervals hold it ({study.file('speed')})."
+    return f"{text} The truth is 1, and {held.sum()} of {len(known)} such intervals hold it ({study.file('speed')})."
 
 
 def flags(study: Study) -> str | None:
