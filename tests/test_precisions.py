@@ -24,7 +24,7 @@ from llmstudy.runtimes.graph.weights import UnfusedLinear
 
 MEMBERS = ["llm-int8-t0", "llm-int8-t0.5", "llm-int8-t2", "llm-int8-t6", "llm-int8-t10", "llm-int8-tinf"]
 BOTH_WAYS = ["fp32", "fp16", "bf16", "llm-int8", "llm-int8-t0", "llm-int8-t2.5", "llm-int8-tinf", "nf4", "fp4"]
-OWN = ["int8-fused", "int8-fused-outlier", "int8-w8a8", "fp8", "fp8-weight"]
+OWN = ["int8-fused", "int8-fused-outlier", "int8-w8a8", "fp8", "fp8-weight", "int4-fused", "int4-fused-rtn"]
 IDS = torch.tensor([[5, 9, 200, 31, 77, 8, 19]])
 
 
@@ -163,7 +163,9 @@ def test_the_outlier_decomposition_makes_a_difference_here(folder):
 def test_a_model_is_near_the_reference_and_what_its_precision_promises(folder, name):
     """Cosine similarity of logits with fp32's: 4 bits are coarse, but no precision may lose the model."""
     precision, model = precisions.get(name), load(name, folder)
-    floor = {"nf4": 0.9, "fp4": 0.85}.get(name, {"int8": 0.97, "fp8": 0.99}.get(precision.family, 0.999))
+    floor = {"nf4": 0.9, "fp4": 0.85, "int4-fused": 0.9, "int4-fused-rtn": 0.85}.get(
+        name, {"int8": 0.97, "fp8": 0.99}.get(precision.family, 0.999)
+    )
     reference = logits(load("fp32", folder))
     assert torch.cosine_similarity(logits(model).flatten(), reference.flatten(), dim=0) > floor
     assert not model.training
@@ -271,8 +273,9 @@ def test_no_column_is_an_outlier_below_the_threshold(folder):
 
 
 def test_without_text_a_calibrated_precision_is_unsupported(folder):
-    with pytest.raises(Unsupported, match="calibration text"):
-        load("int8-fused-outlier", folder, calibration_ids=None)
+    for name in ("int8-fused-outlier", "int4-fused"):
+        with pytest.raises(Unsupported, match="calibration text"):
+            load(name, folder, calibration_ids=None)
 
 
 def test_a_calibrated_precision_gets_text_in_a_measurement(folder, measuring, monkeypatch):
@@ -289,7 +292,9 @@ def test_a_calibrated_precision_gets_text_in_a_measurement(folder, measuring, mo
     assert seen["int8-fused"].calibration_ids is None
     ids = seen["int8-fused-outlier"].calibration_ids
     tokenizer = open_weights(folder).tokenizer
-    assert ids.dtype == torch.int64 and ids.tolist() == [tokenizer(tiny.DOCUMENTS[-1])["input_ids"][:20]]
+    assert ids.dtype == torch.int64 and ids.shape == (8, 20)
+    text = [token for document in reversed(tiny.DOCUMENTS) for token in tokenizer(document)["input_ids"]]
+    assert ids.flatten().tolist() == text[:160]
 
 
 IMPORTS = """

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import llama_with
 from llmstudy.errors import Unsupported
-from llmstudy.kernels.linear import Fp8Linear, Fp8WeightLinear, Int8Linear, QuantizedLinear, W8A8Linear
-from llmstudy.kernels.quantize import quantize_tokens
+from llmstudy.kernels.linear import Fp8Linear, Fp8WeightLinear, Int4Linear, Int8Linear, QuantizedLinear, W8A8Linear
+from llmstudy.kernels.quantize import dequantize, quantize_tokens
 from llmstudy.runtimes.generate import GenerateRuntime
 from llmstudy.runtimes.graph import GraphRuntime
 
@@ -29,7 +29,13 @@ SHAPES = {
 
 MAKE_LINEAR = {"dense": None} | {
     name: kind.from_weight
-    for name, kind in [("int8", Int8Linear), ("w8a8", W8A8Linear), ("fp8", Fp8Linear), ("fp8-weight", Fp8WeightLinear)]
+    for name, kind in [
+        ("int8", Int8Linear),
+        ("w8a8", W8A8Linear),
+        ("fp8", Fp8Linear),
+        ("fp8-weight", Fp8WeightLinear),
+        ("int4", Int4Linear),
+    ]
 }
 
 
@@ -67,7 +73,7 @@ def test_in_16_bit_tokens_part_only_at_a_near_tie(kind, dtype, batch):
 
     Where ours errs by 2e at most, the token that it prefers lies at most 4e below the other.
     """
-    changes = SHAPES["head-64-tied"]
+    changes = SHAPES["head-64-tied"] | ({"intermediate_size": 128} if kind == "int4" else {})  # groups of 32 or more
     model = build(dtype, MAKE_LINEAR[kind], **changes)
     # the same weights without any rounding of activations, int8 ones dequantized
     exact = build(torch.float32, **changes)
@@ -89,7 +95,7 @@ def dense_state(model) -> dict:
     state = dict(model.named_parameters())
     for path, module in model.named_modules():
         if isinstance(module, QuantizedLinear):
-            state[f"{path}.weight"] = module.weight.float() * module.scale[:, None]
+            state[f"{path}.weight"] = dequantize(module.quantized, torch.float32)
             if module.bias is not None:
                 state[f"{path}.bias"] = module.bias
     return state | {"lm_head.weight": model.lm_head.weight}
@@ -124,6 +130,18 @@ def test_fp8_linear_agrees_with_float64(shape, rows, kind):
         multiplied = q.double() * scale.double()
     expected = multiplied @ (linear.weight.double() * linear.scale.double()[:, None]).T + bias.double()
     assert ((linear(x).double() - expected).norm() / expected.norm()).item() < 4e-3
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 16, 33, 64, 65, 300])
+@pytest.mark.parametrize("shape", [(37, 96), (576, 1536), (4096, 4096), (4096, 11008), (128, 576)])
+def test_int4_linear_agrees_with_float64(shape, rows):
+    torch.manual_seed(0)
+    bias = torch.randn(shape[0], device="cuda").bfloat16()
+    linear = Int4Linear.from_weight(torch.randn(shape, device="cuda").bfloat16(), bias)
+    x = torch.randn(rows, shape[1], device="cuda").bfloat16()
+    expected = x.double() @ dequantize(linear.quantized, torch.float32).double().T + bias.double()
+    # Several rows multiply by level · scale rounded to bf16.
+    assert ((linear(x).double() - expected).norm() / expected.norm()).item() < 5e-3
 
 
 def test_tokens_are_quantized_as_the_reference_does():

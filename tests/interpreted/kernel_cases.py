@@ -16,7 +16,7 @@ from llmstudy.kernels.launch import (
     linear,
     quantize_tokens,
 )
-from llmstudy.kernels.quantize import FP8, quantize
+from llmstudy.kernels.quantize import FP8, INT4, quantize
 from torch.nn import functional
 
 TILES = {
@@ -67,6 +67,29 @@ def test_a_linear_of_awkward_shape(k, tile, m, gated, stored, dtype):
     assert ((out.double() - expected).norm() / expected.norm()).item() < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("m", [1, 3])
+@pytest.mark.parametrize(("k", "rounds"), [(96, 1), (320, 3), (1024, 2)])
+def test_a_linear_of_int4_weights(k, rounds, m, gated):
+    """Groups of 32, 64 and 128 inputs, and rows that end inside a chunk."""
+    torch.manual_seed(0)
+    n = 21
+    quantized = quantize(torch.randn(2 * n if gated else n, k), dtype=INT4)
+    bias, residual = torch.randn(len(quantized.q)).half(), torch.randn(m, n).half()
+    x, norm = torch.randn(m, k).half(), torch.rand(k).half() if m == 1 else None
+    normed = x.double()
+    if norm is not None:
+        normed = normed / (normed.square().mean() + 1e-5).sqrt() * norm.double()
+    expected = normed @ reference.dequantize(quantized, torch.float32).double().T + bias.double()
+    if gated:
+        expected = functional.silu(expected[:, :n]) * expected[:, n:]
+    operand = LinearOperand(quantized.q, quantized.scale, bias)
+    tile = MatvecTile(block_n=4, block_k=256, warps=4, rounds=rounds) if m == 1 else None
+    out = linear(x, operand, residual=residual, norm=norm, eps=1e-5, gated=gated, tile=tile)
+    expected = expected + residual.double()
+    assert ((out.double() - expected).norm() / expected.norm()).item() < 2e-3
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_an_activation_that_is_no_number_shows(bad):
     x = torch.randn(1, 64).half()
@@ -106,9 +129,9 @@ def test_several_rows_take_no_norm():
         linear(torch.randn(2, 16), LinearOperand(torch.randn(4, 16)), norm=torch.ones(16))
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, FP8])
-def test_dequantized_weights_are_the_reference_s(dtype):
-    quantized = quantize(torch.randn(19, 45), dtype=dtype)
+@pytest.mark.parametrize(("dtype", "width"), [(torch.int8, 45), (FP8, 45), (INT4, 96), (INT4, 320)])
+def test_dequantized_weights_are_the_reference_s(dtype, width):
+    quantized = quantize(torch.randn(19, width), dtype=dtype)
     out = dequantize(quantized.q, quantized.scale, torch.float16)
     torch.testing.assert_close(out, reference.dequantize(quantized, torch.float32).half(), rtol=1e-3, atol=1e-4)
 

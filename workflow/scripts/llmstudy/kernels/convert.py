@@ -68,6 +68,31 @@ def to_operand(q, STORED: tl.constexpr, dtype: tl.constexpr, FAST: tl.constexpr)
 
 
 @triton.jit
+def int4_operands(packed, scale, dtype: tl.constexpr):
+    """Return the weights in the low and in the high halves of bytes, times ``scale`` [..., 1], in ``dtype``."""
+    low = ((packed & 15) - 8).to(dtype) * scale.to(dtype)
+    high = (((packed >> 4) & 15) - 8).to(dtype) * scale.to(dtype)
+    return low, high
+
+
+@triton.jit
+def dequantize_int4_kernel(
+    q_ptr, scale_ptr, out_ptr, n_out, K: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """Store packed weights [n_out, K / 2] times their scales in the output's dtype; BLOCK_K counts bytes."""
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    byte = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    mask = (rows < n_out)[:, None] & (byte < K // 2)[None, :]
+    k = byte // 16 * 32 + byte % 16
+    row = rows.to(tl.int64)[:, None]
+    packed = tl.load(q_ptr + row * (K // 2) + byte[None, :], mask=mask, other=0)
+    scale = tl.load(scale_ptr + row * (K // GROUP) + (k // GROUP)[None, :], mask=mask, other=0)
+    low, high = int4_operands(packed, scale, out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * K + k[None, :], low, mask=mask)
+    tl.store(out_ptr + row * K + k[None, :] + 16, high, mask=mask)
+
+
+@triton.jit
 def silu(x):
     return x / (1.0 + tl.exp(-x))
 

@@ -1,11 +1,12 @@
-"""Triton: products of int8 weights with 16-bit activations in integers.
+"""Triton: products of int8 and int4 weights with 16-bit activations in integers.
 
 Each group of 16 activations becomes fixed-point numbers of 16 bits that share a step, x ≈ step · i, |i| <= 32767, and
 ``dp2a`` multiplies two of them by two weights in one instruction, exactly. Each loses at most 2⁻¹⁶ of the group's
 largest, of which rounding to bf16 has lost up to 2⁻⁹ and to fp16 up to 2⁻¹²; a number of less than 1/128 of the largest
 loses more than its rounding to bf16 did.
 
-A word is four consecutive numbers: four weights in an int32, four activations in an int64.
+A word is four consecutive numbers: four weights in an int32, four activations in an int64. A word of int4 weights has
+eight, of which a mask makes four bytes of level + 8: eight times the sum of the activations is taken off again.
 """
 
 from __future__ import annotations
@@ -91,9 +92,19 @@ def dot_words(weights, x, FAST: tl.constexpr):
 
 
 @triton.jit
-def dot_groups(weights, x, BLOCK_N: tl.constexpr, WORDS: tl.constexpr, FAST: tl.constexpr):
-    """Return int32 words of weights [BLOCK_N, WORDS] times x of ``to_fixed``: float32 [BLOCK_N, WORDS // 4]."""
+def dot_groups(weights, x, offset, BLOCK_N: tl.constexpr, WORDS: tl.constexpr, FAST: tl.constexpr):
+    """Return int32 words of weights [BLOCK_N, WORDS] times x of ``to_fixed``: float32 [BLOCK_N, WORDS // 4].
+
+    ``offset`` is taken off each group's sum before the step multiplies it.
+    """
     words, step = x
     sums = dot_words(weights, words[None, :], FAST)
     sums = tl.sum(tl.reshape(sums, [BLOCK_N, WORDS // GROUP_WORDS, GROUP_WORDS]), axis=2)
-    return sums.to(tl.float32) * step[None, :]
+    return (sums - offset).to(tl.float32) * step[None, :]
+
+
+@triton.jit
+def eight_sums(x, WORDS: tl.constexpr, FAST: tl.constexpr):
+    """Return eight times the sums of the groups of x of ``to_fixed``, int32 [WORDS // 4]."""
+    sums = dot_words(tl.full([WORDS], 0x08080808, tl.int32), x[0], FAST)
+    return tl.sum(tl.reshape(sums, [WORDS // GROUP_WORDS, GROUP_WORDS]), axis=1)

@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 import torch
 import triton
 
-from llmstudy.kernels.convert import dequantize_kernel, quantize_tokens_kernel
+from llmstudy.kernels.convert import dequantize_int4_kernel, dequantize_kernel, quantize_tokens_kernel
 from llmstudy.kernels.matvec import matvec_kernel
-from llmstudy.kernels.quantize import FP8, LARGEST
-from llmstudy.kernels.tiles import rows_kernel, tile_kernel
+from llmstudy.kernels.quantize import FP8, INT4, LARGEST, group_of
+from llmstudy.kernels.tiles import int4_rows_kernel, rows_kernel, tile_kernel
 
 INTERPRETED = triton.knobs.runtime.interpret
 # Above this many rows the library's dense product is faster than the kernels here (float32 has no tensor cores in IEEE
 # precision: ``Tile`` serves it for agreement and not for speed).
 PACKED_ROWS = 64
-STORED = {torch.int8: "int8", FP8: "fp8"}  # what the kernels call a weight of this dtype
+STORED = {torch.int8: "int8", FP8: "fp8", INT4: "int4"}  # what the kernels call a weight of this dtype
 DENSE_ROWS = 16
 
 
@@ -29,8 +29,8 @@ class LinearOperand:
     """The right-hand side of a product.
 
     Attributes:
-        weight: [out, in], row-major, int8, e4m3 or the dtype of the activations.
-        scale: float32 [out] for 8-bit weights, else None.
+        weight: [out, in], row-major, int8, e4m3 or the dtype of the activations; int4 packed, [out, in / 2].
+        scale: float32 [out] for 8-bit weights, bfloat16 [out, in / group] for int4, else None.
         bias: [out] or None.
         columns: int64 [c], static outlier columns, or None.
         outlier: their weights [out, c] in 16 bit, or None.
@@ -89,8 +89,11 @@ SWEPT = {
 }
 
 
-def fits(m: int, operand: LinearOperand) -> bool:
-    """Return whether the kernels here are the fastest way to multiply m rows by the operand."""
+def fits(x: torch.Tensor, operand: LinearOperand) -> bool:
+    """Return whether the kernels here are the fastest way to multiply x [m, in] by the operand."""
+    m = x.shape[0]
+    if operand.weight.dtype == INT4:
+        return m <= PACKED_ROWS and x.dtype.itemsize == 2
     if operand.scale is not None:
         return m <= PACKED_ROWS
     return m == 1 or (m <= DENSE_ROWS and operand.weight.dtype != torch.float32)
@@ -98,6 +101,8 @@ def fits(m: int, operand: LinearOperand) -> bool:
 
 def in_integers(in_features: int, dtype: torch.dtype, weight_dtype: torch.dtype) -> bool:
     """Return whether the product with one row is computed in integers; its groups of 16 must be whole (``fixed``)."""
+    if weight_dtype == INT4:
+        return True
     return weight_dtype == torch.int8 and dtype.itemsize == 2 and in_features % 16 == 0
 
 
@@ -105,6 +110,11 @@ def choose(
     m: int, n_out: int, in_features: int, dtype: torch.dtype, weight_dtype: torch.dtype, gated: bool
 ) -> MatvecTile | Tile:
     """Return the tile, whose type names the kernel, for m rows of activations in ``dtype``."""
+    if weight_dtype == INT4:
+        if m > 1:
+            block_k = 128 if in_features % 128 == 0 else group_of(in_features)
+            return RowsTile(max(8, triton.next_power_of_2(m)), block_n=32, block_k=block_k, warps=4, stages=3)
+        return MatvecTile(block_n=4, block_k=min(4096, triton.next_power_of_2(in_features)), warps=4, rounds=2)
     if m == 1:
         if in_integers(in_features, dtype, weight_dtype):
             tile = _integer_tile(n_out, in_features, gated)
@@ -208,6 +218,7 @@ def linear(
     weight = as_bytes(operand.weight)
     tensors = (scale, bias, columns, outlier, x if residual is None else residual, out)
     options = {"launch_pdl": True} if flags["PDL"] else {}
+    group = in_features // operand.scale.shape[1] if operand.weight.dtype == INT4 else 0
     if isinstance(tile, MatvecTile):
         vectors = [x, x if norm is None else norm]
         if any(vector.dtype != x.dtype for vector in (*vectors, out)):
@@ -218,14 +229,24 @@ def linear(
             weight = weight.view(torch.int32)
         matvec_kernel[(triton.cdiv(n_out, tile.block_n * tile.rounds),)](
             *vectors, weight, *tensors, n_out, eps,
-            **flags, FIXED=fixed, BLOCK_OUTLIERS=triton.next_power_of_2(max(outliers, 1)), NORM=norm is not None,
-            BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, ROUNDS=tile.rounds, num_warps=tile.warps, **options,
+            **flags, GROUP=group, FIXED=fixed, BLOCK_OUTLIERS=triton.next_power_of_2(max(outliers, 1)),
+            NORM=norm is not None, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, ROUNDS=tile.rounds,
+            num_warps=tile.warps, **options,
         )  # fmt: skip
         return out
     if norm is not None:
         raise ValueError("only the matrix-vector kernel applies a norm; give the others normalized rows")
+    grid = (triton.cdiv(m, tile.block_m) * triton.cdiv(n_out, tile.block_n),)
+    if group:
+        int4_rows_kernel[grid](
+            x, weight, scale, bias, x if residual is None else residual, out, m, n_out,
+            K=in_features, GROUP=group, **{name: flags[name] for name in ("BIAS", "RESIDUAL", "GATED", "PDL")},
+            WARPS=tile.warps, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, STAGES=tile.stages,
+            num_warps=tile.warps, **options,
+        )  # fmt: skip
+        return out
     sliced = isinstance(tile, RowsTile)
-    (rows_kernel if sliced else tile_kernel)[(triton.cdiv(m, tile.block_m) * triton.cdiv(n_out, tile.block_n),)](
+    (rows_kernel if sliced else tile_kernel)[grid](
         x, weight, *tensors, m, n_out,
         **flags, **({"WARPS": tile.warps} if sliced else {}), BLOCK_OUTLIERS=16 if outliers <= 16 else 32,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, STAGES=tile.stages, num_warps=tile.warps,
@@ -235,19 +256,22 @@ def linear(
 
 
 def dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return q, 8-bit [out, in], times scale [out] in ``dtype``, at the speed of the memory."""
-    n_out, in_features = q.shape
-    out = torch.empty(q.shape, dtype=dtype, device=q.device)
-    block_k = min(1024, triton.next_power_of_2(in_features))
-    dequantize_kernel[(triton.cdiv(n_out, 8), triton.cdiv(in_features, block_k))](
-        as_bytes(q), scale, out, n_out, K=in_features, STORED=STORED[q.dtype], BLOCK_N=8, BLOCK_K=block_k, num_warps=4
-    )
+    """Return a weight of ``LinearOperand`` [out, in] in ``dtype``, at the speed of the memory."""
+    n_out, in_features = q.shape[0], q.shape[1] * (2 if q.dtype == INT4 else 1)
+    out = torch.empty(n_out, in_features, dtype=dtype, device=q.device)
+    block_k = min(1024, triton.next_power_of_2(q.shape[1]))
+    grid = (triton.cdiv(n_out, 8), triton.cdiv(q.shape[1], block_k))
+    options = {"K": in_features, "BLOCK_N": 8, "BLOCK_K": block_k, "num_warps": 4}
+    if q.dtype == INT4:
+        dequantize_int4_kernel[grid](as_bytes(q), scale, out, n_out, GROUP=in_features // scale.shape[1], **options)
+    else:
+        dequantize_kernel[grid](as_bytes(q), scale, out, n_out, STORED=STORED[q.dtype], **options)
     return out
 
 
 def as_bytes(weight: torch.Tensor) -> torch.Tensor:
-    """Return a weight as the kernels load it: e4m3 as int8, of which Triton can make zeros."""
-    return weight.view(torch.int8) if weight.dtype == FP8 else weight
+    """Return a weight as the kernels load it: bytes as int8. Triton can make no zeros of e4m3."""
+    return weight.view(torch.int8) if weight.dtype in (FP8, INT4) else weight
 
 
 def quantize_tokens(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

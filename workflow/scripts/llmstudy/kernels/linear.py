@@ -1,4 +1,4 @@
-"""8-bit modules in place of ``nn.Linear``, for the library's forward and, fused, for the graph runtime."""
+"""Quantized modules in place of ``nn.Linear``, for the library's forward and, fused, for the graph runtime."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llmstudy.kernels.quantize import FP8, QuantizedWeight, dequantize, quantize, quantize_tokens
+from llmstudy.kernels.quantize import FP8, INT4, QuantizedWeight, dequantize, quantize, quantize_tokens
 
 # Above this many rows arithmetic limits a product, and the dense product over a dequantized weight is faster.
 CPU_ROWS = 64
@@ -20,7 +20,7 @@ PACK_COLUMNS = 16
 
 
 class QuantizedLinear(nn.Module):
-    """``y = x · (q * scale)ᵀ + bias`` with 8-bit weights [out, in] and activations in 16 or 32 bit.
+    """``y = x · (q * scale)ᵀ + bias`` with quantized weights [out, in] and activations in 16 or 32 bit.
 
     forward takes [..., in] and returns [..., out] in the dtype of its input. ``DTYPE`` is that of the weights.
     """
@@ -97,7 +97,7 @@ class QuantizedLinear(nn.Module):
     def _cuda(self, rows: torch.Tensor) -> torch.Tensor:
         from llmstudy.kernels import launch
 
-        if launch.fits(rows.shape[0], self.operand):
+        if launch.fits(rows, self.operand):
             return launch.linear(rows, self.operand)
         weight = launch.dequantize(self.weight, self.scale, rows.dtype)
         if self.outlier_columns is not None:
@@ -171,6 +171,16 @@ class Fp8Linear(Fp8WeightLinear):
                 q, self.weight.t(), scale, self.scale[None, :], out_dtype=rows.dtype, use_fast_accum=True
             )
         return out if self.bias is None else out.add_(self.bias)
+
+
+class Int4Linear(QuantizedLinear):
+    """Int4 weights in groups of inputs; see ``quantize.group_of``."""
+
+    DTYPE = INT4
+
+    def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None):
+        super().__init__(weight, bias)
+        self.in_features *= 2  # a byte holds two
 
 
 def join(parts: Sequence[nn.Module], name: str) -> torch.Tensor | None:

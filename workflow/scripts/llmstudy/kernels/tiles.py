@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda as tl_cuda
 
-from llmstudy.kernels.convert import silu, to_operand
+from llmstudy.kernels.convert import int4_operands, silu, to_operand
 
 
 @triton.jit
@@ -22,7 +22,7 @@ def finish(
     """Finish a tile acc [BLOCK_N, BLOCK_M]: scale, outlier columns, bias, SwiGLU, residual, store."""
     x_mask = x_rows < m
     row_mask = rows < n_out
-    if STORED != "dense":
+    if STORED == "int8" or STORED == "fp8":
         acc *= tl.load(scale_ptr + rows, mask=row_mask, other=0)[:, None]
         if GATED:
             acc_up *= tl.load(scale_ptr + n_out + rows, mask=row_mask, other=0)[:, None]
@@ -99,6 +99,57 @@ def rows_kernel(
     finish(
         tl.sum(acc, axis=0), tl.sum(acc_up, axis=0), x_ptr, scale_ptr, bias_ptr, columns_ptr, outlier_ptr, residual_ptr,
         out_ptr, x_rows, rows, m, n_out, K, OUTLIERS, BLOCK_OUTLIERS, STORED, BIAS, RESIDUAL, GATED,
+    )  # fmt: skip
+
+
+@triton.jit
+def int4_rows_kernel(
+    x_ptr, w_ptr, scale_ptr, bias_ptr, residual_ptr, out_ptr, m, n_out,
+    K: tl.constexpr, GROUP: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """``rows_kernel`` for int4 weights: the low and the high halves of bytes meet different columns of x. The BLOCK_K
+    weights of a warp's turn, BLOCK_K / 2 bytes, lie in one GROUP."""
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    pid = tl.program_id(0)
+    m_tiles = tl.cdiv(m, BLOCK_M)
+    x_rows = (pid % m_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows = (pid // m_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    slices = (tl.arange(0, WARPS) * BLOCK_K)[:, None, None]
+    byte = tl.arange(0, BLOCK_K // 2)
+    low_k = slices + (byte // 16 * 32 + byte % 16)[None, :, None]
+    row_mask = (rows < n_out)[None, :, None]
+    x_mask = (x_rows < m)[None, None, :]
+    row = rows.to(tl.int64)[None, :, None]
+    up = row + n_out
+    x_columns = x_ptr + x_rows.to(tl.int64)[None, None, :] * K
+    if PDL:
+        tl_cuda.gdc_launch_dependents()
+        tl_cuda.gdc_wait()
+    acc = tl.zeros([WARPS, BLOCK_N, BLOCK_M], tl.float32)
+    acc_up = tl.zeros([WARPS, BLOCK_N, BLOCK_M], tl.float32)
+    for start in tl.range(0, K, WARPS * BLOCK_K, num_stages=STAGES):
+        xk_mask = x_mask & (start + low_k < K)
+        w_mask = row_mask & (start + slices < K)
+        x_low = tl.load(x_columns + (start + low_k), mask=xk_mask, other=0)
+        x_high = tl.load(x_columns + (start + low_k + 16), mask=xk_mask, other=0)
+        at = (start + slices) // 2 + byte[None, None, :]
+        group = (start + slices) // GROUP
+        w = tl.load(w_ptr + row * (K // 2) + at, mask=w_mask, other=0)
+        scale = tl.load(scale_ptr + row * (K // GROUP) + group, mask=w_mask, other=0)
+        low, high = int4_operands(w, scale, dtype)
+        acc = tl.dot(low, x_low, acc, input_precision="ieee")
+        acc = tl.dot(high, x_high, acc, input_precision="ieee")
+        if GATED:
+            w = tl.load(w_ptr + up * (K // 2) + at, mask=w_mask, other=0)
+            scale = tl.load(scale_ptr + up * (K // GROUP) + group, mask=w_mask, other=0)
+            low, high = int4_operands(w, scale, dtype)
+            acc_up = tl.dot(low, x_low, acc_up, input_precision="ieee")
+            acc_up = tl.dot(high, x_high, acc_up, input_precision="ieee")
+    finish(
+        tl.sum(acc, axis=0), tl.sum(acc_up, axis=0), x_ptr, scale_ptr, bias_ptr, x_ptr, x_ptr, residual_ptr, out_ptr,
+        x_rows, rows, m, n_out, K, 0, 16, "int4", BIAS, RESIDUAL, GATED,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llmstudy.measure.session import Session
 
 CALIBRATION_TOKENS = 512
+CALIBRATION_ROWS = 8
 CHARACTERS = 12  # more than a token has: the first 12 n characters of a text are tokenized for n tokens
 
 
@@ -101,12 +102,18 @@ def prompt_batch(session: Session, batch: int, prompt_tokens: int) -> torch.Tens
 
 
 def calibration_ids(session: Session) -> torch.Tensor:
-    """Return the start of the last document of the job's prompt corpus, int64 [1, ≤ CALIBRATION_TOKENS] on the CPU.
+    """Return the end of the job's prompt corpus, int64 [≤ CALIBRATION_ROWS, ≤ CALIBRATION_TOKENS] on the CPU: the last
+    document from its start, then the one before it, in rows of equal length.
 
     Perplexity is measured from the first document on, so the two do not overlap unless a study reads the whole corpus.
     """
-    text = documents_of(session, session.job.prompt_corpus)[-1]
-    return torch.tensor([encode(session, text[: CHARACTERS * CALIBRATION_TOKENS])[:CALIBRATION_TOKENS]])
+    wanted, ids = CALIBRATION_ROWS * CALIBRATION_TOKENS, []
+    for text in reversed(documents_of(session, session.job.prompt_corpus)):
+        ids += encode(session, text[: CHARACTERS * (wanted - len(ids))])[: wanted - len(ids)]
+        if len(ids) == wanted:
+            break
+    length = min(len(ids), CALIBRATION_TOKENS)
+    return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
 
 
 def token_stream(session: Session, corpus: str, excerpt: Excerpt) -> TokenStream:

@@ -24,6 +24,8 @@ MODULES = {
     "int8-w8a8": "int8",
     "fp8": "fp8",
     "fp8-weight": "fp8",
+    "int4-fused": "int4",
+    "int4-fused-rtn": "int4",
     "nf4": "four_bit",
     "fp4": "four_bit",
 }

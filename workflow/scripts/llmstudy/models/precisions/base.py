@@ -21,7 +21,7 @@ class LoadRequest:
         weights: where the parameters come from (files or a seed).
         device: ``cpu`` or ``cuda``.
         attention: transformers' name of the attention implementation: ``eager``, ``sdpa``, ``flash_attention_2``, ….
-        calibration_ids: int64 [1, n] token ids of real text on the CPU, for calibrated precisions; else None.
+        calibration_ids: int64 [rows, tokens] token ids of real text on the CPU, for calibrated precisions; else None.
         device_map: ``auto`` to spread the model over all visible GPUs, else None.
     """
 

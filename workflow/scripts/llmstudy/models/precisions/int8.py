@@ -57,7 +57,7 @@ def load_outlier(request: LoadRequest):
     if request.calibration_ids is None:
         raise Unsupported("int8-fused-outlier chooses columns by activations: it needs calibration text")
     model = load_fused(request)
-    columns = find_outlier_columns(model, request.calibration_ids.to(request.device), THRESHOLD)
+    columns = find_outlier_columns(model, request.calibration_ids[:1].to(request.device), THRESHOLD)
     with torch.no_grad():
         for path, outliers in columns.items():
             if outliers.numel():

@@ -93,7 +93,7 @@ class DecodeStep:
         if norm is not None and (self.batch > 1 or operand is None):
             x = self._rms_norm(x, norm, pdl)
             norm, pdl = None, self.pdl
-        if operand is not None and fits(self.batch, operand):
+        if operand is not None and fits(x, operand):
             out = residual if out is None else out
             return linear(x, operand, out=out, residual=residual, norm=norm, eps=self.weights.eps, gated=gated, pdl=pdl)
         y = module(x)
