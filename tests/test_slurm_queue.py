@@ -1,5 +1,7 @@
 """What the study asks SLURM, answered by scripts in SLURM's place."""
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +72,72 @@ def test_partitions(answer):
     slurm.check_partitions({"cpu", "gpu", "cpu,gpu", None})
     with pytest.raises(StudyError, match="'fat' is not a partition of this cluster; allowed: cpu, gpu"):
         slurm.check_partitions({"cpu,fat"})
+
+
+@pytest.fixture
+def head(answer, tmp_path):
+    """A living head of ``tmp_path``, in a SLURM without accounting and without jobs of it."""
+    (tmp_path / "another").mkdir()
+    answer("squeue", queue(tmp_path / "another"))
+    answer("sinfo", "gpu")
+    answer("sacct", "Slurm accounting storage is disabled", status=1)
+    code = "import os, sys; from llmstudy.runner import slurm; from pathlib import Path; "
+    code += "slurm.start(Path(sys.argv[1]), Path('/tools'), {'gpu'}); print(os.environ['PATH'], flush=True); input()"
+    command = [sys.executable, "-c", code, tmp_path]
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY / "workflow/scripts")}
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    process.path = process.stdout.readline().strip()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_head_is_refused_while_the_first_one_lives(head, answer, tmp_path):
+    with pytest.raises(StudyError, match=rf"another Snakemake \(process {head.pid} on {socket.gethostname()} since 20"):
+        slurm.start(tmp_path, Path("/tools"), set())
+    head.kill()
+    head.wait()
+    answer("squeue", queue(tmp_path))
+    for _ in range(2):  # being refused makes no head
+        with pytest.raises(StudyError, match=f"queue: 2 .* Their Snakemake was process {head.pid} on .* has ended"):
+            slurm.start(tmp_path, Path("/tools"), set())
+
+
+def test_a_head_cancels_what_it_leaves_in_the_queue(head, answer, tmp_path):
+    answer("squeue", queue(tmp_path).replace("12|PENDING", "12|COMPLETING"))
+    cancelled = answer("scancel", "")
+    head.communicate("\n", timeout=30)
+    assert cancelled.read_text().split() == ["11"]
+
+
+def test_a_head_asks_our_sacct_where_that_of_the_cluster_cannot_answer(head, answer, tmp_path, monkeypatch):
+    assert head.path.startswith("/tools:")
+    answer("sacct", "")
+    monkeypatch.setattr("atexit.register", lambda *_: None)
+    answer("squeue", queue(tmp_path))
+    slurm.start(tmp_path / "another", tmp_path, set())
+    assert str(tmp_path) not in os.environ["PATH"].split(":")
+
+
+# What snakemake-executor-plugin-slurm 2.8.0 asks, and what squeue is asked in its place.
+ASKED = {
+    "-X --parsable2 --clusters all --noheader --format=JobIdRaw,State --starttime 2026-01-01 --endtime now --name A": (
+        "--noheader --states=all --name A --format=%i|%T"
+    ),
+    "-j 7 -n -X -o nodelist%-256": "--noheader --states=all --jobs 7 --format=%N",
+    "-j 7.0 --format=Reason --noheader": "",
+    "-nu me -o Account%256 | tail -1": "",
+}
+
+
+@pytest.mark.parametrize(("arguments", "asked"), ASKED.items())
+@pytest.mark.parametrize("status", [0, 1])
+def test_our_sacct_answers_from_squeue(answer, arguments, asked, status):
+    notes = answer("squeue", "7|COMPLETED", status)
+    done = subprocess.run([REPOSITORY / "slurm/bin/sacct", *arguments.split()], capture_output=True, text=True)
+    assert (notes.read_text().strip() if notes.exists() else "") == asked
+    assert done.returncode == (status if asked else 0)
+    assert done.stdout == ("7|COMPLETED\n" if asked and not status else "")
 
 
 DURATIONS = {"59": 59, "1:00": 60, "35:00": 2100, "2:00:01": 7201, "3-01:00:00": 262_800, "UNLIMITED": None, "": None}

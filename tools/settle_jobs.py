@@ -15,11 +15,15 @@ from llmstudy.runner import slurm  # noqa: E402
 
 
 def settle(action: str, interval_s: float) -> None:
-    """Print the jobs of this folder; wait until none is left unless ``action`` is ``list``."""
+    """Print the jobs of this folder; unless ``action`` is ``list``, wait until none is left.
+
+    Raises StudyError without an answer of SLURM, or while the jobs have a living head.
+    """
     jobs = slurm.queued_jobs(Path.cwd())
     print("\n".join(map(str, jobs)) or "no jobs of this folder are in the queue")
     if action == "list":
         return
+    slurm.hold(Path.cwd()).close()
     if action == "cancel":
         slurm.cancel(jobs)
     # A cancelled job takes up to SLURM's KillWait to end, and may write until then.

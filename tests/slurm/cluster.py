@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -79,6 +80,8 @@ class Cluster:
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 start_new_session=True,
+                # A shell starts what it runs in the background without Ctrl-C, and the tests would hand that down.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def run(self, *command: str | Path, folder: Path = ROOT, seconds: float = 240) -> subprocess.CompletedProcess:
@@ -93,6 +96,17 @@ class Cluster:
             timeout=seconds,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
+
+    @contextmanager
+    def controller_away(self) -> Iterator[None]:
+        """Stop SLURM's controller within the context; jobs go on, and nothing that is asked about them is answered."""
+        self.run("scontrol", "shutdown", "slurmctld")
+        wait_for(lambda: "slurmctld" not in self.run("ps", "-eo", "comm").stdout, 30, "the controller to stop")
+        try:
+            yield
+        finally:
+            self.run("slurmctld")
+            wait_for(lambda: self.run("sinfo").returncode == 0, 60, "the controller to come back")
 
     def jobs(self, folder: Path) -> list[Job]:
         """All jobs that were submitted from ``folder``, finished ones too, by number."""

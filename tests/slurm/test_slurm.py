@@ -10,6 +10,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,11 @@ def test_ctrl_c_then_sigkill_then_restart(cluster, sample, tmp_path):
 
     head = cluster.start(*study, folder=folder, output=tmp_path / "interrupted.log")
     wait_for(lambda: len(in_state(cluster, folder, "RUNNING")) == 2, 90, "two jobs to run")
+    assert cluster.run(*study, "--unlock", folder=folder).returncode == 0  # carelessly
+    for second in (study, (sys.executable, "tools/settle_jobs.py", "cancel")):
+        refused = cluster.run(*second, folder=folder)
+        assert refused.returncode != 0 and "another Snakemake (process " in refused.stdout, refused.stdout
+    assert len(in_state(cluster, folder, "PENDING", "RUNNING")) == len(cluster.jobs(folder)) == 2
     signal_command(head, signal.SIGINT)
     assert head.wait(timeout=60) != 0
     wait_for(lambda: not in_state(cluster, folder, "PENDING", "RUNNING", "COMPLETING"), 30, "the jobs to be cancelled")
@@ -247,7 +253,7 @@ def test_ctrl_c_then_sigkill_then_restart(cluster, sample, tmp_path):
     refused = cluster.run(*study, folder=folder)
     assert refused.returncode != 0
     [line] = [one for one in refused.stdout.splitlines() if "settle_jobs.py" in one]
-    assert "still in SLURM's queue: 2" in line
+    assert "still in SLURM's queue: 2" in line and "Their Snakemake was process " in line
     assert len(cluster.jobs(folder)) == 4
 
     settled = cluster.run(sys.executable, "tools/settle_jobs.py", "wait", "--interval", "1", folder=folder)
@@ -259,6 +265,37 @@ def test_ctrl_c_then_sigkill_then_restart(cluster, sample, tmp_path):
     finished = [job.what for job in cluster.jobs(folder) if job.state == "COMPLETED"]
     assert len(finished) == len(set(finished)) == 3  # each ran to its end once
     assert len(cluster.jobs(folder)) == 5
+
+
+def test_heads_outlive_an_outage_of_the_controller(cluster, sample, tmp_path):
+    """A minute without controller, longer than it takes the plugin without our ``sacct`` to lose its jobs."""
+    endless = {"prompts": [f"Once upon a time {n}" for n in range(3000)], "new_tokens": 200}
+    probe, generated = record_path("probe", "fp32"), record_path("generations", "fp32")
+    targets = {"left alone": probe, "killed": probe, "interrupted": generated}
+    folders = {name: checkout(tmp_path / name.split()[0], sample, generations=endless) for name in targets}
+    heads = {
+        name: cluster.start(*SNAKEMAKE, *STUDY, targets[name], folder=folder, output=tmp_path / f"{name}.log")
+        for name, folder in folders.items()
+    }
+    # A job that only starts would fail: srun does not get its step.
+    measuring = ("pgrep", "--full", "llmstudy.runner.child")
+    wait_for(lambda: cluster.run(*measuring).stdout.count("\n") == len(heads), 120, "all to measure")
+    with cluster.controller_away():
+        began = time.monotonic()
+        asking = ("pgrep", "--exact", "squeue")
+        wait_for(lambda: cluster.run(*asking).stdout.count("\n") == len(heads), 60, "all heads to ask for states")
+        signal_command(heads["killed"], signal.SIGTERM)
+        signal_command(heads["interrupted"], signal.SIGINT)
+        time.sleep(max(0, began + 60 - time.monotonic()))
+    for head in heads.values():
+        head.wait(timeout=150)
+    assert heads["left alone"].returncode == 0, (tmp_path / "left alone.log").read_text()[-3000:]
+    assert heads["killed"].returncode != 0 and heads["interrupted"].returncode != 0
+    states = {name: [job.state for job in cluster.jobs(folder)] for name, folder in folders.items()}
+    assert states["left alone"] == states["killed"] == ["COMPLETED"]
+    assert {read_record(folders[name], "probe", "fp32")["status"] for name in ("left alone", "killed")} == {"ok"}
+    assert states["interrupted"] in (["CANCELLED"], ["COMPLETING"])  # though its head knew of no job at that moment
+    assert not (folders["interrupted"] / generated).exists()
 
 
 def test_settling_by_cancelling(cluster, sample, tmp_path):

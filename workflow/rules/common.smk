@@ -108,8 +108,8 @@ onstart:
     try:
         study_config.check_paths(study, {str(output) for job in needed for output in job.output})
         if workflow.executor_plugin.name == "slurm":
-            slurm.check_nothing_queued(Path.cwd())
-            slurm.check_partitions({job.resources.get("slurm_partition") for job in needed if not job.is_local})
+            partitions = {job.resources.get("slurm_partition") for job in needed if not job.is_local}
+            slurm.start(Path.cwd(), Path(workflow.basedir, "slurm", "bin"), partitions)
         plan(RESULTS, [str(output) for job in needed for output in job.output])
     except StudyError as error:
         raise WorkflowError(str(error))

@@ -1,14 +1,27 @@
-"""Questions to SLURM: partitions, jobs of an earlier run that are still queued, time and memory of a job."""
+"""SLURM: what a head checks before it submits jobs, and what it leaves in the queue; time and memory of a job.
+
+The head is the one Snakemake of a folder that submits jobs.
+"""
 
 from __future__ import annotations
 
+import atexit
+import fcntl
 import getpass
+import os
 import re
+import socket
 import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 from llmstudy.errors import StudyError
+
+HEAD = ".snakemake/llmstudy-head"  # which process is a folder's head; locked as long as it lives
 
 # Snakemake's executor names a job by a prefix and the UUID of its run.
 _RUN_ID = re.compile(r"(^|_)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
@@ -46,16 +59,65 @@ def cancel(jobs: list[QueuedJob]) -> None:
         _ask("scancel", *(job.number for job in jobs))
 
 
-def check_nothing_queued(folder: Path) -> None:
-    """Raise StudyError while jobs of an earlier run in ``folder`` are queued: Snakemake does not know them and would
-    submit them a second time."""
+def start(folder: Path, tools: Path, partitions: set[str | None]) -> None:
+    """Make this process the head of ``folder``, until it ends; StudyError where it cannot submit jobs now.
+
+    Args:
+        tools: the folder with an ``sacct`` for clusters without accounting.
+        partitions: those that the jobs request.
+    """
+    file = hold(folder)
+    check_partitions(partitions)
+    check_nothing_queued(folder, file.read())
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M}")
+    file.flush()
+    try:
+        _ask("sacct", "--noheader", "--jobs", "1")
+    except StudyError:
+        os.environ["PATH"] = f"{tools}{os.pathsep}{os.environ['PATH']}"
+    atexit.register(_end, folder, file)  # with the file: closing it would unlock it
+
+
+def hold(folder: Path) -> TextIO:
+    """Lock the file that names the head of ``folder`` and return it; StudyError while that head lives.
+
+    The kernel unlocks it however the process ends. Some file systems have no locks, or none between hosts.
+    """
+    (folder / HEAD).parent.mkdir(exist_ok=True)
+    file = (folder / HEAD).open("a+")
+    file.seek(0)
+    with suppress(OSError):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(
+                f"another Snakemake ({file.read()}) works in this folder, and the jobs in SLURM's queue are its own: "
+                "wait for it, or end it with Ctrl-C, which cancels them; `--unlock` is for what a killed one left"
+            ) from None
+    return file
+
+
+def _end(folder: Path, file: TextIO) -> None:
+    """Cancel what the head leaves in the queue: the executor forgets its jobs while it asks for their states, so that
+    a Ctrl-C in that moment cancels none."""
+    try:
+        cancel([job for job in queued_jobs(folder) if job.state != "COMPLETING"])
+    except StudyError as error:
+        print(f"error: {error}; jobs may be left in SLURM's queue: python tools/settle_jobs.py list", file=sys.stderr)
+
+
+def check_nothing_queued(folder: Path, head: str = "") -> None:
+    """Raise StudyError while jobs that ``head``, the last one of ``folder``, submitted are queued: Snakemake does not
+    know them and would submit them a second time."""
     jobs = queued_jobs(folder)
     if jobs:
         named = "; ".join(map(str, jobs[:SHOWN_JOBS])) + ("; …" if len(jobs) > SHOWN_JOBS else "")
+        submitter = f"Their Snakemake was {head}: make sure that it has ended. " if head else ""
         raise StudyError(
             f"jobs of an earlier run in this folder are still in SLURM's queue: {len(jobs)} ({named}); started now, "
-            "they would run twice. Let them finish with `python tools/settle_jobs.py wait` or end them with "
-            "`python tools/settle_jobs.py cancel`, then start again"
+            f"they would run twice. {submitter}Let them finish with "
+            "`python tools/settle_jobs.py wait` or end them with `python tools/settle_jobs.py cancel`, then start again"
         )
 
 
