@@ -18,6 +18,7 @@ from llmstudy import config as study_config
 
 # Pages whose every command is known below; those in docs/ also show commands of clusters.
 STRICT = [page for page in pages.ROOT_PAGES if page != "CHANGELOG.md"] + ["docs/troubleshooting.md"]
+STUDIES = ["README.md", "config/README.md", "docs/cluster.md"]  # pages with studies, or parts of them
 # What the reader writes, what the workflow makes, and what a page calls absent.
 NEED_NOT_EXIST = {"workflow/scripts/llmstudy/models/precisions/nf4_dq.py", "REPORT.md", "workflow/Snakefile"}
 OURS = re.compile(
@@ -74,7 +75,7 @@ def test_every_command_is_one_that_is_checked(page):
 def workspace(tmp_path_factory) -> Checkout:
     """A checkout with the studies that README.md and config/README.md tell the reader to write."""
     checkout = Checkout(tmp_path_factory.mktemp("checkout"))
-    for page in ("README.md", "config/README.md"):
+    for page in STUDIES:
         for block in pages.blocks(pages.read(page), "yaml"):
             if name := yaml.safe_load(block).get("study"):
                 (checkout.folder / f"{name}.yaml").write_text(block)
@@ -116,12 +117,15 @@ def test_merging_replaces_lists_and_keeps_what_mappings_do_not_name(workspace):
     assert counts["measure_time"] == counts["measure_quality"] == 2  # panels, precisions
 
 
-@pytest.mark.parametrize("page", ["README.md", "config/README.md"])
+@pytest.mark.parametrize("page", STUDIES)
 def test_yaml_is_a_valid_study(page, tmp_path):
-    """Every block, alone or put into a study that has what it leaves out."""
+    """Every block, alone if it names a study, else put into one that has what it leaves out."""
     whole = tiny.study(tmp_path)
     for block in pages.blocks(pages.read(page), "yaml"):
         given = yaml.safe_load(block)
+        if "study" in given and "corpora" in given:
+            kinds.check(study_config.complete(given))
+            continue
         study = copy.deepcopy(whole) | given
         if study["reference"] not in study["precisions"]:
             study["reference"] = study["precisions"][0]

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from checkout import ROOT
+from checkout import ROOT, Checkout
 from llmstudy import code
+from llmstudy.runner import script
+from snakemake.settings.types import DeploymentMethod
 
 LIBRARY = code.ROOT
 ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
@@ -88,6 +90,27 @@ def test_environments_are_what_snakemake_and_conda_both_take(path):
     assert set(content) == {"channels", "dependencies"}
     # Snakemake would take it and drop the pip list without a word.
     assert not path.with_suffix(".pin.txt").exists() and not list(path.parent.glob("*.pin.txt"))
+
+
+@pytest.mark.slow
+def test_packages_in_the_users_home_stay_out_of_environments(tmp_path):
+    """While pip fills them too: it would leave out what it finds at home."""
+    checkout = Checkout(tmp_path)
+    conda = tmp_path / "conda"
+    noted = tmp_path / "noted"
+    conda.write_text(
+        f'#!/bin/sh\n[ "$1" = env ] && echo "user site $PYTHONNOUSERSITE" >>{noted}\nexec {ROOT}/tests/bin/conda "$@"\n'
+    )
+    conda.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    checkout.run("--cores", "1", "--use-conda", "--conda-create-envs-only", PATH=path)
+    assert set(noted.read_text().splitlines()) == {"user site 1"}
+    with pytest.MonkeyPatch().context() as patch:
+        patch.delenv("PYTHONNOUSERSITE", raising=False)
+        script.isolate([])
+        patch.setattr("site.getusersitepackages", lambda: str(Path(metadata.distribution("snakemake").locate_file(""))))
+        script.isolate([DeploymentMethod.CONDA])
+        assert "PYTHONNOUSERSITE" not in os.environ
 
 
 # ------------------------------------------------------------------------------------------------------------ rules

@@ -321,6 +321,8 @@ def test_the_default_study_requests_what_a_small_machine_has(repository):
     # room to write the record of a timeout
     assert kinds.limit_seconds(study) == 60 * study.jobs["minutes"]
     assert kinds.runtime_minutes(study) > study.jobs["minutes"]
+    study.jobs["minutes"] = 0.4  # on a partition for short jobs
+    assert kinds.runtime_minutes(study) == 1
 
 
 # ------------------------------------------------------------------------------------------------------------ mistakes

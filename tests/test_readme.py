@@ -84,9 +84,11 @@ def test_a_fresh_checkout_measures_although_a_report_is_committed(tmp_path):
 
 
 def test_every_message_exists_in_the_code():
+    import pip
     import snakemake
 
-    known = texts(LIBRARY) | texts(Path(snakemake.__file__).parent) | {os.strerror(2) + ": '…'"}
+    known = set().union(texts(LIBRARY), *(texts(Path(one.__file__).parent) for one in (snakemake, pip)))
+    known |= {os.strerror(2) + ": '…'"}
     for message, advice in pages.rows(pages.section(TROUBLESHOOTING, "Messages")):
         words = message.strip("`").replace("results/…", "…")
         pattern = re.compile(".*".join(map(re.escape, words.split("…"))), re.S)

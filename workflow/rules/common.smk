@@ -15,9 +15,10 @@ from llmstudy import config as study_config
 from llmstudy.errors import StudyError
 from llmstudy.runner import slurm
 from llmstudy.runner.job import Identity
-from llmstudy.runner.script import plan
+from llmstudy.runner.script import isolate, plan
 from snakemake.exceptions import WorkflowError
 
+isolate(workflow.deployment_settings.deployment_method)
 try:
     study = study_config.complete(config)
     kinds.check(study)
@@ -59,8 +60,7 @@ def of_record(function):
 
 
 def records(*names):
-    """The paths of the study's records of some kinds, or of all; with ``measure: nothing`` those that exist, of older
-    configs too."""
+    """The paths of the records of some kinds or all; with ``measure: nothing`` those that exist, of older configs too."""
     planned = [one.path for one in kinds.records(study, *names)]
     if MEASURES:
         return planned

@@ -43,7 +43,7 @@ rule measure:
     resources:
         attempt=lambda wildcards, attempt: attempt,
         mem_mb=memory_mb,
-        runtime=lambda wildcards, attempt: kinds.runtime_minutes(study, attempt),
+        runtime=kinds.runtime_minutes(study),
         gpu=of_record(kinds.gpus),
         limit_s=kinds.limit_seconds(study),
         oom_attempts=study.jobs["oom_attempts"],

@@ -400,9 +400,10 @@ def limit_seconds(study: Study) -> int:
     return math.ceil(60 * study.jobs["minutes"])
 
 
-def runtime_minutes(study: Study, attempt: int = 1) -> int:
-    """Return the wall time to request: the limit that makes a timeout record, and five minutes to write it."""
-    return math.ceil((study.jobs["minutes"] + 5) * attempt)
+def runtime_minutes(study: Study) -> int:
+    """Return the wall time to request: the limit that makes a timeout record, and five minutes to start and to write,
+    at most that limit again. No more in a later attempt, whose limit is the same."""
+    return math.ceil(study.jobs["minutes"] + min(5, study.jobs["minutes"]))
 
 
 def check(study: Study, *wanted: str) -> None:

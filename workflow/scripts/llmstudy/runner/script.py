@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import site
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +71,20 @@ def measure(snakemake, unneeded: Callable[[list[Path], dict], str | None]) -> No
         else:
             record.measure(job, target, log, artifacts, resources.get("attempt", 1))
     print(progress(target), file=sys.stderr)
+
+
+def isolate(deployment: Iterable) -> None:
+    """Keep packages in the user's home (``~/.local``) out of conda environments, for all that this process starts.
+
+    Python prefers them to those of an environment, and pip, which fills it, leaves out what it finds there. Not where
+    Snakemake lies there itself: its jobs would not find it.
+
+    Args:
+        deployment: Snakemake's methods of software deployment.
+    """
+    at_home = importlib.util.find_spec("snakemake").origin.startswith(f"{site.getusersitepackages()}{os.sep}")
+    if any(method.name == "CONDA" for method in deployment) and not at_home:
+        os.environ["PYTHONNOUSERSITE"] = "1"
 
 
 def plan(results: str, outputs: list[str]) -> None:

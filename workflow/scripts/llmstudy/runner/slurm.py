@@ -85,7 +85,7 @@ def hold(folder: Path) -> TextIO:
     The kernel unlocks it however the process ends. Some file systems have no locks, or none between hosts.
     """
     (folder / HEAD).parent.mkdir(exist_ok=True)
-    file = (folder / HEAD).open("a+")
+    file = (folder / HEAD).open("a+", encoding="utf-8")
     file.seek(0)
     with suppress(OSError):
         try:
