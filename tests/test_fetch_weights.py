@@ -10,8 +10,9 @@ import pytest
 import tiny
 import torch
 from fetch_toolkit import build_wheel, entry, manifest, one_line, write_gguf
-from llmstudy.errors import StudyError
-from llmstudy.fetch.models import architecture, fetch_weights
+from llmstudy.errors import StudyError, Unsupported
+from llmstudy.fetch.inspection import read_config, sizes
+from llmstudy.fetch.models import fetch_weights
 from llmstudy.fetch.weights import open_weights
 
 INDEX = "model.safetensors.index.json"
@@ -68,7 +69,9 @@ def test_checksums_and_sizes_are_those_of_the_files(theirs, fetch):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
     for name, described in files.items():
         data = (theirs / name).read_bytes()
-        assert described == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        written = (theirs / name).stat().st_mtime_ns
+        assert described["sha256"] == hashlib.sha256(data).hexdigest()
+        assert (described["bytes"], described["mtime_ns"]) == (len(data), written)
     assert open_weights(ours).context == 128
 
 
@@ -97,8 +100,8 @@ def test_the_manifest_has_the_sizes_that_config_json_leaves_out(tmp_path, fetch,
 def test_an_architecture_that_does_not_group_queries_has_as_many_key_value_heads_as_heads(tmp_path):
     config = {"model_type": "gpt_neox", "hidden_size": 64, "num_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    sizes = architecture(tmp_path)
-    assert (sizes["num_key_value_heads"], sizes["head_dim"]) == (4, 16)
+    found = sizes(read_config(tmp_path))
+    assert (found["num_key_value_heads"], found["head_dim"]) == (4, 16)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +146,7 @@ def test_opening_names_what_is_missing(tmp_path, theirs, fetch):
         open_weights(tmp_path / "ours")
     ours = fetch()
     weights = open_weights(ours)
-    with one_line("no tensor 'model.nothing'"):
+    with pytest.raises(Unsupported, match="model.nothing: the files of tiny hold it under another name or in parts"):
         weights.tensor("model.nothing", (1,), torch.float32, "cpu")
     with one_line("has shape (320, 64), config.json says (320, 63)"):
         weights.tensor("lm_head.weight", (320, 63), torch.float32, "cpu")

@@ -49,7 +49,8 @@ def load(name, folder, layerwise=False, **changes):
     """Load a model; ``layerwise``: real weights in the way of synthetic ones."""
     weights = open_weights(folder)
     if layerwise:
-        weights = type("Layerwise", (), {"real": False, "config": weights.config, "tensor": weights.tensor})()
+        parts = {"real": False, "config": weights.config, "tensor": weights.tensor, "attention": weights.attention}
+        weights = type("Layerwise", (), parts)()
     request = {"weights": weights, "device": "cpu", "attention": "sdpa", "calibration_ids": IDS}
     return precisions.get(name).load(precisions.LoadRequest(**(request | changes)))
 

@@ -36,6 +36,7 @@ class RandomWeights:
 
     shape: str | dict
     real: bool = False
+    attention: tuple[str, ...] = ()
 
     def config(self):
         return llama_config(self.shape)

@@ -6,6 +6,7 @@ One kernel of the study does not exist on a CPU, so that what fails is seen to c
 import getpass
 import json
 import math
+import os
 import platform
 import re
 import shutil
@@ -193,6 +194,25 @@ def test_two_studies_are_compared(study, tmp_path, capsys):
 
 def test_nothing_is_repeated_for_what_a_job_may_take(study):
     assert measuring(study.planned(jobs={"minutes": 9, "oom_attempts": 2})) == {}
+
+
+def test_weights_rewritten_in_place_are_fetched_and_measured_again(study):
+    """Of the same size, so that only their time of writing and their bytes tell."""
+    file = study.folder / "data/model/model.safetensors"
+    data, about = file.read_bytes(), file.stat()
+    file.write_bytes(bytes([*data[:-1], data[-1] ^ 1]))
+    try:
+        found = measuring(study.planned())
+    finally:
+        file.write_bytes(data)
+        os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert found.pop("fetch_weights") == 1
+    assert sum(found.values()) == len(list((study.folder / "results/tiny/records").rglob("*.json")))
+    assert study.planned() == {}
+
+
+def test_a_dry_run_shows_what_the_fetched_checkpoint_is(study):
+    assert "tiny-llama: llama, 0.1 M parameters, float32, not quantized, head of its own, " in study.tiny("-n")
 
 
 def test_another_precision_measures_itself_alone_and_one_less_nothing(study):

@@ -92,9 +92,8 @@ def memory_mb(wildcards, attempt):
 
 
 def model_config(wildcards):
-    """What fetching a model depends on; a change of its precisions, note or license fetches nothing."""
-    entry = next(model for model in study.config["models"] if model["name"] == wildcards.model)
-    return {key: entry[key] for key in ("name", "source", "context")}
+    """What fetching a model depends on: weights replaced in place too, and not its precisions, note or license."""
+    return kinds.fetch_settings(study, wildcards.model)
 
 
 def corpus_config(wildcards):

@@ -16,6 +16,9 @@ STEPS:
 All run where Snakemake runs, because compute nodes often have no network.
 """
 
+if workflow.dryrun:
+    print(*kinds.fetched(study), sep="\n", file=sys.stderr)
+
 
 localrules:
     fetch_weights,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +16,12 @@ from typing import Any
 
 from llmstudy import runtimes
 from llmstudy.errors import StudyError
+from llmstudy.fetch import layout
 from llmstudy.fetch.shapes import SHAPES
 from llmstudy.files import shared_file
 from llmstudy.llama import Shape, protocol_name
 from llmstudy.models import attention, precisions
 
-CONTEXT = "max_position_embeddings"
 SHAPE_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 SCHEMA = shared_file("schemas/config.schema.yaml")
 # Keys of version 1, and what to write today.
@@ -143,7 +144,7 @@ class Study:
         workloads = entry["workloads"] or self.speed["workloads"]
         shape = source.get("shape", {})
         shape = SHAPES[shape] if isinstance(shape, str) else shape
-        context = shape.get(CONTEXT) if source["type"] != "path" else _context_of_folder(source["folder"])
+        context = layout.contexts(shape)[0] if source["type"] != "path" else _context_of_folder(source["folder"])
         return Model(
             name=entry["name"],
             real=source["type"] != "synthetic",
@@ -154,14 +155,32 @@ class Study:
             workloads=tuple(workloads),
             probe_workloads=tuple(entry["workloads"] or self.probe["workloads"] or workloads),
             context=entry["context"] or context,
-            parameters=Shape.of(shape).parameters if shape else 1e6 * (entry["parameters_millions"] or 1000),
+            parameters=Shape.of(shape).parameters if shape else _parameters(entry),
         )
+
+
+def fetched_manifest(entry: dict) -> dict | None:
+    """Return the manifest of a model of the config, None before it is fetched from the source of the config."""
+    with suppress(OSError, ValueError):
+        manifest = json.loads(Path(f"resources/models/{entry['name']}/manifest.json").read_text(encoding="utf-8"))
+        return manifest if manifest["source"] == entry["source"] else None
+
+
+def _parameters(entry: dict) -> float:
+    """Return the parameters of a model: those of its manifest once it is fetched, else of the headers in its folder,
+    else as configured."""
+    if manifest := fetched_manifest(entry):
+        return manifest["parameters"]
+    with suppress(StudyError, OSError):
+        if entry["source"]["type"] == "path":
+            return layout.count_parameters(Path(entry["source"]["folder"]).expanduser())
+    return 1e6 * (entry["parameters_millions"] or 1000)
 
 
 def _context_of_folder(folder: str) -> int | None:
     try:
-        return json.loads((Path(folder).expanduser() / "config.json").read_text(encoding="utf-8"))[CONTEXT]
-    except (OSError, ValueError, KeyError, TypeError):
+        return layout.contexts(json.loads((Path(folder).expanduser() / "config.json").read_text(encoding="utf-8")))[0]
+    except (OSError, ValueError, AttributeError, TypeError):
         return None  # a GGUF file, or a mistake that fetching reports
 
 

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from llmstudy import code, runtimes
-from llmstudy.config import Model, Study, check_known
+from llmstudy.config import Model, Study, check_known, fetched_manifest
 from llmstudy.errors import StudyError
+from llmstudy.fetch import layout
 from llmstudy.llama import gpus_needed
 from llmstudy.models import attention, precisions
 from llmstudy.runner.job import Configuration, Identity, Job, sequences
@@ -316,6 +317,18 @@ def inputs(study: Study, identity: Identity) -> dict[str, str | list[str]]:
     if identity.kind == "tasks":
         files |= {"tasks": f"resources/tasks/{study.name}.json", "files": task_files(study)}
     return files
+
+
+def fetch_settings(study: Study, name: str) -> dict:
+    """Return what fetching a model depends on: its part of the config, and the files that a local folder holds now."""
+    entry = next(entry for entry in study.config["models"] if entry["name"] == name)
+    return {key: entry[key] for key in ("name", "source", "context")} | {"files": layout.fingerprint(entry["source"])}
+
+
+def fetched(study: Study) -> list[str]:
+    """Return a line about each model that is fetched: what its checkpoint really is."""
+    manifests = (fetched_manifest(entry) for entry in study.config["models"])
+    return [layout.line(manifest) for manifest in manifests if manifest]
 
 
 def task_files(study: Study) -> list[str]:

