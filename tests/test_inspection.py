@@ -10,8 +10,10 @@ import tiny
 import torch
 import transformers
 from fetch_toolkit import manifest, one_line
+from llmstudy import config as study_config
+from llmstudy import kinds
 from llmstudy.errors import StudyError, Unsupported
-from llmstudy.fetch.layout import fingerprint, line
+from llmstudy.fetch.layout import fingerprint
 from llmstudy.fetch.weights import open_weights
 from llmstudy.models import loading, precisions
 from safetensors.torch import load_file, save_file
@@ -124,8 +126,8 @@ def test_the_manifest_says_what_a_checkpoint_is_in_one_line(tmp_path, theirs):
     assert found["tokenizer"] == {"size": 320, "bos": 0, "eos": 1, "pad": None, "adds_bos": False, "fast": True}
     assert found["tied_in_file"] == {"head": True, "equal": False} and found["notes"] == []
     assert found["rope"] == {"rope_theta": 10000.0, "rope_type": "default"}
-    assert line(found) == (
-        "tiny: llama, 0.1 M parameters, float32, not quantized, head of its own, tokenizer of 320, BOS not added, "
+    assert found["summary"] == (
+        "llama, 0.1 M parameters, float32, not quantized, head of its own, tokenizer of 320, BOS not added, "
         "context 256, attention eager, sdpa, flash_attention_2, flash_attention_3"
     )
 
@@ -395,7 +397,7 @@ def test_what_is_quantized_already_is_said_with_bits_and_package(tmp_path, their
     found = manifest(fetch(tmp_path))
     assert found["quantization"] == {"method": method, "bits": bits, "package": package}
     assert found["dtypes"][str(dtype).removeprefix("torch.")] == 128 * 64
-    assert f"quantized: {method}, {bits} bits" in line(found)
+    assert f"quantized: {method}, {bits} bits" in found["summary"]
     change(theirs, **{f"{module}.{packed}": None, f"{module}.{scale}": None})
     with one_line("no tensor is quantized"):
         fetch(tmp_path)
@@ -445,3 +447,29 @@ def test_weights_rewritten_in_place_with_the_same_size_are_noticed(tmp_path, the
     data[-100] ^= 1
     file.write_bytes(data)
     open_weights(ours)  # the same bytes, written again
+
+
+# ---------------------------------------------------------------------------------------------------- what is requested
+
+
+def test_requests_take_the_size_from_the_manifest_else_from_the_headers_else_from_the_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tiny.study(tmp_path)
+    config["models"][0] |= {"name": "tiny", "parameters_millions": 7000}
+
+    def parameters():
+        return study_config.complete(config).model("tiny").parameters
+
+    stored = load_file(tmp_path / "model/model.safetensors")
+    assert parameters() == sum(tensor.numel() for tensor in stored.values())
+    folder = tmp_path / "resources/models/tiny"
+    tiny.fetch(config["models"][0]["source"], folder)
+    content = manifest(folder)
+    (folder / "manifest.json").write_text(json.dumps(content | {"parameters": 5}))
+    assert parameters() == 5
+    (line,) = kinds.fetched(study_config.complete(config))
+    assert line == f"tiny: {content['summary']}"
+    (folder / "manifest.json").write_text(json.dumps(content | {"source": {"type": "hub"}, "parameters": 5}))
+    assert parameters() == sum(tensor.numel() for tensor in stored.values())  # it is of another source
+    (tmp_path / "model/model.safetensors").unlink()
+    assert parameters() == 7e9 and kinds.fetched(study_config.complete(config)) == []

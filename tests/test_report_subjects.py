@@ -7,7 +7,7 @@ import numpy as np
 import pages
 import pandas as pd
 import pytest
-from llmstudy.report import answer, diagnostics, markdown, memory, quality, render, speed
+from llmstudy.report import answer, diagnostics, markdown, memory, provenance, quality, render, speed
 from llmstudy.report.study import Study, ordered, quantized
 from llmstudy.tables.columns import CONFIGURATION, Column, number
 
@@ -168,6 +168,12 @@ def test_caveats_name_weights_processes_and_own_work(h200):
     text = "\n".join(answer.caveats(changed(h200, summary=h200.table("summary").assign(processes=1))))
     assert f"the original here: `{SMALL}`. A 4-bit precision quantizes it twice" in text
     assert "is 1. What one process measured has no interval." in text
+
+
+def test_the_report_says_what_a_checkpoint_is(h200):
+    h200.provenance["models"][SMALL]["summary"] = "llama, 134.5 M parameters, float32, head tied to the embedding"
+    (row,) = [row for row in provenance.models(h200).splitlines() if row.startswith(f"| `{SMALL}`")]
+    assert "llama, 134.5 M parameters, float32, head tied to the embedding" in row
 
 
 def test_unsettled_verdicts_name_what_settles_them(h200):

@@ -16,8 +16,9 @@ STEPS:
 All run where Snakemake runs, because compute nodes often have no network.
 """
 
-if workflow.dryrun:
-    print(*kinds.fetched(study), sep="\n", file=sys.stderr)
+if workflow.is_main_process:
+    for line in kinds.fetched(study):
+        print(line, file=sys.stderr)
 
 
 localrules:

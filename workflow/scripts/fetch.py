@@ -9,11 +9,11 @@ told = ""
 with script.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
     asked, target, downloads = snakemake.params, Path(snakemake.output[0]), Path("resources/downloads")  # noqa: F821
     if asked.get("model"):
-        from llmstudy.fetch import layout, manifest
+        from llmstudy.fetch import manifest
         from llmstudy.fetch.models import fetch_weights
 
         fetch_weights(asked.model, target.parent, downloads)
-        print(layout.line(manifest.read(target.parent)), file=sys.__stderr__)
+        print(manifest.read(target.parent)["summary"], file=sys.__stderr__)
     elif asked.get("corpus"):
         from llmstudy.fetch.corpora import fetch_corpus
 

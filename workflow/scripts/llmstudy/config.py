@@ -163,7 +163,8 @@ def fetched_manifest(entry: dict) -> dict | None:
     """Return the manifest of a model of the config, None before it is fetched from the source of the config."""
     with suppress(OSError, ValueError):
         manifest = json.loads(Path(f"resources/models/{entry['name']}/manifest.json").read_text(encoding="utf-8"))
-        return manifest if manifest["source"] == entry["source"] else None
+        # Without a summary it is of an older version, and will be fetched again.
+        return manifest if manifest["source"] == entry["source"] and "summary" in manifest else None
 
 
 def _parameters(entry: dict) -> float:

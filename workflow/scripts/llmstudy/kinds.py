@@ -328,7 +328,7 @@ def fetch_settings(study: Study, name: str) -> dict:
 def fetched(study: Study) -> list[str]:
     """Return a line about each model that is fetched: what its checkpoint really is."""
     manifests = (fetched_manifest(entry) for entry in study.config["models"])
-    return [layout.line(manifest) for manifest in manifests if manifest]
+    return [f"{manifest['name']}: {manifest['summary']}" for manifest in manifests if manifest]
 
 
 def task_files(study: Study) -> list[str]:

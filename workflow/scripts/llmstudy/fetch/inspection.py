@@ -82,6 +82,23 @@ def inspect(folder: Path, real: bool) -> dict[str, Any]:
     }
 
 
+def summary(content: dict[str, Any]) -> str:
+    """Return what a manifest says of a model in one line, for the plan and the report."""
+    quantization, tokenizer = content["quantization"], content["tokenizer"]
+    bits = quantization and quantization["bits"]
+    parts = [
+        content["model_type"],
+        f"{content['parameters'] / 1e6:,.1f} M parameters",
+        " and ".join(content["dtypes"]),
+        f"quantized: {quantization['method']}{f', {bits} bits' * bool(bits)}" if quantization else "not quantized",
+        "head tied to the embedding" if content["architecture"].get("tie_word_embeddings") else "head of its own",
+        tokenizer and f"tokenizer of {tokenizer['size']}, BOS {'added' if tokenizer['adds_bos'] else 'not added'}",
+        f"context {content['context']}",
+        f"attention {', '.join(content['attention'])}",
+    ]
+    return "; ".join([", ".join(filter(None, parts)), *content["notes"]])
+
+
 def read_config(folder: Path):
     """Return the transformers config of a folder; raise StudyError if the library cannot read it, or the model is not a
     causal one that the library knows."""

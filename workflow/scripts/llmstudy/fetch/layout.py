@@ -1,5 +1,4 @@
-"""The files of a model folder, repository or wheel that are used, the headers of its safetensors, and what a manifest
-says.
+"""The files of a model folder, repository or wheel that are used, and the headers of its safetensors.
 
 Standard library only: what a job needs is estimated from the headers while the workflow is parsed.
 """
@@ -164,22 +163,3 @@ def fingerprint(source: dict[str, Any]) -> list[list[Any]]:
     files = [given] if given.is_file() else sorted(given.iterdir()) if given.is_dir() else []
     about = [(path.name, path.stat()) for path in files if path.name.lower().endswith(READ_IN_PLACE) and path.is_file()]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in about]
-
-
-def line(content: dict[str, Any]) -> str:
-    """Return what a model's manifest says in one line."""
-    quantization, tokenizer = content.get("quantization"), content.get("tokenizer")
-    bits = quantization and quantization.get("bits")
-    parts = [
-        content.get("model_type"),
-        f"{content['parameters'] / 1e6:,.1f} M parameters",
-        " and ".join(content.get("dtypes") or {}),
-        f"quantized: {quantization['method']}{f', {bits} bits' if bits else ''}" if quantization else "not quantized",
-        "head tied to the embedding" if content["architecture"].get("tie_word_embeddings") else "head of its own",
-        f"tokenizer of {tokenizer['size']}, BOS {'added' if tokenizer['adds_bos'] else 'not added'}"
-        if tokenizer
-        else None,
-        f"context {content['context']}",
-        f"attention {', '.join(content['attention'])}" if content.get("attention") else None,
-    ]
-    return "; ".join(filter(None, [f"{content['name']}: {', '.join(filter(None, parts))}", *content.get("notes", [])]))

@@ -24,7 +24,7 @@ def fetch_weights(model: dict[str, Any], folder: Path, downloads: Path) -> None:
 
     manifest.json holds ``name``, ``type``, ``source`` (as configured), ``real``, ``seed``, ``context`` (tokens),
     ``weights_folder`` (relative to ``folder``, or the user's absolute folder), ``fetched_note``, what
-    ``inspection.inspect`` found, and ``files`` (``manifest.finish``).
+    ``inspection.inspect`` found, ``summary`` of it, and ``files`` (``manifest.finish``).
 
     Args:
         model: an entry of the validated config: ``name``, ``source``, ``context`` (None: the model's).
@@ -60,6 +60,7 @@ def fetch_weights(model: dict[str, Any], folder: Path, downloads: Path) -> None:
             "fetched_note": fetched.note,
         }
         content |= inspection.inspect(fetched.folder, content["real"])
+        content["summary"] = inspection.summary(content)
         manifest.finish(folder, content, fetched.folder, fetched.names)
 
 

@@ -110,7 +110,8 @@ def models(study: Study) -> str:
         model, entry = study.provenance["models"][name], configured.get(name, {})
         weights = "real" if model["real"] else "**random (synthetic weights)**"
         size = f"{model['parameters'] / 1e6:,.1f} M" if model.get("parameters") else UNKNOWN
-        notes = "; ".join(note.rstrip(".") for note in (model.get("fetched_note"), entry.get("note")) if note)
+        given = (model.get("summary"), model.get("fetched_note"), entry.get("note"))
+        notes = "; ".join(note.rstrip(".") for note in given if note)
         origin, terms = _origin(model["source"]), entry.get("license") or "none stated"
         rows.append([f"`{name}`", weights, size, origin, terms, notes or markdown.NONE])
     return markdown.grid(["model", "weights", "parameters", "source", "license", "note"], rows, "llrlll")

@@ -2,10 +2,10 @@
 
 ``study``, ``config``, ``config_sha256``: what was configured, with the defaults filled in. ``headline``: per measured
 model the reference precision, workload, corpus and protocol of its rows in summary.csv. ``models``: per measured model
-whether its weights are real, parameters, source and architecture. ``environments``: one entry for each combination of
-commit, versions and hardware, with its number of records and their first and last start. ``records``, ``wall_s``:
-number of measuring processes, and their time in all without waiting for a GPU. ``missing``: number of records of
-the study that were not measured yet, by kind and model.
+whether its weights are real, parameters, source, architecture and ``summary``, what its checkpoint is in a line.
+``environments``: one entry for each combination of commit, versions and hardware, with its number of records and their
+first and last start. ``records``, ``wall_s``: number of measuring processes, and their time in all without waiting for
+a GPU. ``missing``: number of records of the study that were not measured yet, by kind and model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llmstudy.tables.records import read_records
 
 # What differs from record to record without making another environment.
 PER_RECORD = ("started", "wall_s", "waited_s", "gpus", "split")
-FROM_MANIFEST = ("real", "parameters", "source", "fetched_note", "architecture")
+FROM_MANIFEST = ("real", "parameters", "source", "fetched_note", "architecture", "summary")
 
 
 def write(
