@@ -1,9 +1,9 @@
-"""Measure decode and prefill of the graph runtime on random weights of a true shape, and print a table.
+"""Time precisions and runtimes on random weights of a true shape against each other, and print tables of ratios.
 
     python tools/bench_kernels.py --shape llama-2-7b --output bench.json
 
-Reproduces the table of docs/performance.md. Every row is judged by its share of the copy bandwidth that is measured
-in the same process (MBU): bytes a step must read / TPOT / bandwidth.
+Reproduces the tables of docs/performance.md. All models lie in memory together and are called in turn, so that a ratio
+compares calls of the same seconds. MBU: bytes that a step must read / TPOT / bandwidth of a copy in the same process.
 """
 
 from __future__ import annotations
@@ -20,14 +20,30 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
 
+from llmstudy import runtimes  # noqa: E402
 from llmstudy.errors import StudyError, Unsupported  # noqa: E402
 from llmstudy.fetch.synthetic import llama_config, random_tensor  # noqa: E402
 from llmstudy.measure import footprint  # noqa: E402
 from llmstudy.measure.device import bandwidth_gb_s  # noqa: E402
 from llmstudy.models import precisions  # noqa: E402
-from llmstudy.runtimes.graph import GraphRuntime  # noqa: E402
 
-WORKLOADS = [(1, 512), (8, 512), (16, 512), (32, 512), (1, 1024), (1, 2048), (1, 4096)]
+CONFIGURATIONS = [
+    *(f"{name}/graph" for name in ("bf16", "int8-fused", "fp8", "int4-fused")),
+    *(f"{name}/generate" for name in ("bf16", "int8-fused", "fp8")),
+    "bf16/compile",
+]
+WORKLOADS = ["1x512", "1x2048", "8x512", "16x512", "32x512", "1x4064", "8x4064"]
+FEW = ["1x512"]  # of the runtimes whose launches limit them, and that say the same at every size
+TARGETS = [  # quantity, workloads, configuration, base, at most
+    ("ttft_ms", ["1x512", "1x2048"], "fp8/graph", "bf16/graph", 0.65),
+    ("tpot_ms", ["1x512"], "fp8/graph", "int8-fused/graph", 1.05),
+    ("tpot_ms", ["8x512", "16x512", "32x512"], "fp8/graph", "bf16/graph", 0.65),
+    ("ttft_ms", ["1x512"], "int8-fused/graph", "bf16/graph", 1.15),
+    ("tpot_ms", ["1x512"], "int4-fused/graph", "bf16/graph", 0.42),
+    ("tpot_ms", ["1x512"], "bf16/graph", "bf16/compile", 1 / 1.7),
+    ("tpot_ms", ["1x512"], "int8-fused/generate", "bf16/generate", 1.0),
+    ("tpot_ms", ["1x512"], "fp8/generate", "bf16/generate", 1.0),
+]
 
 
 @dataclass(frozen=True)
@@ -47,86 +63,96 @@ class RandomWeights:
 
 @dataclass(frozen=True)
 class Row:
-    """One workload: medians over generations and their range."""
+    """One configuration and workload: medians over rounds, and the range of TPOT."""
 
-    precision: str
-    batch: int
-    prompt_tokens: int
-    new_tokens: int
+    configuration: str
+    workload: str
     ttft_ms: float
     tpot_ms: float
     tpot_min_ms: float
     tpot_max_ms: float
     mbu: float
     compile_s: float
-    peak_gib: float
 
 
-def measure(model, name: str, batch: int, prompt: int, new: int, repeats: int, bandwidth: float) -> Row:
-    """Two generations to warm up, then ``repeats`` measured ones."""
-    torch.cuda.reset_peak_memory_stats()
-    runtime = GraphRuntime(model, batch, prompt, new)
+def measure(models: dict, names: list[str], workload: str, new: int, rounds: int, bandwidth: float) -> list[Row]:
+    """Return a row for each configuration that runs: two calls to warm up, then one a round."""
+    batch, prompt = map(int, workload.split("x"))
+    running, compile_s = {}, {}
+    for name in names:
+        precision, _, runtime = name.partition("/")
+        try:
+            running[name] = runtimes.get(runtime)(models[precision], batch, prompt, new)
+            compile_s[name] = running[name].prepare().compile_s
+        except (Unsupported, torch.cuda.OutOfMemoryError) as error:
+            print(f"{name}, {workload}: {str(error).splitlines()[0]}", file=sys.stderr)
+            running.pop(name).close()
+    lines: dict[str, list] = {name: [] for name in running}
+    vocabulary = next(iter(models.values())).config.vocab_size
+    ids = torch.randint(3, vocabulary, (batch, prompt), device="cuda")
     try:
-        compile_s = runtime.prepare().compile_s
-        ids = torch.randint(3, model.config.vocab_size, (batch, prompt), device="cuda")
-        lines = [runtime.generate(ids).token_s for _ in range(repeats + 2)][2:]
+        for _ in range(rounds + 2):
+            for name, runtime in running.items():
+                lines[name].append(runtime.generate(ids).token_s)
     finally:
-        runtime.close()
-    tpot = [(line[-1] - line[0]) / (new - 1) for line in lines]
-    middle = statistics.median(tpot)
-    step_bytes = footprint.step_weight_bytes(model)
-    step_bytes += footprint.kv_bytes_per_token(model) * batch * (prompt + new // 2)
-    return Row(
-        precision=name,
-        batch=batch,
-        prompt_tokens=prompt,
-        new_tokens=new,
-        ttft_ms=statistics.median(line[0] for line in lines) * 1000,
-        tpot_ms=middle * 1000,
-        tpot_min_ms=min(tpot) * 1000,
-        tpot_max_ms=max(tpot) * 1000,
-        mbu=step_bytes / middle / (1e9 * bandwidth),
-        compile_s=compile_s,
-        peak_gib=torch.cuda.max_memory_allocated() / 2**30,
-    )
+        for runtime in running.values():
+            runtime.close()
+    rows = []
+    for name, calls in lines.items():
+        tpot = [(line[-1] - line[0]) / (new - 1) for line in calls[2:]]
+        middle = statistics.median(tpot)
+        model = models[name.partition("/")[0]]
+        step_bytes = footprint.step_weight_bytes(model)
+        step_bytes += footprint.kv_bytes_per_token(model) * batch * (prompt + new // 2)
+        ttft = statistics.median(line[0] for line in calls[2:])
+        mbu = step_bytes / middle / (1e9 * bandwidth)
+        milliseconds = (1000 * value for value in (ttft, middle, min(tpot), max(tpot)))
+        rows.append(Row(name, workload, *milliseconds, mbu, compile_s[name]))
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", default="llama-2-7b")
-    parser.add_argument("--precisions", nargs="+", default=["bf16", "int8-fused"])
-    parser.add_argument("--new-tokens", type=int, default=129)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--configurations", nargs="+", default=CONFIGURATIONS, help="precision/runtime")
+    parser.add_argument("--workloads", nargs="+", default=WORKLOADS, help="batch x prompt tokens")
+    parser.add_argument("--new-tokens", type=int, default=65)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("bench.json"))
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("bench_kernels measures CUDA kernels and found no CUDA device")
-    bandwidth = bandwidth_gb_s("cuda", torch.cuda.synchronize)["copy"]
+    bandwidth = max(bandwidth_gb_s("cuda", torch.cuda.synchronize).values())
     result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "bandwidth_gb_s": bandwidth}
-    rows = []
-    for name in options.precisions:
+    names = [name for name in options.configurations if name.partition("/")[2] in runtimes.MODULES]
+    models = {}
+    for name in dict.fromkeys(name.partition("/")[0] for name in names):
         request = precisions.LoadRequest(RandomWeights(options.shape), "cuda", "sdpa")
-        model = precisions.get(name).load(request)
-        for batch, prompt in WORKLOADS:
-            try:
-                rows.append(measure(model, name, batch, prompt, options.new_tokens, options.repeats, bandwidth))
-            except (Unsupported, torch.cuda.OutOfMemoryError) as error:
-                print(f"{name}, batch {batch}, prompt {prompt}: {error}", file=sys.stderr)
-            gc.collect()
-        del model
+        models[name] = precisions.get(name).load(request)
+    rows: list[Row] = []
+    print(f"{result['device']}, torch {result['torch']}, bandwidth {bandwidth / 1e3:.2f} TB/s\n")
+    print("| configuration | workload | TTFT ms | TPOT ms (range) | MBU | compile s |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for workload in options.workloads:
+        here = [name for name in names if name.endswith("/graph") or workload in FEW]
+        for row in measure(models, here, workload, options.new_tokens, options.rounds, bandwidth):
+            rows.append(row)
+            print(
+                f"| {row.configuration} | {row.workload} | {row.ttft_ms:.1f} | {row.tpot_ms:.3f} "
+                f"({row.tpot_min_ms:.3f}–{row.tpot_max_ms:.3f}) | {row.mbu:.2f} | {row.compile_s:.0f} |",
+                flush=True,
+            )
         gc.collect()
         torch.cuda.empty_cache()
-        options.output.write_text(
-            json.dumps(result | {"rows": [asdict(row) for row in rows]}, indent=1), encoding="utf-8"
-        )
-    print(f"{result['device']}, torch {result['torch']}, copy bandwidth {bandwidth / 1e3:.2f} TB/s\n")
-    print("| precision | batch | prompt | TTFT ms | TPOT ms (range) | MBU | peak GiB |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for row in rows:
-        print(
-            f"| {row.precision} | {row.batch} | {row.prompt_tokens} | {row.ttft_ms:.1f} | {row.tpot_ms:.3f} "
-            f"({row.tpot_min_ms:.3f}–{row.tpot_max_ms:.3f}) | {row.mbu:.2f} | {row.peak_gib:.1f} |"
-        )
+        options.output.write_text(json.dumps(result | {"rows": [asdict(row) for row in rows]}, indent=1))
+    print("\n| target | workload | ratio | at most |\n| --- | --- | --- | --- |")
+    measured = {(row.configuration, row.workload): row for row in rows}
+    for quantity, workloads, name, base, most in TARGETS:
+        for workload in workloads:
+            if (name, workload) in measured and (base, workload) in measured:
+                ratio = getattr(measured[name, workload], quantity) / getattr(measured[base, workload], quantity)
+                what = f"{quantity.removesuffix('_ms').upper()} {name} ÷ {base}"
+                print(f"| {what} | {workload} | {ratio:.2f} | {most:.2f} |")
 
 
 if __name__ == "__main__":

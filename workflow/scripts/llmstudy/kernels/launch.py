@@ -7,6 +7,7 @@ autotuner would run inside a captured graph, and would make two runs of the stud
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -149,9 +150,9 @@ def _integer_tile(n_out: int, in_features: int, gated: bool) -> MatvecTile:
     return MatvecTile(block_n, integer_block_k(in_features, warps), warps, rounds)
 
 
-def integer_block_k(in_features: int, warps: int) -> int:
-    """Return 16 weights a thread, which is one load, for all threads; twice as many as long as that divides the row."""
-    block_k = 512 * warps
+def integer_block_k(in_features: int, warps: int, dtype: torch.dtype = torch.int8) -> int:
+    """Return the weights of one load of 16 bytes a thread; twice as many as long as that divides the row."""
+    block_k = (1024 if dtype == INT4 else 512) * warps
     while in_features % (2 * block_k) == 0:
         block_k *= 2
     return block_k
@@ -194,6 +195,74 @@ def linear(
     Raises:
         ValueError: norm, out and x have several dtypes, or several rows come with a norm.
     """
+    launch = plan(x, operand, out, residual, norm, eps, gated, pdl, tile)
+    launch.run()
+    return launch.out
+
+
+class Launch(NamedTuple):
+    """A kernel that is ready to run: its ``arguments`` in order, then its constants by name."""
+
+    kernel: triton.JITFunction
+    grid: tuple[int, int, int]
+    arguments: tuple
+    constants: dict[str, Any]
+    options: dict[str, Any]
+    out: torch.Tensor
+
+    def run(self):
+        """Launch; return the compiled kernel, None if it is interpreted."""
+        return self.kernel[self.grid](*self.arguments, **self.constants, **self.options)
+
+
+class Repeated:
+    """``linear`` for one operand and one shape of x without its work on the host, which the library's loop waits for.
+
+    ``first`` does what ``linear`` does; from then on a call launches the same compiled kernel.
+    """
+
+    compiled = None
+
+    def first(self, x: torch.Tensor, operand: LinearOperand) -> torch.Tensor:
+        """Return ``linear(x, operand)``."""
+        launch = plan(x, operand)
+        arguments = [*launch.arguments, *(launch.constants[name] for name in launch.kernel.arg_names if name.isupper())]
+        addresses = [value.data_ptr() if isinstance(value, torch.Tensor) else None for value in arguments]
+        self.inputs = [at for at, address in enumerate(addresses) if address == x.data_ptr()]
+        self.output = addresses.index(launch.out.data_ptr())
+        for at in (*self.inputs, self.output):
+            arguments[at] = None  # kept, activations would stay in memory
+        self.arguments, self.grid, self.shape = arguments, launch.grid, launch.out.shape
+        self.compiled = launch.run()
+        return launch.out
+
+    def takes(self, x: torch.Tensor) -> bool:
+        """Return whether the compiled kernel may read x: it expects an address that is a multiple of 16."""
+        return self.compiled is not None and x.data_ptr() % 16 == 0
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``linear(x, operand)`` for an x of the shape, dtype and device of the first."""
+        out = torch.empty(self.shape, dtype=x.dtype, device=x.device)
+        arguments = self.arguments.copy()
+        for at in self.inputs:
+            arguments[at] = x
+        arguments[self.output] = out
+        self.compiled[self.grid](*arguments)
+        return out
+
+
+def plan(
+    x: torch.Tensor,
+    operand: LinearOperand,
+    out: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    norm: torch.Tensor | None = None,
+    eps: float = 0.0,
+    gated: bool = False,
+    pdl: bool = False,
+    tile: MatvecTile | Tile | None = None,
+) -> Launch:
+    """Return the launch of ``linear``."""
     m, in_features = x.shape
     n_out = operand.weight.shape[0] // (2 if gated else 1)
     if out is None:
@@ -217,7 +286,7 @@ def linear(
     )
     weight = as_bytes(operand.weight)
     tensors = (scale, bias, columns, outlier, x if residual is None else residual, out)
-    options = {"launch_pdl": True} if flags["PDL"] else {}
+    options = {"num_warps": tile.warps} | ({"launch_pdl": True} if flags["PDL"] else {})
     group = in_features // operand.scale.shape[1] if operand.weight.dtype == INT4 else 0
     if isinstance(tile, MatvecTile):
         vectors = [x, x if norm is None else norm]
@@ -227,32 +296,22 @@ def linear(
         if fixed:
             vectors = [vector.view(torch.int64) for vector in vectors]
             weight = weight.view(torch.int32)
-        matvec_kernel[(triton.cdiv(n_out, tile.block_n * tile.rounds),)](
-            *vectors, weight, *tensors, n_out, eps,
-            **flags, GROUP=group, FIXED=fixed, BLOCK_OUTLIERS=triton.next_power_of_2(max(outliers, 1)),
-            NORM=norm is not None, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, ROUNDS=tile.rounds,
-            num_warps=tile.warps, **options,
-        )  # fmt: skip
-        return out
+        flags |= {"GROUP": group, "FIXED": fixed, "BLOCK_OUTLIERS": triton.next_power_of_2(max(outliers, 1))}
+        flags |= {"NORM": norm is not None, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "ROUNDS": tile.rounds}
+        grid = (triton.cdiv(n_out, tile.block_n * tile.rounds), 1, 1)
+        return Launch(matvec_kernel, grid, (*vectors, weight, *tensors, n_out, eps), flags, options, out)
     if norm is not None:
         raise ValueError("only the matrix-vector kernel applies a norm; give the others normalized rows")
-    grid = (triton.cdiv(m, tile.block_m) * triton.cdiv(n_out, tile.block_n),)
+    grid = (triton.cdiv(m, tile.block_m) * triton.cdiv(n_out, tile.block_n), 1, 1)
+    flags |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "STAGES": tile.stages}
+    if isinstance(tile, RowsTile):
+        flags["WARPS"] = tile.warps
     if group:
-        int4_rows_kernel[grid](
-            x, weight, scale, bias, x if residual is None else residual, out, m, n_out,
-            K=in_features, GROUP=group, **{name: flags[name] for name in ("BIAS", "RESIDUAL", "GATED", "PDL")},
-            WARPS=tile.warps, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, STAGES=tile.stages,
-            num_warps=tile.warps, **options,
-        )  # fmt: skip
-        return out
-    sliced = isinstance(tile, RowsTile)
-    (rows_kernel if sliced else tile_kernel)[grid](
-        x, weight, *tensors, m, n_out,
-        **flags, **({"WARPS": tile.warps} if sliced else {}), BLOCK_OUTLIERS=16 if outliers <= 16 else 32,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, STAGES=tile.stages, num_warps=tile.warps,
-        **options,
-    )  # fmt: skip
-    return out
+        flags = {name: flags[name] for name in flags.keys() - {"STORED", "OUTLIERS", "FAST"}} | {"GROUP": group}
+        return Launch(int4_rows_kernel, grid, (x, weight, scale, bias, *tensors[4:], m, n_out), flags, options, out)
+    flags["BLOCK_OUTLIERS"] = 16 if outliers <= 16 else 32
+    kernel = rows_kernel if isinstance(tile, RowsTile) else tile_kernel
+    return Launch(kernel, grid, (x, weight, *tensors, m, n_out), flags, options, out)
 
 
 def dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -35,6 +35,7 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("outlier_columns", weight.outlier_columns)
         self.register_buffer("outlier_weight", weight.outlier_weight)
         self.register_buffer("bias", bias)
+        self._repeated: dict = {}  # a ``launch.Repeated`` for each number of rows and dtype
 
     @classmethod
     def from_weight(
@@ -60,6 +61,8 @@ class QuantizedLinear(nn.Module):
             for part in parts
         ):
             raise ValueError("layers with different outlier columns cannot be fused")
+        for part in parts:
+            part._repeated.clear()  # it holds on to the weights that become views
         joined = {name: join(parts, name) for name in ("weight", "scale", "outlier_weight", "bias")}
         return cls(
             QuantizedWeight(joined["weight"], joined["scale"], columns, joined["outlier_weight"]), joined["bias"]
@@ -95,10 +98,14 @@ class QuantizedLinear(nn.Module):
         raise NotImplementedError
 
     def _cuda(self, rows: torch.Tensor) -> torch.Tensor:
+        repeated = self._repeated.get((rows.shape[0], rows.dtype))
+        if repeated and repeated.takes(rows):
+            return repeated(rows)
         from llmstudy.kernels import launch
 
         if launch.fits(rows, self.operand):
-            return launch.linear(rows, self.operand)
+            repeated = self._repeated[rows.shape[0], rows.dtype] = launch.Repeated()
+            return repeated.first(rows, self.operand)
         weight = launch.dequantize(self.weight, self.scale, rows.dtype)
         if self.outlier_columns is not None:
             weight[:, self.outlier_columns] = self.outlier_weight.to(rows.dtype)
