@@ -151,8 +151,9 @@ def _integer_tile(n_out: int, in_features: int, gated: bool) -> MatvecTile:
 
 
 def integer_block_k(in_features: int, warps: int, dtype: torch.dtype = torch.int8) -> int:
-    """Return the weights of one load of 16 bytes a thread; twice as many as long as that divides the row."""
-    block_k = (1024 if dtype == INT4 else 512) * warps
+    """Return the weights of one load of 16 bytes a thread, of 8 for int4 if rows would end in the middle of a chunk;
+    twice as many as long as that divides the row."""
+    block_k = 512 * warps * (2 if dtype == INT4 and in_features % (1024 * warps) == 0 else 1)
     while in_features % (2 * block_k) == 0:
         block_k *= 2
     return block_k
