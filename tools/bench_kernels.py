@@ -144,7 +144,8 @@ def main() -> None:
             )
         gc.collect()
         torch.cuda.empty_cache()
-        options.output.write_text(json.dumps(result | {"rows": [asdict(row) for row in rows]}, indent=1))
+        text = json.dumps(result | {"rows": [asdict(row) for row in rows]}, indent=1)
+        options.output.write_text(text, encoding="utf-8")
     print("\n| target | workload | ratio | at most |\n| --- | --- | --- | --- |")
     measured = {(row.configuration, row.workload): row for row in rows}
     for quantity, workloads, name, base, most in TARGETS:
