@@ -236,3 +236,25 @@ def test_a_full_disk_ends_a_step_with_one_line_on_the_terminal(capsys, write):
     assert end.value.code == 1
     error = capsys.readouterr().err
     assert error.startswith("error: /dev/full: cannot be written, the disk is full") and error.count("\n") == 1
+
+
+def test_a_line_says_what_a_run_has_left_from_the_ends_of_its_records_alone(monkeypatch, tmp_path):
+    """Two probes of 10 and 20 s and a panel of 60 s, and an older record; left: two probes, quality, generations."""
+    monkeypatch.chdir(tmp_path)
+    kinds = {"probe": "abcd", "panel": "e", "quality": "f", "generations": "g"}
+    paths = {name: Path(f"results/s/records/{kind}/m/{name}.json") for kind, names in kinds.items() for name in names}
+    script.plan("results/s", [*map(str, paths.values()), "results/s/records/quality/m/f.npz", "results/s/speed.csv"])
+    os.utime("results/s/logs/plan.json", (1000, 1000))
+    for name, end in {"a": 1010, "b": 1030, "e": 1090, "g": 900}.items():
+        paths[name].parent.mkdir(parents=True, exist_ok=True)
+        paths[name].write_text("not read")
+        os.utime(paths[name], (end, end))
+    done = {"identity": {"kind": "panel", "model": "m"}, "status": "ok", "provenance": {"wall_s": 59.6}}
+    monkeypatch.setattr(records, "read", lambda path: done if path == paths["e"] else pytest.fail(str(path)))
+    said = script.progress(paths["e"])  # 2 × 15 s, and 30 s each, as the mean of all, for quality and generations
+    assert said == "panel m e: ok, 60 s; left: 2 probe, 1 quality, 1 generations, about 2 min"
+    Path("results/s/logs/plan.json").write_text(json.dumps([str(paths["e"])]))
+    os.utime("results/s/logs/plan.json", (1000, 1000))
+    assert script.progress(paths["e"]).endswith("60 s; nothing is left to measure")
+    Path("results/s/logs/plan.json").unlink()
+    assert script.progress(paths["e"]) == "panel m e: ok, 60 s"

@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 from llmstudy.errors import StudyError
 from llmstudy.files import disk_full_named, write_json
@@ -102,13 +104,15 @@ def progress(target: Path) -> str:
         return line
     planned = [Path(path) for path in json.loads(file.read_text(encoding="utf-8")) if path.endswith(".json")]
     began = file.stat().st_mtime
-    measured = [path for path in planned if path.exists() and path.stat().st_mtime >= began]
-    took: dict[str, list[float]] = {}
-    for path in measured:
-        took.setdefault(path.parts[-3], []).append(record.read(path)["provenance"].get("wall_s", 0))
-    usual = sum(map(sum, took.values())) / max(1, len(measured))
-    left = Counter(path.parts[-3] for path in planned if path not in measured)
-    needed = sum(count * (sum(took[name]) / len(took[name]) if name in took else usual) for name, count in left.items())
+    ended = {path: path.stat().st_mtime for path in planned if path.exists()}
+    measured = sorted((end, path) for path, end in ended.items() if end >= began)
+    took: dict[str, list[float]] = {}  # by kind: from one record of this run to the next
+    for (before, _), (end, path) in pairwise([(began, target), *measured]):
+        took.setdefault(path.parts[-3], []).append(end - before)
+    usual = (measured[-1][0] - began) / len(measured) if measured else 0
+    done_now = {path for _, path in measured}
+    left = Counter(path.parts[-3] for path in planned if path not in done_now)
+    needed = sum(count * (fmean(took[name]) if name in took else usual) for name, count in left.items())
     if not left:
         return f"{line}; nothing is left to measure"
     rest = ", ".join(f"{count} {name}" for name, count in left.items())
