@@ -92,26 +92,20 @@ def by_fastest(blocks):
         yield i, studies, compare(part(blocks, studies), name, FAMILY)
 
 
-def chosen(blocks, rank):
+def chosen(blocks, rank, is_good=lambda c: c.bound_low >= 1 / (1 + MARGIN)):
     """Return what choose() takes in many studies; ranks are the memory in tenths of the device's."""
     taken = np.empty(len(blocks[0]["a"]), dtype=int)
     for fastest, studies, compared in by_fastest(blocks):
         taken[studies] = fastest
         for i in sorted((i for i in range(len(NAMES)) if rank[i] < rank[fastest]), key=lambda i: -rank[i]):
-            taken[studies[compared[NAMES[i]].bound_low >= 1 / (1 + MARGIN)]] = i
+            taken[studies[is_good(compared[NAMES[i]])]] = i
     return taken
 
 
 def least_of_those_not_shown_slower(blocks, rank, degrees):
     """Return what the rule of version 1 takes: all that are not significantly slower than the fastest are tied."""
-    taken = np.empty(len(blocks[0]["a"]), dtype=int)
     two_sided = stats.t.ppf(0.975, degrees) / stats.t.ppf(0.95, degrees)
-    for fastest, studies, compared in by_fastest(blocks):
-        taken[studies] = fastest
-        for i in sorted((i for i in range(len(NAMES)) if rank[i] < rank[fastest]), key=lambda i: -rank[i]):
-            c = compared[NAMES[i]]
-            taken[studies[c.value * (c.bound_high / c.value) ** two_sided >= 1]] = i
-    return taken
+    return chosen(blocks, rank, lambda c: c.value * (c.bound_high / c.value) ** two_sided >= 1)
 
 
 def wrong(taken, times):

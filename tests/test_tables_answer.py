@@ -281,6 +281,9 @@ def test_too_noisy_to_say_names_both(tmp_path):
     row = advice(tmp_path, {"bf16": 60.0, "int8": [10.0, 10.0, 10.0], "fp8": NOISY}, losses={"int8": 1.0, "fp8": 1.0})
     assert (row["verdict"], row["precision"], row["instead"]) == ("too noisy to say", "int8", "fp8 (sdpa, generate)")
     assert row["sentence"].startswith("Too noisy to say: int8 (sdpa, generate) or fp8 (sdpa, generate), ")
+    times = {"bf16": 20.0, "again": 20.0, "int8": 10.0, "fp8": [15.0, 21.3, 10.563]}
+    row = advice(tmp_path, times, losses={"int8": 1.0, "fp8": 1.0})
+    assert (row["verdict"], row["precision"]) == ("take", "int8")  # fp8 is shown to be slower: "again" widens nothing
     crowd = {f"int{bits}": NOISY[bits % 3 :] + NOISY[: bits % 3] for bits in (3, 4, 5, 6, 7)}
     row = advice(tmp_path, {"bf16": 60.0} | crowd, losses=dict.fromkeys(crowd, 1.0))
     assert row["verdict"] == "too noisy to say" and row["instead"].count(";") == 2  # three names at most
