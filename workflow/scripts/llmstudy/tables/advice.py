@@ -218,7 +218,7 @@ def chosen(
         least = known[known["memory_gib"] <= known["memory_gib"].min() + SAME_GIB]
         return least.loc[least["tpot_ms"].idxmin()], ()
     here = ok(where(processes, case.workload))
-    timed = blocks(here[here["again"] == "no"], f"{case.quantity}_ms")
+    timed = blocks(here, f"{case.quantity}_ms")
     keys = {(*row[KEY], "no"): index for index, row in kept.iterrows()}
     family = {key: key[2] for block in timed for key in block}
     memory = {key: float(kept.loc[index, "memory_gib"]) for key, index in keys.items()}
