@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from llmstudy.measure import conditions, device, probe
+from llmstudy.runner import pool
 
 
 def disturbed(seconds=10.0, others=0.0, before=None, after=None, cores=2) -> list[str]:
@@ -42,7 +43,7 @@ def test_disturbances_are_flagged(monkeypatch, changes, expected):
 
 def test_work_is_that_on_the_cores_of_this_process_without_idling(monkeypatch):
     lines = ["cpu  9 9 9 9 9 9 9 9 0 0", "cpu0 1 2 4 800 700 8 16 32 1 2", "cpu1 100 0 0 800 700 0 0 0 0 0", "intr 5"]
-    monkeypatch.setattr(conditions.Path, "read_text", lambda path: "\n".join(lines))
+    monkeypatch.setattr(conditions.Path, "read_text", lambda path, encoding: "\n".join(lines))
     monkeypatch.setattr(os, "sysconf", lambda name: 100)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     assert conditions.busy_seconds() == pytest.approx(0.63)  # user, nice, system, interrupts, stolen; hundredths
@@ -61,6 +62,53 @@ def test_bandwidth_is_that_of_the_fastest_copy_and_of_the_fastest_read(monkeypat
     found = device.bandwidth_gb_s("cpu", lambda: None)
     assert found["copy"] == pytest.approx(2 * 2**20 / 0.5 / 1e9)  # it reads and writes
     assert found["read"] == pytest.approx(2**20 / 0.2 / 1e9)
+
+
+# --------------------------------------------------------------------------------------- a GPU that PyTorch cannot use
+
+
+@pytest.fixture
+def signs(monkeypatch, tmp_path):
+    """A machine with a GPU of NVIDIA's, as far as its files say; torch is that of this environment."""
+    monkeypatch.setattr(pool, "SIGNS", (str(tmp_path / "none"), str(tmp_path)))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_named(signs, library, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert device.unused_gpu() == f"H100: PyTorch {torch.__version__} is a build without CUDA"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+
+    def init():
+        raise RuntimeError("The NVIDIA driver on your system is too old\n(found version 11040).")
+
+    monkeypatch.setattr(torch.cuda, "init", init)
+    assert device.unused_gpu() == "H100: The NVIDIA driver on your system is too old (found version 11040)."
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    assert "CUDA 13.0 of PyTorch" in device.unused_gpu()
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # the driver was replaced while it ran
+    assert device.unused_gpu().startswith("a GPU that NVML does not show: ")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device.unused_gpu() is None
+
+
+@pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles"])
+def test_a_gpu_that_is_hidden_or_absent_is_no_news(signs, monkeypatch, hidden):
+    assert device.unused_gpu()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert device.unused_gpu() is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(pool, "SIGNS", ())
+    assert device.unused_gpu() is None
+
+
+def test_a_study_on_the_cpu_beside_a_gpu_says_so(signs, measuring, capsys):
+    for asked, said in (("auto", True), ("cpu", False)):
+        session = measuring("probe", device=asked)
+        assert ("unused_gpu" in session.provenance) is said
+        assert ("warning: measures on the CPU although there is" in capsys.readouterr().out) is said
 
 
 # --------------------------------------------------------------------------------------------------------------- NVML

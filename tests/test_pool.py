@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import faults
 import pytest
+from llmstudy.errors import StudyError
 from llmstudy.llama import gpus_needed
 from llmstudy.runner import parent, pool
 from llmstudy.runner.job import Configuration
@@ -142,6 +143,26 @@ def test_only_a_model_that_does_not_fit_one_gpu_takes_several(weights, memory, c
     assert gpus_needed(weights * GB, memory * GB) == count
 
 
+def test_a_gpu_that_is_asked_for_must_be_there(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(pool, "SIGNS", (str(tmp_path / "nvidia"),))
+    monkeypatch.setattr(pool, "AMD", str(tmp_path / "amd"))
+    for device in ("cpu", "auto"):
+        pool.check_present(device, ["measure"])
+    pool.check_present("cuda", ["fetch_weights"])
+    with pytest.raises(
+        StudyError, match="^device: 'cuda', but this machine has no NVIDIA GPU; allowed here: auto, cpu; "
+    ):
+        pool.check_present("cuda", ["fetch_weights", "measure_time"])
+    for sign in ("amd", "nvidia"):
+        (tmp_path / sign).touch()
+        pool.check_present("cuda", ["fetch_weights", "measure_time"])
+        (tmp_path / sign).rename(tmp_path / "nvidia")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    with pytest.raises(StudyError, match="CUDA_VISIBLE_DEVICES=-1 hides every GPU"):
+        pool.check_present("cuda", ["fetch_weights", "measure_time"])
+
+
 # -------------------------------------------------------------------------------------------------- seats and turns
 
 
@@ -220,12 +241,11 @@ def measuring(tmp_path):
             [sys.executable, "-c", MEASURE, str(tmp_path), name, *gpus],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
+            bufsize=0,  # or ``select`` would not see a line that was read with the one before
             env={"PYTHONPATH": str(LIBRARY)},
         )
         started.append(process)
-        assert process.stdout.readline() == "sits\n"
+        assert process.stdout.readline() == b"sits\n"
         return process
 
     yield start
@@ -239,7 +259,7 @@ def measuring(tmp_path):
 def says(process: subprocess.Popen, seconds: float = 30) -> str:
     """Return the next line of a process; empty if there is none within ``seconds``."""
     ready, _, _ = select.select([process.stdout], [], [], seconds)
-    return process.stdout.readline().strip() if ready else ""
+    return process.stdout.readline().decode().strip() if ready else ""
 
 
 def test_who_waits_says_so_once_and_comes_in_the_order_of_asking(measuring):

@@ -256,6 +256,16 @@ def test_a_kind_that_the_report_does_not_know_has_its_section(tmp_path, monkeypa
     markdown.declarations.cache_clear()
 
 
+def test_a_gpu_that_was_not_used_is_a_warning_at_the_top(finished):
+    study = studies.load(finished / "results/h200")
+    assert provenance.warnings(study) == []
+    study.provenance["environments"][0]["unused_gpu"] = "H100: PyTorch 2 is a build_without CUDA"
+    (warning,) = provenance.warnings(study)
+    assert warning == (
+        "PyTorch could not use a GPU, so these are numbers of a CPU: H100: PyTorch 2 is a build\\_without CUDA."
+    )
+
+
 def test_a_study_says_what_is_missing(finished):
     study = studies.load(finished / "results/default")
     assert provenance.missing(study) is None

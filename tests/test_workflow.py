@@ -95,6 +95,13 @@ def test_a_mistake_stops_before_any_job_with_its_one_line(checkout, config, line
     assert not (checkout.folder / "results").exists() and not (checkout.folder / "resources").exists()
 
 
+@pytest.mark.slow
+def test_a_gpu_that_is_not_here_stops_before_any_job(checkout):
+    code, output = checkout.run("--config", "device=cuda", CUDA_VISIBLE_DEVICES="-1")
+    assert code != 0 and "device: 'cuda', but CUDA_VISIBLE_DEVICES=-1 hides every GPU; allowed here: " in output
+    assert "Traceback" not in output and not (checkout.folder / "resources").exists()
+
+
 # Packages that measure or report, and the plugin for SLURM, which brings some of them, look as if not installed.
 ABSENT = """
 import pkgutil, sys

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 from llmstudy import code, kinds, tables
 from llmstudy import config as study_config
 from llmstudy.errors import StudyError
-from llmstudy.runner import slurm
+from llmstudy.runner import pool, slurm
 from llmstudy.runner.job import Identity
 from llmstudy.runner.script import isolate, plan
 from snakemake.exceptions import WorkflowError
@@ -109,6 +109,8 @@ onstart:
         if workflow.executor_plugin.name == "slurm":
             partitions = {job.resources.get("slurm_partition") for job in needed if not job.is_local}
             slurm.start(Path.cwd(), Path(workflow.basedir, "slurm", "bin"), partitions)
+        elif workflow.executor_plugin.name == "local":
+            pool.check_present(study.device, {job.rule.name for job in needed})
         plan(RESULTS, [str(output) for job in needed for output in job.output])
     except StudyError as error:
         raise WorkflowError(str(error))

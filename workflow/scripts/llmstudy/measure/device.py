@@ -72,6 +72,20 @@ def read_nvml(read: Callable[[Any, Any], Value]) -> list[Value]:
     return values
 
 
+def unused_gpu() -> str | None:
+    """Return which GPU of this machine PyTorch cannot use, and why; None without one, or where nothing keeps it."""
+    if torch.cuda.is_available() or not pool.present():
+        return None
+    names = ", ".join(dict.fromkeys(gpu.name for gpu in pool.usable())) or "a GPU that NVML does not show"
+    if torch.version.cuda is None:
+        return f"{names}: PyTorch {torch.__version__} is a build without CUDA"
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        return f"{names}: {' '.join(str(error).split())[:300]}"
+    return f"{names}: CUDA {torch.version.cuda} of PyTorch {torch.__version__} shows no device"
+
+
 def proc_bytes(file: str, field: str) -> int | None:
     """Return a field of ``/proc/<file>``, which is in KiB there, in bytes; None where it is not."""
     with suppress(OSError):

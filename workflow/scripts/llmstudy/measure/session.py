@@ -23,7 +23,7 @@ from llmstudy import runtimes
 from llmstudy.errors import StudyError, Unsupported
 from llmstudy.fetch.weights import Weights, open_weights
 from llmstudy.llama import gpus_needed
-from llmstudy.measure.device import read_nvml
+from llmstudy.measure.device import read_nvml, unused_gpu
 from llmstudy.measure.text import calibration_ids
 from llmstudy.models import attention, precisions
 from llmstudy.runner import pool, provenance
@@ -59,6 +59,9 @@ class Session:
         torch.manual_seed(SEED)
         torch.set_num_threads(thread_count(self.job.threads))
         self.provenance = provenance.of_process(self.device)
+        if self.job.device == "auto" and self.device == "cpu" and (unused := unused_gpu()):
+            self.provenance["unused_gpu"] = unused
+            log(f"warning: measures on the CPU although there is {unused}")
         if "gpu" in self.provenance:
             drivers = read_nvml(lambda nvml, _: nvml.nvmlSystemGetDriverVersion())
             self.provenance["gpus"] = [gpu.number for gpu in pool.usable()]

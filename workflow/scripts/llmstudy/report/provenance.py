@@ -88,6 +88,14 @@ def environments(study: Study) -> str:
     return markdown.grid(["records", "started", "commit", "machine", "versions"], lines, "rllll")
 
 
+def warnings(study: Study) -> list[str]:
+    """Return a sentence for each GPU that the study should have measured on and did not."""
+    unused = dict.fromkeys(filter(None, (one.get("unused_gpu") for one in study.provenance["environments"])))
+    return [
+        f"PyTorch could not use a GPU, so these are numbers of a CPU: {markdown.plain(reason)}." for reason in unused
+    ]
+
+
 def place(environment: Mapping[str, Any]) -> str:
     """Return the machine of an environment, and what kept its processes from some of the cores: pinning, or a quota."""
     cores, host, quota = (environment.get(key) for key in ("cores", "host_cores", "cpu_quota"))

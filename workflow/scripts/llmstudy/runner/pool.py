@@ -20,12 +20,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from llmstudy.errors import StudyError
 from llmstudy.llama import gpus_needed
 from llmstudy.models import precisions
 from llmstudy.runner.job import Configuration
 
 # The same for every checkout and user of the host, whatever TMPDIR says; the first one that can be written to.
 FOLDERS = ("/tmp", "/dev/shm")
+# What shows a GPU of NVIDIA's, of Linux and of Windows (WSL), and one of AMD's.
+SIGNS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/usr/lib/wsl/lib/nvidia-smi")
+AMD = "/dev/kfd"
+HIDDEN = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that leave no GPU
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,20 @@ class Gpu:
 
     def __str__(self) -> str:
         return f"GPU {self.number} ({self.name})"
+
+
+def present() -> bool:
+    """Return whether this machine has a GPU of NVIDIA's that CUDA_VISIBLE_DEVICES does not hide; costs nothing."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") not in HIDDEN and any(Path(sign).exists() for sign in SIGNS)
+
+
+def check_present(device: str, rules: Iterable[str]) -> None:
+    """Raise StudyError if the study asks for a GPU, this machine has none, and one of the ``rules`` measures."""
+    measures = any(rule.startswith("measure") for rule in rules)
+    if measures and device == "cuda" and not present() and not Path(AMD).exists():
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        why = f"CUDA_VISIBLE_DEVICES={hidden} hides every GPU" if hidden in HIDDEN else "this machine has no NVIDIA GPU"
+        raise StudyError(f"device: 'cuda', but {why}; allowed here: auto, cpu; on a cluster see docs/cluster.md")
 
 
 @contextmanager
