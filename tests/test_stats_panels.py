@@ -279,13 +279,12 @@ def choice(ratios, memory, device=10.0, sd=0.01, processes=3, margin=0.1):
 
 def test_the_fastest_is_taken():
     chosen = choice({"a": 1.3, "b": 1.0, "c": 1.5}, {"a": 1, "b": 9, "c": 1})
-    assert (chosen.taken, chosen.fastest, chosen.unsettled) == ("b", "b", ())
+    assert chosen == ("b", ())
 
 
 def test_what_saves_memory_and_is_shown_to_be_as_good_stands_before_it():
     times = {"a": 1.0, "b": 1.03, "c": 1.04, "d": 1.3}
     assert choice(times, {"a": 9, "b": 6, "c": 5, "d": 1}).taken == "c"
-    assert choice(times, {"a": 9, "b": 6, "c": 5, "d": 1}).fastest == "a"
     assert choice(times, {"a": 9, "b": 8.6, "c": 8.6, "d": 1}).taken == "a"  # saves 4 % of the device
     assert choice(times, {"a": 9, "b": 6, "c": math.nan, "d": 1}).taken == "b"
     assert choice(times, {"a": 9, "b": 6, "c": 5, "d": 1}, sd=0.2).taken == "a"  # no evidence that c is as good
@@ -294,9 +293,9 @@ def test_what_saves_memory_and_is_shown_to_be_as_good_stands_before_it():
 
 def test_what_cannot_be_told_apart_is_named():
     noisy = choice({"a": 1.0, "b": 1.1, "c": 9.0}, {"a": 1, "b": 1, "c": 1}, sd=0.3)
-    assert noisy.unsettled == tuple({"a", "b"} - {noisy.taken}) and noisy.taken == noisy.fastest
+    assert noisy.unsettled == tuple({"a", "b"} - {noisy.taken})
     single = choice({"a": 1.0, "b": 1.1, "c": 9.0}, {"a": 1, "b": 1, "c": 1}, processes=1)
-    assert (single.taken, single.unsettled) == ("a", ("b", "c"))
+    assert single == ("a", ("b", "c"))
     assert choice({"a": 1.0}, {"a": 1}).unsettled == ()
     assert choice({"a": 1.0, "b": 1.0}, {"a": 1, "b": 1}).unsettled == ()  # the same
 
@@ -304,7 +303,7 @@ def test_what_cannot_be_told_apart_is_named():
 def test_candidates_need_not_be_all_that_was_measured():
     blocks, memory = panels(sd=0.01), dict.fromkeys(NAMES, 1.0)
     chosen = choose(blocks, "ce", FAMILY, memory, 10, 0.1)
-    assert (chosen.taken, chosen.fastest, chosen.unsettled) == ("c", "c", ())
+    assert chosen == ("c", ())
     assert choose(alone(blocks), "ce", FAMILY, memory, 10, 0.1) == chosen
 
 
@@ -312,4 +311,4 @@ def test_the_estimate_is_against_what_most_processes_hold():
     """Against the first key, which one process held, c would be twice as fast as b; it is slower on the average."""
     blocks = [{"b": np.full(6, 1.0), "c": np.full(6, time)} for time in (0.5, 1.5, 1.5)]
     blocks[0]["a"] = np.full(6, 2.0)
-    assert choose(blocks, "abc", dict.fromkeys("abc", 0), dict.fromkeys("abc", 1.0), 10, 0.1).fastest == "b"
+    assert choose(blocks, "abc", dict.fromkeys("abc", 0), dict.fromkeys("abc", 1.0), 10, 0.1).taken == "b"

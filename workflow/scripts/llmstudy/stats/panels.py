@@ -60,12 +60,10 @@ class Comparison:
     degrees: float = math.nan
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Candidate to take, the fastest by estimate, and those shown neither slower than the taken nor the same."""
+class Choice(NamedTuple):
+    """Candidate to take, and those shown neither slower than it nor the same."""
 
     taken: Key
-    fastest: Key
     unsettled: tuple[Key, ...]
 
 
@@ -129,7 +127,7 @@ def choose(
     taken = min(saving, key=memory_gib.__getitem__, default=fastest)
     verdicts = {key: verdict(its, margin) for key, its in compare(blocks, taken, family, aside).items()}
     unsettled = [key for key in candidates if key != taken and verdicts[key] not in ("slower", "same")]
-    return Choice(taken, fastest, tuple(sorted(unsettled, key=lambda key: -speedups[key])))
+    return Choice(taken, tuple(sorted(unsettled, key=lambda key: -speedups[key])))
 
 
 def power(error: float, degrees: float, comparisons: int, ratio: float) -> float:

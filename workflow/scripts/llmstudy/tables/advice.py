@@ -223,8 +223,8 @@ def chosen(
     family = {key: key[2] for block in timed for key in block}
     memory = {key: float(kept.loc[index, "memory_gib"]) for key, index in keys.items()}
     margin = study["margin_percent"]["speed"] / 100
-    choice = panels.choose(timed, list(keys), family, memory, device_gib, margin, again(family))
-    return kept.loc[keys[choice.taken]], tuple(key[:-1] for key in choice.unsettled)
+    taken, unsettled = panels.choose(timed, list(keys), family, memory, device_gib, margin, again(family))
+    return kept.loc[keys[taken]], tuple(key[:-1] for key in unsettled)
 
 
 def verdict_of(case: Case, taken: pd.Series, others: tuple, lost: bool) -> str:
