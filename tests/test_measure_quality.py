@@ -185,7 +185,7 @@ def test_a_tie_counts_as_agreement(tmp_path):
 def test_all_tied_tokens_of_the_reference_are_stored(keep_reference, tmp_path, monkeypatch):
     """In the order of the text, whatever rows are scored at a time; the values are known, the model's do not count."""
     monkeypatch.setitem(scoring.ROWS, "cpu", 3)
-    real, expected = reference.score, []
+    real, expected = scoring.score, []
 
     def ties(*arguments):
         for positions, log_probabilities, targets in real(*arguments):
@@ -196,7 +196,7 @@ def test_all_tied_tokens_of_the_reference_are_stored(keep_reference, tmp_path, m
                 expected.extend([position, token] for token in tokens)
             yield positions, log_probabilities, targets
 
-    monkeypatch.setattr(reference, "score", ties)
+    monkeypatch.setattr(scoring, "score", ties)
     keep_reference(kl_tokens=40)
     best = np.load(tmp_path / "reference" / "tiny-text.best.npy")
     assert best.tolist() == [pair for pair in expected if pair[0] < 40] and best.dtype == np.int32
@@ -313,7 +313,7 @@ def test_too_little_disk_for_the_reference_ends_it_before_it_is_full(keep_refere
 
 def test_a_protocol_that_fails_costs_no_other(measuring, monkeypatch):
     """NaN, which a 16-bit model can overflow to, is an error with a count, never a perplexity."""
-    real = quality.score
+    real = scoring.score
 
     def overflows(session, model, stream, protocol, bos):
         for positions, log_probabilities, targets in real(session, model, stream, protocol, bos):
@@ -321,7 +321,7 @@ def test_a_protocol_that_fails_costs_no_other(measuring, monkeypatch):
                 log_probabilities[:3] = math.nan
             yield positions, log_probabilities, targets
 
-    monkeypatch.setattr(quality, "score", overflows)
+    monkeypatch.setattr(scoring, "score", overflows)
     protocols = [{"window": window, "stride": window} for window in (32, 64, 48)]
     session = measuring("quality", protocols=protocols, documents=1, tokens_per_document=60)
     entries = measure(session)["protocols"]

@@ -97,6 +97,7 @@ QUALITY = {
     "corpora": ["tiny-text"],
     "reference": "fp32",
     "protocols": [{"window": 32, "stride": 16}],
+    "decode": {"batches": [], "prompts": 4, "prompt_tokens": 10, "new_tokens": 8},
     "bos": False,
     "documents": 4,
     "tokens_per_document": 40,

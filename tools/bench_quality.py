@@ -14,13 +14,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
 
-from llmstudy.measure.quality import measure_protocol  # noqa: E402
-from llmstudy.measure.reference import Reference, Settings, store  # noqa: E402
-from llmstudy.measure.scoring import Protocol  # noqa: E402
+from llmstudy.measure.quality import values_of  # noqa: E402
+from llmstudy.measure.reference import Reference, Settings, rows_of, store  # noqa: E402
+from llmstudy.measure.scoring import Protocol, score_windows  # noqa: E402
 from llmstudy.measure.session import Session, resolve_device  # noqa: E402
 from llmstudy.measure.text import TokenStream, token_stream, windows  # noqa: E402
 from llmstudy.runner.job import Identity, Job  # noqa: E402
@@ -38,11 +39,13 @@ def main() -> None:
         protocol, vocabulary = settings.protocols[0], session.weights.config().vocab_size
         stream = token_stream(session, "text", settings)
         model, _ = session.load_model()
-        store(session, model, stream, "text", settings)
+        scored = partial(score_windows, session, model, stream, protocol, settings.bos)
+        tokens = rows_of(stream, settings)
+        store(session, "text", tokens, partial(scored, until=tokens))
 
         def quality(compared: bool) -> None:
             reference = Reference(session.artifacts, "text", vocabulary, session.device) if compared else None
-            measure_protocol(session, model, stream, protocol, settings.bos, reference)
+            values_of(scored, len(stream.ids) - 1, reference)
 
         ways = {"NLL": lambda: quality(False), "NLL, KL and agreement": lambda: quality(True)}
         for name, way in ways.items():
@@ -71,6 +74,7 @@ def session_of(options: argparse.Namespace, folder: Path) -> Session:
         "corpora": ["text"],
         "reference": options.precision,
         "protocols": [{"window": options.window, "stride": options.stride}],
+        "decode": {"batches": [], "prompts": 1, "prompt_tokens": 2, "new_tokens": 2},
         "bos": False,
         "documents": None,
         "tokens_per_document": None,

@@ -65,6 +65,21 @@ def test_tokens_equal_those_of_generate_in_fp32(shape, int8, batch):
     assert all(earlier < later for earlier, later in zip(graph.token_s, graph.token_s[1:]))
 
 
+@pytest.mark.parametrize("shape", ["grouped", "mistral", "qwen3"])
+@pytest.mark.parametrize("runtime", [GenerateRuntime, GraphRuntime])
+def test_forced_tokens_are_scored_by_the_captured_step(runtime, shape):
+    model, seen = build(**SHAPES[shape]), []
+    ids = torch.randint(3, 997, (3, PROMPT + NEW)).cuda()
+    one = runtime(model, 3, PROMPT, NEW)
+    one.prepare()
+    before = one.generate(ids[:, :PROMPT]).tokens
+    one.score(ids[:, :PROMPT], ids[:, PROMPT:], lambda number, logits: seen.append(logits.clone()))
+    with torch.no_grad():
+        expected = model(ids).logits[:, PROMPT - 1 : -1]
+    torch.testing.assert_close(torch.stack(seen, 1), expected, atol=2e-3, rtol=1e-3)
+    assert torch.equal(one.generate(ids[:, :PROMPT]).tokens, before)
+
+
 @pytest.mark.parametrize("batch", [1, 4, 12, 20])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", MAKE_LINEAR)

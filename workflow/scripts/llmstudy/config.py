@@ -383,6 +383,9 @@ def _check_numbers(study: Study) -> None:
                 f"quality.protocols: stride {stride} is more than window {window}; tokens between windows would never "
                 "be scored"
             )
+    batches, prompts = (study.quality["decode"][key] for key in ("batches", "prompts"))
+    if uneven := [batch for batch in batches if prompts % batch]:
+        raise StudyError(f"quality.decode.batches: {uneven[0]} does not divide quality.decode.prompts, {prompts}")
 
 
 def _check_shape(entry: dict) -> None:

@@ -82,10 +82,19 @@ def each_precision(study: Study, model: Model) -> list[Configuration]:
     return [Configuration(name, study.quality_attention, runtimes.BASE) for name in model.precisions]
 
 
-def graded_precisions(study: Study, model: Model) -> list[Configuration]:
-    """Return every precision whose quality is measured."""
+def graded(study: Study, model: Model) -> list[Configuration]:
+    """Return every precision whose quality is measured, and under each other runtime those whose token step is."""
     names = dict.fromkeys([*model.precisions, *study.quality_only])
-    return [Configuration(name, study.quality_attention, runtimes.BASE) for name in names]
+    others = [name for name in model.runtimes if name != runtimes.BASE and study.quality["decode"]["batches"]]
+    return [Configuration(name, study.quality_attention, runtimes.BASE) for name in names] + [
+        Configuration(name, quality_kernel(study, runtime), runtime) for runtime in others for name in model.precisions
+    ]
+
+
+def quality_kernel(study: Study, runtime: str) -> str:
+    """Return the attention kernel of quality in a runtime: the configured one where the runtime can take it."""
+    able = runtimes.kernels_of(runtime, study.attention)
+    return study.quality_attention if runtimes.kernels_of(runtime, [study.quality_attention]) else able[-1]
 
 
 def the_reference(study: Study, model: Model) -> list[Configuration]:
@@ -115,13 +124,15 @@ def every_kernel(study: Study, model: Model) -> list[Configuration]:
 
 def quality_settings(study: Study, model: Model, configuration: Configuration) -> dict:
     """Return the settings of quality."""
-    keys = ("protocols", "bos", "documents", "tokens_per_document", "max_tokens", "kl_tokens")
-    shared = {"corpora": study.quality_corpora, "reference": model.reference}
-    return shared | {key: study.quality[key] for key in keys}
+    keys = ("protocols", "decode", "bos", "documents", "tokens_per_document", "max_tokens", "kl_tokens")
+    settings = {key: study.quality[key] for key in keys} | {"corpora": study.quality_corpora}
+    # Windows go through the library's forward pass whatever the runtime.
+    windows = {} if configuration.runtime == runtimes.BASE else {"protocols": []}
+    return settings | windows | {"reference": model.reference}
 
 
 def reference_settings(study: Study, model: Model, configuration: Configuration) -> dict:
-    """Return the settings of the reference; the first protocol alone is compared token by token."""
+    """Return the settings of the reference; of the windows the first protocol alone is compared token by token."""
     return quality_settings(study, model, configuration) | {"protocols": study.quality["protocols"][:1]}
 
 
@@ -210,7 +221,7 @@ KINDS = {
     "quality": Kind(
         "Quality",
         "measure.quality",
-        graded_precisions,
+        graded,
         quality_settings,
         real_only=True,
         cases="protocols",

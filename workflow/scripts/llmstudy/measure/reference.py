@@ -2,7 +2,8 @@
 
 The folder of a reference holds for each corpus ``<corpus>.logprobs.f16``, raw float16 rows [tokens, vocabulary], and
 ``<corpus>.best.npy``, int32 [pairs, 2], (token of the text, most probable token of the vocabulary) from the exact
-values, several where they tie. The second is written last and in one step: a corpus without it was not finished.
+values, several where they tie. The second is written last and in one step: a corpus without it was not finished. Of
+forced tokens ``<corpus>.<protocol>`` takes the place of ``<corpus>``, and the rows are in the order of scoring.
 Readers renormalize after rounding, so the error of a KL divergence is of second order in the rounding; it is measured
 here and recorded.
 """
@@ -10,7 +11,9 @@ here and recorded.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ import torch
 
 from llmstudy.errors import StudyError
 from llmstudy.files import atomic_write
-from llmstudy.measure.scoring import Protocol, score
+from llmstudy.measure.scoring import Decode, Protocol, Take, score_windows
 from llmstudy.measure.session import Session, log
 from llmstudy.measure.text import Excerpt, TokenStream, token_stream
 
@@ -26,18 +29,20 @@ from llmstudy.measure.text import Excerpt, TokenStream, token_stream
 @dataclass(frozen=True)
 class Settings(Excerpt):
     """Settings of the reference and of quality: under the first protocol, distributions at ``kl_tokens`` tokens of each
-    corpus are compared with the reference; ``bos``: every window begins with the beginning-of-text token."""
+    corpus are compared with the reference, and all forced tokens; ``bos``: every window and every prompt begins with
+    the beginning-of-text token."""
 
     corpora: tuple[str, ...]
     reference: str
     protocols: tuple[Protocol, ...]
+    decode: Decode
     bos: bool
     kl_tokens: int
 
 
 def measure(session: Session) -> dict:
     """Return ``{"corpora": [{"corpus", "protocol", "tokens", "bytes", "rounding_kl_mean_nats",
-    "rounding_kl_max_nats"}]}``."""
+    "rounding_kl_max_nats"}]}``, with status and reason of forced tokens."""
     settings = session.settings_as(Settings)
     streams = {corpus: token_stream(session, corpus, settings) for corpus in settings.corpora}
     require_space(session, settings, list(streams.values()))
@@ -45,16 +50,31 @@ def measure(session: Session) -> dict:
     protocol = settings.protocols[0]
     results: dict = {"corpora": []}
     for corpus, stream in streams.items():
-        entry = {"corpus": corpus, "protocol": protocol.name(settings.bos)}
-        results["corpora"].append(entry | store(session, model, stream, corpus, settings))
+        entry, tokens = {"corpus": corpus, "protocol": protocol.name(settings.bos)}, rows_of(stream, settings)
+        scored = partial(score_windows, session, model, stream, protocol, settings.bos, until=tokens)
+        results["corpora"].append(entry | store(session, corpus, tokens, scored))
         session.save(results)
+        store_decoded(session, model, corpus, settings, results)
     return results
+
+
+def store_decoded(session: Session, model, corpus: str, settings: Settings, results: dict) -> None:
+    """Write the reference of the forced tokens of a corpus and add it to ``results``; a runtime that cannot score them
+    must not cost the windows."""
+    decode = settings.decode
+    for batch in decode.batches:
+        name = decode.name(settings.bos, batch)
+        with session.case(results, "corpora", corpus=corpus, protocol=name) as entry:
+            ids, _ = decode.text(session, corpus, settings.bos)
+            scored = partial(decode.score, session, model, ids, batch)
+            entry |= store(session, f"{corpus}.{name}", decode.tokens, scored)
 
 
 def require_space(session: Session, settings: Settings, streams: list[TokenStream]) -> None:
     """Check for enough disk space before hours of scoring; artifacts are on the disk that they are published on. Raise
     StudyError if there is too little."""
-    tokens = sum(rows_of(stream, settings) for stream in streams)
+    decoded = len(settings.decode.batches) * settings.decode.tokens
+    tokens = sum(rows_of(stream, settings) + decoded for stream in streams)
     size = tokens * session.weights.config().vocab_size * np.dtype(np.float16).itemsize
     free = shutil.disk_usage(session.artifacts).free
     log(f"log-probabilities take {size / 2**30:.2f} GiB of disk, {free / 2**30:.1f} GiB are free")
@@ -70,23 +90,23 @@ def rows_of(stream: TokenStream, settings: Settings) -> int:
     return min(settings.kl_tokens, len(stream.ids) - 1)
 
 
-def store(session: Session, model, stream: TokenStream, corpus: str, settings: Settings) -> dict:
-    """Write the reference of one corpus; return its size and the measured error of the rounding to fp16."""
-    tokens = rows_of(stream, settings)
+def store(session: Session, name: str, tokens: int, scored: Callable[[Take], None]) -> dict:
+    """Write what ``scored`` gives, of the first ``tokens`` tokens; return its size and the measured error of the
+    rounding to fp16."""
     rounding, best = [], []
-    with _logprobs_file(session.artifacts, corpus).open("wb") as file:
-        for positions, exact, _ in score(session, model, stream, settings.protocols[0], settings.bos):
-            rows = min(positions.stop, tokens) - positions.start
-            if rows <= 0:
-                break
-            exact = exact[:rows]
+    with _logprobs_file(session.artifacts, name).open("wb") as file:
+
+        def take(positions: slice, exact: torch.Tensor, targets: torch.Tensor) -> None:
+            exact = exact[: tokens - positions.start]
             rounded = exact.half()
             rounding.append(divergence(exact, renormalize(rounded)).cpu())
             file.write(rounded.cpu().numpy().tobytes())
             row, token = most_probable(exact)
             best.append(torch.stack([row + positions.start, token], dim=1).int().cpu())
+
+        scored(take)
         size = file.tell()
-    with atomic_write(_best_file(session.artifacts, corpus), "wb") as file:
+    with atomic_write(_best_file(session.artifacts, name), "wb") as file:
         np.save(file, torch.cat(best).numpy())
     kl = torch.cat(rounding)
     return {
@@ -98,10 +118,10 @@ def store(session: Session, model, stream: TokenStream, corpus: str, settings: S
 
 
 class Reference:
-    """The stored log-probabilities of one corpus, read row by row in stream order."""
+    """The stored log-probabilities of one corpus, or of its forced tokens, read row by row in the order of scoring."""
 
     def __init__(self, folder: Path, corpus: str, vocabulary: int, device: str):
-        """Open the reference of a corpus. Raise FileNotFoundError if the reference left none."""
+        """Open the reference of a corpus, or ``<corpus>.<protocol>``. Raise FileNotFoundError if it left none."""
         self.best = np.load(_best_file(folder, corpus))
         self.file = _logprobs_file(folder, corpus).open("rb")
         self.tokens = _logprobs_file(folder, corpus).stat().st_size // (2 * vocabulary)

@@ -141,6 +141,32 @@ def token_stream(session: Session, corpus: str, excerpt: Excerpt) -> TokenStream
     return TokenStream(np.array(ids), np.array(document, dtype=np.int32), words, utf8_bytes)
 
 
+def openings(session: Session, corpus: str, documents: int, tokens: int, scored: int) -> TokenStream:
+    """Return the first ``tokens`` tokens of each of the first ``documents`` documents that are that long, joined;
+    ``document``, words and bytes are those of the last ``scored`` tokens of each. Raise StudyError if there are fewer
+    such documents."""
+    ids: list[int] = []
+    words = utf8_bytes = found = 0
+    for text in documents_of(session, corpus):
+        encoded = session.weights.tokenizer(
+            text[: CHARACTERS * tokens], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        if len(encoded["input_ids"]) < tokens:
+            continue
+        first, last = (encoded["offset_mapping"][place] for place in (tokens - scored, tokens - 1))
+        cut = text[first[0] : last[1]]
+        words += len(re.split(r"\s+", cut.strip()))
+        utf8_bytes += len(cut.encode("utf-8"))
+        ids += encoded["input_ids"][:tokens]
+        found += 1
+        if found == documents:
+            document = np.repeat(np.arange(documents, dtype=np.int32), scored)
+            return TokenStream(np.array(ids), document, words, utf8_bytes)
+    raise StudyError(
+        f"corpus {corpus!r}: {found} documents have {tokens} tokens; quality.decode.prompts wants {documents} of them"
+    )
+
+
 def windows(tokens: int, window: int, stride: int) -> Iterator[Window]:
     """Yield windows that score each of the tokens 1 … tokens − 1 exactly once.
 

@@ -113,6 +113,8 @@ def sequences(settings: dict) -> Iterator[tuple[str, dict[str, int]]]:
         yield "workloads", {name: workload[name] for name in ("prompt_tokens", "new_tokens")}
     for protocol in [*settings.get("protocols", []), *([settings["protocol"]] if "protocol" in settings else [])]:
         yield "protocols", {"window": protocol["window"]}
+    if (decode := settings.get("decode", {})).get("batches"):
+        yield "decode", {name: decode[name] for name in ("prompt_tokens", "new_tokens")}
     if "steps" in settings:
         yield "steps", {name: settings[name] for name in ("prompt_tokens", "steps")} | {"first tokens": PROFILE_TOKENS}
     elif "prompt_tokens" in settings:

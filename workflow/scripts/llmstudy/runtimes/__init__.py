@@ -5,7 +5,7 @@ Nothing here imports torch: the workflow checks a config against the registry wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
@@ -70,6 +70,13 @@ class Runtime(Protocol):
 
     def generate(self, input_ids: torch.Tensor) -> Timeline:
         """Generate after ``input_ids``, int64 [batch, prompt_tokens]; an end-of-text token does not stop it."""
+
+    def score(self, input_ids: torch.Tensor, tokens: torch.Tensor, take: Callable[[int, torch.Tensor], None]) -> None:
+        """Generate after ``input_ids``, but ``tokens`` [batch, new_tokens], through the same steps as ``generate``.
+
+        ``take(number, logits)`` is called for each new token in order with the logits [batch, vocabulary] that it would
+        be taken from; the next step overwrites them. Those of number 0 come from the prompt's pass.
+        """
 
     def close(self) -> None:
         """Free what ``prepare`` allocated."""

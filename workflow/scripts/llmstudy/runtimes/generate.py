@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
 from llmstudy.runtimes import PrepareInfo, Timeline
@@ -37,6 +38,19 @@ def greedy(model, new_tokens: int) -> GenerationConfig:
     return config
 
 
+class Forced(LogitsProcessor):
+    """Let ``generate`` choose ``tokens`` [batch, new_tokens], whatever its logits, which go to ``take``."""
+
+    def __init__(self, tokens: torch.Tensor, take: Callable[[int, torch.Tensor], None]):
+        self.tokens, self.take, self.number = tokens, take, 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.take(self.number, scores)
+        forced = torch.full_like(scores, -torch.inf).scatter_(1, self.tokens[:, self.number, None], 0)
+        self.number += 1
+        return forced
+
+
 class GenerateRuntime:
     """Greedy ``model.generate``; see ``runtimes.Runtime``."""
 
@@ -52,15 +66,23 @@ class GenerateRuntime:
         if input_ids.is_cuda:
             torch.cuda.synchronize(input_ids.device)
         start = time.perf_counter()
+        output = self._call(input_ids, streamer=clock)
+        tokens = output[:, input_ids.shape[1] :].cpu()
+        return Timeline(tokens=tokens, token_s=[stamp - start for stamp in clock.stamps[1:]])
+
+    def score(self, input_ids: torch.Tensor, tokens: torch.Tensor, take: Callable[[int, torch.Tensor], None]) -> None:
+        """See ``runtimes.Runtime``."""
+        self._call(input_ids, logits_processor=[Forced(tokens, take)])
+
+    def _call(self, input_ids: torch.Tensor, **options) -> torch.Tensor:
+        """Return what the library's ``generate`` returns, int64 [batch, prompt_tokens + new_tokens]."""
         with torch.inference_mode():
-            output = self.model.generate(
+            return self.model.generate(
                 input_ids,
                 attention_mask=torch.ones_like(input_ids),
                 generation_config=greedy(self.model, self.new_tokens),
-                streamer=clock,
+                **options,
             )
-        tokens = output[:, input_ids.shape[1] :].cpu()
-        return Timeline(tokens=tokens, token_s=[stamp - start for stamp in clock.stamps[1:]])
 
     def close(self) -> None:
         """Free nothing: the dynamic cache is freed with each call."""

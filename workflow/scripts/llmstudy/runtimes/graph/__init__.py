@@ -7,6 +7,7 @@ loop. ``layer.py`` has the decoder layer, ``kernels/README.md`` says which opera
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -40,10 +41,19 @@ class GraphRuntime:
 
     def generate(self, input_ids: torch.Tensor) -> Timeline:
         """Generate after ``input_ids``, int64 [batch, prompt_tokens] on the model's device."""
-        if tuple(input_ids.shape) != self.shape[:2]:
-            raise ValueError(f"input_ids {tuple(input_ids.shape)}: this runtime was prepared for {self.shape[:2]}")
+        self._check(input_ids)
         with torch.inference_mode():
             return self.engine.generate(input_ids)
+
+    def score(self, input_ids: torch.Tensor, tokens: torch.Tensor, take: Callable[[int, torch.Tensor], None]) -> None:
+        """See ``runtimes.Runtime``."""
+        self._check(input_ids)
+        with torch.inference_mode():
+            self.engine.score(input_ids, tokens, take)
+
+    def _check(self, input_ids: torch.Tensor) -> None:
+        if tuple(input_ids.shape) != self.shape[:2]:
+            raise ValueError(f"input_ids {tuple(input_ids.shape)}: this runtime was prepared for {self.shape[:2]}")
 
     def close(self) -> None:
         self.engine = None

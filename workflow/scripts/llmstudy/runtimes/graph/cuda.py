@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch.nn import functional
 
 from llmstudy.errors import Unsupported
 from llmstudy.runtimes import Timeline
@@ -64,6 +67,16 @@ class CudaEngine:
             event.record()
         ready[-1].synchronize()
         return Timeline(tokens=self.step.tokens.cpu(), token_s=[start.elapsed_time(event) / 1000 for event in ready])
+
+    def score(self, input_ids: torch.Tensor, tokens: torch.Tensor, take: Callable[[int, torch.Tensor], None]) -> None:
+        """See ``runtimes.Runtime``: the same two graphs, with the embedding of the next token replaced between them."""
+        self.ids.copy_(input_ids)
+        self.prefill_graph.replay()
+        take(0, self.logits)
+        for number in range(1, self.step.new_tokens):
+            self.step.x.copy_(functional.embedding(tokens[:, number - 1], self.weights.embedding))
+            self.step_graph.replay()
+            take(number, self.logits)
 
     def _prefill(self) -> None:
         step = self.step

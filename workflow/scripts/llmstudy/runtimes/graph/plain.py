@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -27,16 +28,33 @@ class CpuEngine:
     def generate(self, input_ids: torch.Tensor) -> Timeline:
         """See ``runtimes.Runtime``."""
         begin = time.perf_counter()
-        ids, self.start = input_ids, 0
         tokens, token_s = [], []
-        for _ in range(self.new_tokens):
+
+        def largest(number: int) -> torch.Tensor:
+            tokens.append(self.logits.argmax(dim=-1, keepdim=True))
+            token_s.append(time.perf_counter() - begin)
+            return tokens[-1]
+
+        self._run(input_ids, largest)
+        return Timeline(tokens=torch.cat(tokens, dim=1), token_s=token_s)
+
+    def score(self, input_ids: torch.Tensor, tokens: torch.Tensor, take: Callable[[int, torch.Tensor], None]) -> None:
+        """See ``runtimes.Runtime``."""
+
+        def given(number: int) -> torch.Tensor:
+            take(number, self.logits)
+            return tokens[:, number, None]
+
+        self._run(input_ids, given)
+
+    def _run(self, ids: torch.Tensor, choose: Callable[[int], torch.Tensor]) -> None:
+        """Run the prompt and then each token [batch, 1] that ``choose`` returns, but the last; it reads ``logits``."""
+        self.start = 0
+        for number in range(self.new_tokens):
             x = run_layers(self.weights.layers, self, functional.embedding(ids, self.weights.embedding))
             self.logits = last_logits(self.weights, x[:, -1])
             self.start += ids.shape[1]
-            ids = self.logits.argmax(dim=-1, keepdim=True)
-            tokens.append(ids)
-            token_s.append(time.perf_counter() - begin)
-        return Timeline(tokens=torch.cat(tokens, dim=1), token_s=token_s)
+            ids = choose(number)
 
     def project(
         self,
