@@ -15,6 +15,7 @@ from llmstudy.runtimes.graph import plain
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 DECODE = {"batches": [1, 2, 4], "prompts": 4, "prompt_tokens": 10, "new_tokens": 8}
+LIBRARY = DECODE | {"batches": [0, *DECODE["batches"]]}
 NAMES = [f"decode-b{batch}-p10-n8" for batch in DECODE["batches"]]
 SHORT = "Too short."
 
@@ -55,7 +56,7 @@ def independent(folder, bos: bool = False) -> np.ndarray:
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("runtime", ["generate", "graph"])
 def test_nll_is_that_of_whole_passes_in_the_order_of_the_text(run, tiny_weights, runtime, bos):
-    entries, arrays = run(runtime=runtime, bos=bos)
+    entries, arrays = run(runtime=runtime, bos=bos, decode=LIBRARY if runtime == "generate" else DECODE)
     expected = independent(tiny_weights.parent / "source", bos)
     names = [name + "-bos" * bos for name in (["pass-p10-n8"] if runtime == "generate" else []) + NAMES]
     assert list(entries) == names and len(expected) == 28
@@ -129,12 +130,17 @@ def test_each_runtime_has_a_record_where_its_step_is_scored(tmp_path):
         config["quality"] = config["quality"] | {"decode": decode}
         study = complete(config)
         kinds.check(study)
-        jobs = [kinds.job(study, one) for one in kinds.records(study, "quality")]
-        return {tuple(job.identity.configuration): len(job.settings["protocols"]) for job in jobs}
+        jobs = [kinds.job(study, one) for one in kinds.records(study, "quality", "reference")]
+        found = {(job.identity.kind, *job.identity.configuration): job.settings for job in jobs}
+        return {key: (len(its["protocols"]), its["decode"]["batches"]) for key, its in found.items()}
 
-    base = {(name, "eager", "generate"): 1 for name in ("fp32", "bf16", "fp16")}
-    assert planned() == base
-    assert planned(batches=[1]) == base | {(name, "sdpa", "graph"): 0 for name in ("fp32", "bf16")}
+    def base(passes, batches):
+        own = {("quality", name, "eager", "generate"): (1, passes + batches) for name in ("fp32", "bf16", "fp16")}
+        return own | {("reference", "fp32", "eager", "generate"): (1, batches)}
+
+    assert planned() == base([], [])
+    graph = {("quality", name, "sdpa", "graph"): (0, [1]) for name in ("fp32", "bf16")}
+    assert planned(batches=[1]) == base([0], [1]) | graph
     with pytest.raises(StudyError, match="quality.decode.batches: 5 does not divide quality.decode.prompts, 32"):
         planned(batches=[1, 5])
     with pytest.raises(StudyError, match="quality.decode: prompt_tokens 64 . new_tokens 300 = 364 tokens"):

@@ -424,6 +424,39 @@ def test_fewer_tokens_are_paired_with_the_beginning_of_the_reference(tmp_path):
     assert row["ppl_ratio"] == pytest.approx(math.exp(0.1), rel=1e-5)
 
 
+def test_decoded_tokens_are_compared_with_the_reference_s_and_with_one_pass(tmp_path):
+    """Each runtime's token step with the reference's under the base runtime, and with the own precision's pass."""
+    base = np.random.default_rng(0).gamma(2.0, 1.5, 200)
+    decode = {"batches": [1], "prompts": 10, "prompt_tokens": 5, "new_tokens": 21}
+    library = BOTH | {"protocols": [], "decode": decode | {"batches": [0, 1]}}
+    names = ["pass-p5-n21", "decode-b1-p5-n21"]
+
+    def record(precision, runtime, *losses):
+        settings = library if runtime == "generate" else library | {"decode": decode}
+        measured = [scored(base + loss, name) for name, loss in zip(names[-len(losses) :], losses)]
+        return quality_record(tmp_path, precision, *measured, settings=settings, runtime=runtime)
+
+    table = quality_of(
+        tmp_path,
+        record("fp32", "graph", 0.02),  # the reference's precision in another runtime is no reference
+        record("fp32", "generate", 0.0, 0.01),
+        record("nf4", "generate", 0.3, 0.31),
+        record("nf4", "graph", 0.35),
+    )
+    found = {(row.precision, row.runtime, row.protocol): (row.delta_nll, row.path_ratio) for row in table.itertuples()}
+    none = pytest.approx(math.nan, nan_ok=True)
+    step = names[1]
+    assert found == {
+        ("fp32", "graph", step): pytest.approx((0.01, math.exp(0.02)), abs=1e-5),
+        ("fp32", "generate", names[0]): (none, none),
+        ("fp32", "generate", step): (none, pytest.approx(math.exp(0.01), abs=1e-5)),
+        ("nf4", "generate", names[0]): (pytest.approx(0.3, abs=1e-5), none),
+        ("nf4", "generate", step): pytest.approx((0.3, math.exp(0.01)), abs=1e-5),
+        ("nf4", "graph", step): pytest.approx((0.34, math.exp(0.05)), abs=1e-5),
+    }
+    assert (table["path_ratio_low"].dropna() > 1).all()
+
+
 @pytest.mark.parametrize("other", ["longer", "other words", "other documents", "another beginning"])
 def test_another_text_than_the_reference_s_keeps_its_perplexity_alone(tmp_path, other):
     tokens = {"longer": 400, "another beginning": 100}.get(other, 200)

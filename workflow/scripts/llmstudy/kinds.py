@@ -126,14 +126,17 @@ def quality_settings(study: Study, model: Model, configuration: Configuration) -
     """Return the settings of quality."""
     keys = ("protocols", "decode", "bos", "documents", "tokens_per_document", "max_tokens", "kl_tokens")
     settings = {key: study.quality[key] for key in keys} | {"corpora": study.quality_corpora}
-    # Windows go through the library's forward pass whatever the runtime.
-    windows = {} if configuration.runtime == runtimes.BASE else {"protocols": []}
-    return settings | windows | {"reference": model.reference}
+    if configuration.runtime != runtimes.BASE:
+        settings["protocols"] = []  # windows go through the library's forward pass whatever the runtime
+    elif settings["decode"]["batches"]:
+        settings["decode"] = settings["decode"] | {"batches": [0, *settings["decode"]["batches"]]}
+    return settings | {"reference": model.reference}
 
 
 def reference_settings(study: Study, model: Model, configuration: Configuration) -> dict:
     """Return the settings of the reference; of the windows the first protocol alone is compared token by token."""
-    return quality_settings(study, model, configuration) | {"protocols": study.quality["protocols"][:1]}
+    settings = quality_settings(study, model, configuration)
+    return settings | {"protocols": study.quality["protocols"][:1], "decode": study.quality["decode"]}
 
 
 def panel_reference(study: Study, model: Model) -> list[Configuration]:

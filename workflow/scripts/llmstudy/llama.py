@@ -94,11 +94,11 @@ def causal_attention_flops(heads: int, head_dim: int, context: int) -> float:
 
 def protocol_name(protocol: Mapping[str, int], bos: bool) -> str:
     """Return the label of a quality protocol in records and tables: ``w1024-s512-bos`` of windows, of forced tokens
-    ``decode-b8-p64-n80`` with their batch size, and ``pass-p64-n80`` without one: a pass over the same text."""
+    ``decode-b8-p64-n80`` with their batch size, and ``pass-p64-n80`` for 0: one pass over the same text."""
     if "window" in protocol:
         name = f"w{protocol['window']}-s{protocol['stride']}"
     else:
-        how = f"decode-b{protocol['batch']}" if "batch" in protocol else "pass"
+        how = f"decode-b{protocol['batch']}" if protocol["batch"] else "pass"
         name = f"{how}-p{protocol['prompt_tokens']}-n{protocol['new_tokens']}"
     return name + "-bos" * bos
 

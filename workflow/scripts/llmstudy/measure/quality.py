@@ -42,8 +42,8 @@ def measure(session: Session) -> dict:
     """
     settings = session.settings_as(Settings)
     bos, decode = settings.bos, settings.decode
-    base = session.job.identity.runtime == runtimes.BASE
-    itself = base and session.job.identity.precision == settings.reference
+    identity = session.job.identity
+    itself = (identity.precision, identity.runtime) == (settings.reference, runtimes.BASE)
     model, _ = session.load_model()
     results: dict = {"protocols": []}
 
@@ -70,7 +70,7 @@ def measure(session: Session) -> dict:
             with session.case(results, "protocols", **about) as entry:
                 scored = partial(score_windows, session, model, stream, protocol, bos)
                 grade(entry, about["protocol"], scored, stream.document[1:], corpus * (number == 0))
-        for batch in [0] * (base and bool(decode.batches)) + [*decode.batches]:  # 0: one pass
+        for batch in decode.batches:
             name = decode.name(bos, batch)
             with session.case(results, "protocols", corpus=corpus, protocol=name) as entry:
                 ids, text = decode.text(session, corpus, bos)

@@ -40,7 +40,8 @@ class Decode:
     """Forced tokens: text that a runtime is made to generate, so that its token step is scored.
 
     ``new_tokens`` after each of ``prompts`` prompts of ``prompt_tokens`` tokens; for each of ``batches``, in batches of
-    that size. Every new token but the first is scored, which comes from the prompt's pass.
+    that size, and for batch 0 in one pass over each text. Every new token but the first is scored, which comes from the
+    prompt's pass.
     """
 
     batches: tuple[int, ...]
@@ -60,7 +61,7 @@ class Decode:
 
     def name(self, bos: bool, batch: int) -> str:
         """Return the label in records and tables, for a batch size; for 0 that of one pass over the same text."""
-        return llama.protocol_name(asdict(self) | ({"batch": batch} if batch else {}), bos)
+        return llama.protocol_name(asdict(self) | {"batch": batch}, bos)
 
     def text(self, session: Session, corpus: str, bos: bool) -> tuple[torch.Tensor, TokenStream]:
         """Return (ids int64 [prompts, prompt_tokens + new_tokens] on the device, the scored text); ``bos``: a prompt

@@ -89,10 +89,16 @@ class Sources:
         return self.study["headline"][model]["reference"]
 
     def paired(self) -> list[tuple[dict, dict | None]]:
-        """Return each record with that of its model's reference precision, None where there is none."""
+        """Return each record with that of its model's reference precision under the base runtime, None where there is
+        none."""
         models = [record["identity"]["model"] for record in self.records]
         pairs = list(zip(models, self.records))
-        references = {model: one for model, one in pairs if one["identity"]["precision"] == self.reference(model)}
+        base = {model: (self.reference(model), self.study["runtime"]) for model in models}
+        references = {
+            model: one
+            for model, one in pairs
+            if (one["identity"]["precision"], one["identity"]["runtime"]) == base[model]
+        }
         return [(record, references.get(model)) for model, record in pairs]
 
 

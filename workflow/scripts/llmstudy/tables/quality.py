@@ -11,6 +11,11 @@ probable. In the row of the reference, KL divergence and agreement are those of 
 attention implementation: the noise floor, below which a distance says nothing. All else in that row is of the
 configured attention. ``kl_reason`` says why a measured row has no KL divergence.
 
+Windows (``w…``) and one pass over each text (``pass-…``) are the library's forward pass. Under ``decode-b…``, with its
+batch size, each token went through the token step of the row's runtime; it is compared with the reference's token step
+under the base runtime, and ``path_ratio`` is its perplexity to that of the pass of the same precision over the same
+tokens, what the path costs beyond the precision.
+
 tasks.csv has one row per model, precision and task of lm-eval, a group's documents taken together: ``accuracy`` with
 its Wilson interval. Against the reference precision on the same documents: ``accuracy_change`` with its paired
 interval; ``answers_changed``, among them ``correct_to_wrong`` and ``wrong_to_correct`` (a wrong answer can change into
@@ -59,6 +64,7 @@ COLUMNS = {
         *interval("delta_p_mean", "delta_p_low", "delta_p_high", "Δp mean, points", "points"),
         Column("delta_p_rms", "Δp RMS", "percent"),
         *(Column(f"delta_p_{name}", f"Δp {name}, points", "points") for name in ("p1", "p5", "median", "p95", "p99")),
+        *interval("path_ratio", "path_ratio_low", "path_ratio_high", "PPL ratio to one pass", "ratio"),
         *columns("blocks:text kl_reason:text"),
     ],
     "tasks": [
@@ -87,18 +93,22 @@ OTHER_DOCUMENTS = "not the documents of the reference: measure both again"
 def quality(sources: Sources) -> list[dict]:
     """Return a row for every corpus and protocol that a record was to measure, measured or not."""
     rows = []
+    base = [record for record in sources.records if record["identity"]["runtime"] == sources.study["runtime"]]
+    passes = {(record["identity"]["model"], record["identity"]["precision"]): record for record in base}
     for record, reference in sources.paired():
         entries, others = (by_key(side, "protocols", "corpus", "protocol") for side in (record, reference))
         settings = record["settings"]
-        for corpus, (number, protocol) in product(settings["corpora"], enumerate(settings["protocols"])):
-            name = protocol_name(protocol, settings["bos"])
+        library = passes.get((record["identity"]["model"], record["identity"]["precision"]))
+        for corpus, (compared, name, whole) in product(settings["corpora"], protocols_of(settings)):
             entry, other = entries.get((corpus, name)), others.get((corpus, name))
             row = identity(record, entry) | {"corpus": corpus, "protocol": name}
             if entry and entry["status"] == "ok":
                 arrays = read_arrays(record["path"], f"{corpus}/{name}/")
                 row |= perplexities(entry, arrays)
+                if whole and library:
+                    row |= path_of(arrays, read_arrays(library["path"], f"{corpus}/{whole}/"))
                 if "kl" not in arrays:
-                    row["kl_reason"] = entry.get("unpaired") or (LATER_PROTOCOL if number else NO_REFERENCE)
+                    row["kl_reason"] = entry.get("unpaired") or (NO_REFERENCE if compared else LATER_PROTOCOL)
                 if reference is record:
                     row |= divergences(arrays) | {"ppl_ratio": 1.0, "ppl_verdict": REFERENCE}
                 elif not other or other["status"] != "ok":
@@ -139,6 +149,25 @@ def loss_words(row: Mapping, margin_percent: float) -> str:
         return "a loss shown to exceed the margin"
     small = row["ppl_ratio"] <= 1 + margin_percent / 100
     return "a small loss, below the margin by estimate" if small else "a loss, not shown to exceed the margin"
+
+
+def protocols_of(settings: dict) -> list[tuple[bool, str, str]]:
+    """Return each protocol of a record's settings: whether whole distributions are compared there, its name, and of
+    decoded tokens the name of one pass over them."""
+    windows = enumerate(settings["protocols"])
+    found = [(number == 0, protocol_name(protocol, settings["bos"]), "") for number, protocol in windows]
+    decode = settings.get("decode", {"batches": []})  # no key of older records
+    names = {batch: protocol_name(decode | {"batch": batch}, settings["bos"]) for batch in decode["batches"]}
+    whole = protocol_name(decode | {"batch": 0}, settings["bos"]) if names else ""
+    return found + [(batch > 0, name, whole * (batch > 0)) for batch, name in names.items()]
+
+
+def path_of(arrays: dict, whole: dict) -> dict:
+    """Return the ratio of the perplexity of decoded tokens to that of one pass by the same precision over them."""
+    if "nll" not in whole or not np.array_equal(arrays["document"], whole["document"]):
+        return {}
+    change = paired_difference(whole["nll"], arrays["nll"], arrays["document"])
+    return cells(change.exp(), "path_ratio", "path_ratio_low", "path_ratio_high")
 
 
 def paired(entry: dict, arrays: dict, other: dict, reference: dict) -> dict:
