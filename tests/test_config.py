@@ -223,8 +223,12 @@ def test_the_headline_of_a_model_is_its_first_workload_and_the_first_of_quality(
     put(study, "models.1", {"name": "two", "source": SYNTHETIC, "precisions": ["bf16"]})
     headline = study_config.complete(study).headline
     workload = {"batch": 1, "prompt_tokens": 128, "new_tokens": 32}
-    assert headline["one"] == workload | {"reference": "fp32", "corpus": "text", "protocol": "w1024-s512"}
+    first = {"reference": "fp32", "corpus": "text", "protocol": "w1024-s512"}
+    assert headline["one"] == workload | first | {"decode": ""}
     assert headline["two"]["reference"] == "bf16"
+    for batches, name in (([8, 1], "decode-b1-p64-n80"), ([8, 4], "decode-b8-p64-n80")):
+        headline = study_config.complete(put(study, "quality.decode.batches", batches)).headline
+        assert headline["one"]["decode"] == name
 
 
 def keys_of(schema: dict, root: dict, path: str = ""):

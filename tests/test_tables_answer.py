@@ -88,6 +88,29 @@ def test_summary_joins_the_tables_at_the_headline(tmp_path):
     assert lost[["tpot_ms", "tpot_speedup", "memory_gib", "ppl"]].isna().all() and lost["pareto"] == "no"
 
 
+@pytest.mark.parametrize("step", ["ok", "error"])
+def test_a_runtime_is_judged_by_what_its_own_token_step_loses(tmp_path, step):
+    """Its advice too; the base runtime stays with the windows. A step that failed borrows no other's quality."""
+    fast, ratio = "int8.sdpa.graph", 1.05
+    failed = {} if step == "ok" else {"status": "error", "reason": "7 tokens are not finite"}
+    losses = LOSSES | {
+        fast: graded(fast, ratio, protocol="decode-b1", **failed),
+        "of another batch": graded(fast, 1.5, protocol="decode-b8"),
+        "library's step": graded("int8", 1.4, protocol="decode-b1"),
+    }
+    headline = {"m": HEADLINE | {"decode": "decode-b1"}}
+    memory = MEMORY | {fast: 7.5}
+    table, advice = answers(tmp_path, {fast: 4.0} | TIMES, memory, losses, headline=headline)
+    library, own = only(table, precision="int8", runtime="generate"), only(table, runtime="graph")
+    assert (library["ppl_ratio"], library["protocol"]) == (1.001, "w1024")
+    if step == "error":
+        assert math.isnan(own["ppl_ratio"]) and own["reason"] == "quality: 7 tokens are not finite"
+        return
+    assert (own["ppl_ratio"], own["protocol"], own["ppl_verdict"]) == (ratio, "decode-b1", "higher")
+    assert pd.isna(own["quality_from"])
+    assert only(advice, use="one user")["runtime"] == "generate"  # the faster one is shown to lose more than the margin
+
+
 def test_summary_takes_memory_from_the_nearest_number_of_new_tokens(tmp_path):
     answers(tmp_path)
     probes = pd.read_csv(tmp_path / "probes.csv")

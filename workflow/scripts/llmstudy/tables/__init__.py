@@ -72,7 +72,7 @@ class Sources:
     """The sources of a table: records with their ``path``, other tables by name, and what the study says of itself.
 
     ``study`` is what `config.Study.for_tables` returns: ``headline`` (per model the reference precision, and the
-    workload, corpus and protocol of its rows in summary.csv), ``workloads``, ``limits``, ``margin_percent``, ``dense``
+    workload, corpus and protocols of its rows in summary.csv), ``workloads``, ``limits``, ``margin_percent``, ``dense``
     (precisions without quantization), ``runtime`` (the library's), ``attention``, ``kernels`` and ``capacity``.
     """
 

@@ -125,7 +125,7 @@ def judged(rows: list[dict], margin_percent: float) -> list[dict]:
     compared = [row for row in rows if row["status"] == "ok" and math.isfinite(row.get("delta_nll", math.nan))]
     text = itemgetter("model", *PROTOCOL)
     for row in compared:
-        number = len({one["precision"] for one in compared if text(one) == text(row)})
+        number = len({(one["precision"], one["runtime"]) for one in compared if text(one) == text(row)})
         change, se, degrees = row["delta_nll"], row["delta_nll_se"], int(row["blocks"].split()[0]) - 1
         half = critical_value(degrees, 1 - (1 - CONFIDENCE) / number) * se  # NaN of a single block
         inner = critical_value(degrees, 2 * CONFIDENCE - 1) * se

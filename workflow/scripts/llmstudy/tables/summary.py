@@ -5,8 +5,9 @@ fastest configuration without quantization, are those of speed.csv. ``memory_gib
 workload with the nearest number of new tokens where the headline's was not tried; ``memory_ratio`` is to ``against``,
 and ``memory_verdict`` ``less`` or ``more`` beyond the margin, else ``same``: it is one figure, without an interval.
 
-Quality belongs to the precision and is that of quality.csv: where it was measured with another attention or runtime,
-``quality_from`` names those.
+Quality is that of quality.csv, under ``protocol``. Under the base runtime it belongs to the precision: where it was
+measured with another attention, ``quality_from`` names that. Another runtime has a token step of its own, and its
+quality is that of the tokens decoded with it; only where none were scored it is the base runtime's (``quality_from``).
 
 ``pareto``: no other configuration is as good, within the margins, in memory, TPOT and perplexity, and better by more
 than the margin in one of them.
@@ -43,6 +44,7 @@ COLUMNS = {
         *pick(PROBES["probes"], " ".join(OF_PROBES)),
         *columns("memory_ratio:ratio memory_verdict:text"),
         *pick(QUALITY["quality"], " ".join([*OF_QUALITY[:3], *OF_LOSS, *OF_QUALITY[3:]])),
+        *pick(QUALITY["quality"], "protocol"),
         *columns("quality_from:text pareto:text"),
     ]
 }
@@ -55,25 +57,34 @@ def summary(sources: Sources) -> list[dict]:
     rows, margins = [], sources.study["margin_percent"]
     for model, headline in sources.study["headline"].items():
         tables = [where(sources.tables[name], {"model": model}) for name in ("speed", "probes", "quality")]
-        found = rows_of(*tables, headline, margins)
+        found = rows_of(*tables, headline, margins, sources.study["runtime"])
         for row, front in zip(found, pareto(pd.DataFrame(found), margins) if found else []):
             rows.append(row | {"pareto": "yes" if front else "no"})
     return rows
 
 
 def rows_of(
-    speed: pd.DataFrame, probes: pd.DataFrame, quality: pd.DataFrame, headline: Mapping, margins: Mapping[str, float]
+    speed: pd.DataFrame,
+    probes: pd.DataFrame,
+    quality: pd.DataFrame,
+    headline: Mapping,
+    margins: Mapping[str, float],
+    base: str,
 ) -> list[dict]:
-    """Return the rows of one model without the front."""
+    """Return the rows of one model without the front; ``base``: the library's runtime."""
     speed = speed[speed["again"] == "no"]
     at_headline = where(speed, {name: headline[name] for name in WORKLOAD})
     tried = where(probes, nearest_workload(probes, headline))
     losses = where(quality, {name: headline[name] for name in PROTOCOL})
+    decoded = where(quality, {"corpus": headline["corpus"], "protocol": headline.get("decode", "")})
+    decoded = decoded[decoded["runtime"] != base]
     rows = []
     for key, own in speed.groupby(CONFIGURATION, sort=False):
         configuration = dict(zip(CONFIGURATION, key))
         timed, probed = where(at_headline, configuration), where(tried, configuration)
-        graded = losses[losses["precision"] == configuration["precision"]]
+        graded = where(decoded, {name: configuration[name] for name in ("precision", "runtime")})
+        if graded.empty:
+            graded = losses[losses["precision"] == configuration["precision"]]
         row = own.iloc[0][IDENTITY].to_dict() | outcome_of(timed, probed, graded)
         if len(timed):
             row |= timed.iloc[0][OF_SPEED.split()].to_dict()
@@ -117,7 +128,7 @@ def nearest(measured: pd.DataFrame, configuration: Mapping[str, str]) -> dict:
     nearness = next(same) * 2 + next(same)
     row = measured.loc[nearness.idxmax()]
     elsewhere = "" if nearness.max() == 3 else f"{row['attention']}, {row['runtime']}"
-    return row[[*OF_QUALITY, *OF_LOSS]].to_dict() | {"quality_from": elsewhere}
+    return row[[*OF_QUALITY, *OF_LOSS, "protocol"]].to_dict() | {"quality_from": elsewhere}
 
 
 def pareto(rows: pd.DataFrame, margins: Mapping[str, float]) -> list[bool]:
