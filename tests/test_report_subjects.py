@@ -284,6 +284,13 @@ def test_the_distance_names_the_nearest_and_the_furthest(h200):
     assert "Scored were 10,183 tokens of `wikipedia` with `smollm2-135m`" in claim.text
     assert "Shown to lie within the margin: `fp16` and `int8-fused`." in claim.text
     assert "A loss shown to exceed the margin: `llm-int8`, `llm-int8-t0` and `nf4`." in claim.text
+    assert "Token by token" not in claim.text
+    rows = h200.table("quality")
+    steps = rows[rows["model"] == "smollm2-135m"].iloc[:2].assign(protocol="decode-b1", runtime=["generate", "graph"])
+    steps = steps.assign(precision="int8-fused", path_ratio=[1.0001, 0.98])
+    text = quality.distance(changed(h200, quality=pd.concat([rows, steps]))).text
+    assert "the steps of `generate` and `graph`, perplexity differs from one pass of the same precision by -2 %" in text
+    assert "of `int8-fused` under `graph`" in text
     alone = h200.table("quality").query("precision == 'bf16'")
     assert quality.distance(changed(h200, quality=alone)) is None
 

@@ -39,9 +39,23 @@ def distance(study: Study) -> Claim | None:
         words = [loss_words(row, study.margin_percent("perplexity")) for _, row in summary.iterrows()]
         for text, same in summary.groupby(words, sort=False):
             texts.append(f"{text.capitalize()}: {named(same['precision'])}.")
+    texts += filter(None, [steps(study)])
     texts.append(f"Perplexity in every normalization is in {study.file('quality')}.")
     heading = f"`{near}` stays nearest to the original" + f", `{far}` moves furthest" * (near != far)
     return Claim(heading, " ".join(texts), "distance")
+
+
+def steps(study: Study) -> str | None:
+    """Return how far perplexity through the token steps of the runtimes is from that of one pass over the same text."""
+    rows = study.measured("quality", "path_ratio")
+    if rows.empty:
+        return None
+    worst = rows.loc[(rows["path_ratio"] - 1).abs().idxmax()]
+    return (
+        f"Token by token, through the steps of {named(sorted(set(rows['runtime'])))}, perplexity differs from one pass "
+        f"of the same precision by {markdown.change(worst['path_ratio'])} at most, of `{worst['precision']}` under "
+        f"`{worst['runtime']}`."
+    )
 
 
 def distance_rows(study: Study) -> pd.DataFrame:

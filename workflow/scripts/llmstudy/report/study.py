@@ -56,9 +56,9 @@ class Study:
         return rows if model is None else rows[rows["model"] == model]
 
     def measured(self, name: str, quantity: str, model: str | None = None) -> pd.DataFrame:
-        """Return the rows of a table with status ok and a value of a quantity."""
+        """Return the rows of a table with status ok and a value of a quantity, which an older table may not have."""
         rows = self.table(name, model)
-        return rows[(rows["status"] == "ok") & rows[quantity].notna()]
+        return rows[(rows["status"] == "ok") & rows[quantity].notna()] if quantity in rows else rows.iloc[:0]
 
     @property
     def models(self) -> list[str]:
