@@ -97,6 +97,18 @@ def test_the_allocator_is_what_the_job_says(run, monkeypatch):
     assert run(body, allocator="ours").result["results"] == {"allocator": "ours"}
 
 
+def test_pytorch_in_the_users_home_is_used_where_there_is_no_other(run, monkeypatch, tmp_path):
+    """Else no package there shadows one of the environment."""
+    home = tmp_path / "home"
+    monkeypatch.setattr(parent.site, "getusersitepackages", lambda: str(home))
+    body = "import sys; return {'home': not sys.flags.no_user_site}"
+    for name, at_home in (("environment", False), ("home", True)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "torch.py").write_text("")
+        monkeypatch.setattr(sys, "path", [str(home), str(tmp_path / name)])
+        assert run(body).result["results"] == {"home": at_home}
+
+
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGALRM"])
 def test_a_child_killed_before_its_first_case_says_where_it_ran(run, name):
     outcome = run(f"import os, signal; os.kill(os.getpid(), signal.{name})")

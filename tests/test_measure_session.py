@@ -128,20 +128,22 @@ def test_devices():
 
 def test_only_a_model_that_does_not_fit_one_gpu_is_split(measuring, monkeypatch):
     session = measuring("probe")
-    bf16, nf4 = (Configuration(name, "sdpa", "generate") for name in ("bf16", "nf4"))
+    bf16, nf4, ours = (Configuration(name, "sdpa", "generate") for name in ("bf16", "nf4", "int8-fused"))
     assert not session.split(bf16)
     session.device = "cuda"
     parameters = json.loads(Path(session.job.model_folder, "manifest.json").read_text())["parameters"]
     for count, memory, expected in [
-        (2, 2.4, [False, False]),
-        (2, 2.3, [True, False]),
-        (2, 0.5, [True] * 2),
-        (1, 0.5, [False] * 2),
+        (2, 2.4, [False, False, False]),
+        (2, 2.3, [True, False, False]),
+        (2, 1.1, [True, False, False]),  # ours is tried where its weights may fit
+        (2, 0.9, [True, False, True]),
+        (2, 0.5, [True, True, True]),
+        (1, 0.5, [False, False, False]),
     ]:
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
         properties = SimpleNamespace(total_memory=memory * parameters)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index, properties=properties: properties)
-        assert [session.split(bf16), session.split(nf4)] == expected
+        assert [session.split(one) for one in (bf16, nf4, ours)] == expected
 
 
 def test_the_record_says_how_a_model_was_split(measuring, monkeypatch):

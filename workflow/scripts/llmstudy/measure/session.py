@@ -122,11 +122,18 @@ class Session:
         return model, time.perf_counter() - start
 
     def split(self, configuration: Configuration) -> bool:
-        """Return whether a configuration's model is split over several GPUs: never one that fits the first."""
+        """Return whether a configuration's model is split over several GPUs: never one that fits the first.
+
+        What is loaded layer by layer cannot be split, and is tried on the first as long as its weights may fit.
+        """
         if self.device != "cuda" or torch.cuda.device_count() == 1:
             return False
-        size = pool.weight_bytes(self.job.model_folder, configuration)
-        return gpus_needed(size, torch.cuda.get_device_properties(0).total_memory) > 1
+        size, memory = (
+            pool.weight_bytes(self.job.model_folder, configuration),
+            torch.cuda.get_device_properties(0).total_memory,
+        )
+        whole = precisions.get(configuration.precision).own or not self.weights.real
+        return size > memory if whole else gpus_needed(size, memory) > 1
 
     def note_split(self, configuration: Configuration, model) -> None:
         """Add to the provenance how many decoder layers of a split model each GPU got. Raise MemoryError if some of it

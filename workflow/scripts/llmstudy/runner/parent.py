@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import site
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from llmstudy.runner import pool
@@ -79,7 +81,8 @@ def _seat(job: Job) -> AbstractContextManager[pool.Seat]:
 
 def _environment(allocator: str | None, gpus: list[pool.Gpu]) -> dict[str, str]:
     """Return the child's environment: the library on its path, the hub switched off (compute nodes have no network), of
-    the GPUs its own alone, no packages of the user's outside the environment that the study runs in.
+    the GPUs its own alone, no packages in the user's home (``~/.local``), which Python would prefer to those of the
+    environment. Where PyTorch lies there alone, it is the environment.
 
     ``allocator``: settings of PyTorch's CUDA allocator, which reads them once, when it starts.
     """
@@ -87,11 +90,12 @@ def _environment(allocator: str | None, gpus: list[pool.Gpu]) -> dict[str, str]:
     fixed = {
         "PYTHONPATH": path,
         "PYTHONUNBUFFERED": "1",
-        "PYTHONNOUSERSITE": "1",
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if PathFinder.find_spec("torch", [folder for folder in sys.path if folder != site.getusersitepackages()]):
+        fixed["PYTHONNOUSERSITE"] = "1"
     if gpus:
         fixed["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in gpus)
     if allocator:
