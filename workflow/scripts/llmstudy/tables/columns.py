@@ -10,6 +10,7 @@ import pandas as pd
 
 from llmstudy.files import atomic_write
 from llmstudy.stats.estimate import Estimate
+from llmstudy.stats.panels import Comparison
 
 CONFIGURATION = ["model", "precision", "attention", "runtime"]
 IDENTITY = ["study", "model", "weights", "precision", "attention", "runtime", "device"]
@@ -43,9 +44,9 @@ def interval(name: str, low: str, high: str, title: str, show: str = "number") -
     return [Column(name, title, show), Column(low, f"{title}, low", show), Column(high, f"{title}, high", show)]
 
 
-def cells(estimate: Estimate, name: str, low: str, high: str) -> dict[str, float]:
-    """Return the cells of a quantity and of the two ends of its interval."""
-    return {name: estimate.value, low: estimate.low, high: estimate.high}
+def cells(estimate: Estimate | Comparison, name: str, low: str = "", high: str = "") -> dict[str, float]:
+    """Return the cells of a quantity and of the two ends of its interval, by default ``<name>_low`` and ``_high``."""
+    return {name: estimate.value, low or f"{name}_low": estimate.low, high or f"{name}_high": estimate.high}
 
 
 def columns(names: str, before: Sequence[Column] = ()) -> list[Column]:

@@ -185,7 +185,7 @@ def perplexities(entry: dict, arrays: dict[str, np.ndarray]) -> dict:
     """Return one model's loss in every normalization, with the interval of its token perplexity."""
     nll = arrays["nll"].astype(np.float64)
     sizes = {"tokens": len(nll), "words": entry["words"], "utf8_bytes": entry["utf8_bytes"]}
-    ppl = cells(perplexity(nll, arrays["document"]), "ppl", "ppl_low", "ppl_high")
+    ppl = cells(perplexity(nll, arrays["document"]), "ppl")
     return sizes | {"nll": nll.mean()} | normalizations(nll.sum(), **sizes) | ppl
 
 
@@ -254,7 +254,7 @@ def flips(reference: dict[str, np.ndarray], arrays: dict[str, np.ndarray], task:
     before, after = reference[f"{task}/correct"] == 1, arrays[f"{task}/correct"] == 1
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     difference = paired_change(int((before & after).sum()), lost, gained, int((~before & ~after).sum()))
-    return cells(difference, "accuracy_change", "accuracy_change_low", "accuracy_change_high") | {
+    return cells(difference, "accuracy_change") | {
         "answers_changed": int((reference[f"{task}/answer"] != arrays[f"{task}/answer"]).sum()),
         "correct_to_wrong": lost,
         "wrong_to_correct": gained,

@@ -28,7 +28,18 @@ import pandas as pd
 
 from llmstudy.stats import panels
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import CONFIGURATION, IDENTITY, SHARED, WORKLOAD, Column, columns, interval, pick, where
+from llmstudy.tables.columns import (
+    CONFIGURATION,
+    IDENTITY,
+    SHARED,
+    WORKLOAD,
+    Column,
+    cells,
+    columns,
+    interval,
+    pick,
+    where,
+)
 from llmstudy.tables.processes import COLUMNS as PROCESSES
 from llmstudy.tables.processes import QUANTITIES, rounds
 
@@ -89,7 +100,8 @@ def speed(sources: Sources) -> list[dict]:
                 base = key[:-1] if key[-1] == "yes" else compared.base
                 row |= ratios(compared, key, base, margin)
                 over = next((one for one in compared.keys if one == (reference, key[1], study["runtime"])), None)
-                row |= cells(compared.of("tpot_ms", over).get(key) if over else None, "generate_speedup")
+                if over and (found := compared.of("tpot_ms", over).get(key)):
+                    row |= cells(found, "generate_speedup")
             rows.append(row)
     return rows
 
@@ -180,11 +192,6 @@ def ratios(compared: Comparisons, key: tuple, base: tuple | None, margin: float)
         elif found := compared.of(f"{name}_ms", base).get(key):
             columns |= cells(found, f"{name}_speedup") | {f"{name}_verdict": panels.verdict(found, margin)}
     return columns
-
-
-def cells(found: panels.Comparison | None, name: str) -> dict:
-    """Return the cells of a comparison and the ends of its interval."""
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high} if found else {}
 
 
 def name_of(configuration: tuple) -> str:
