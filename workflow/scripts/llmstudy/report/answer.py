@@ -12,9 +12,9 @@ from llmstudy.report.markdown import NONE, listed, named, span, times
 from llmstudy.report.study import Study, fact, fastest, ordered, sizes
 from llmstudy.runtimes import BASE
 from llmstudy.tables.advice import BATCH
-from llmstudy.tables.columns import number, percent
+from llmstudy.tables.columns import KEY, number, percent
 from llmstudy.tables.quality import REFERENCE, loss_words
-from llmstudy.tables.speed import KEY, name_of
+from llmstudy.tables.speed import name_of
 
 MANY = 5  # names that a sentence has room for
 # What a runtime adds to the way in which a precision is used.

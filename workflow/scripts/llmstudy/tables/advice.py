@@ -32,19 +32,7 @@ import pandas as pd
 from llmstudy.stats import panels
 from llmstudy.tables import Sources
 from llmstudy.tables.capacity import device_memory_gib
-from llmstudy.tables.columns import (
-    AT_WORKLOAD,
-    IDENTITY,
-    SHARED,
-    WORKLOAD,
-    columns,
-    interval,
-    listed,
-    number,
-    percent,
-    pick,
-    where,
-)
+from llmstudy.tables.columns import IDENTITY, SHARED, WORKLOAD, columns, interval, listed, number, percent, pick, where
 from llmstudy.tables.probes import nearest_workload
 from llmstudy.tables.quality import REFERENCE, exceeds, loss_words
 from llmstudy.tables.speed import COLUMNS as SPEED
@@ -56,7 +44,7 @@ COLUMNS = {
     "advice": [
         *SHARED,
         *columns("use:text"),
-        *AT_WORKLOAD,
+        *pick(SPEED["speed"], " ".join(WORKLOAD)),
         *columns("verdict:text against:text"),
         *interval("speedup", "speedup_low", "speedup_high", "speed-up"),
         *pick(SPEED["speed"], "tpot_ms tokens_per_s"),

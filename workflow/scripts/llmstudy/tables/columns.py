@@ -13,6 +13,7 @@ from llmstudy.stats.estimate import Estimate
 from llmstudy.stats.panels import Comparison
 
 CONFIGURATION = ["model", "precision", "attention", "runtime"]
+KEY = CONFIGURATION[1:]  # of a configuration among those of one model
 IDENTITY = ["study", "model", "weights", "precision", "attention", "runtime", "device"]
 WORKLOAD = ["batch", "prompt_tokens", "new_tokens"]
 PROTOCOL = ["corpus", "protocol"]

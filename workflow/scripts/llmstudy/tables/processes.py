@@ -18,7 +18,7 @@ import pandas as pd
 
 from llmstudy.stats.estimate import percentile
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import AT_WORKLOAD, CONFIGURATION, SHARED, WORKLOAD, Column, columns
+from llmstudy.tables.columns import AT_WORKLOAD, CONFIGURATION, KEY, SHARED, WORKLOAD, Column, columns
 from llmstudy.tables.records import identity
 
 QUANTITIES = ("ttft_ms", "tpot_ms", "e2e_ms")
@@ -60,7 +60,7 @@ def processes(sources: Sources) -> list[dict]:
         shared |= {f"{name}_gb_s": rate for name, rate in results.get("bandwidth_gb_s", {}).items()}
         for workload in settings["workloads"]:
             for number, names in enumerate(settings["configurations"]):
-                configuration = dict(zip(CONFIGURATION[1:], names))
+                configuration = dict(zip(KEY, names))
                 for again in [False, True][: 1 + (number == 0)]:
                     key = key_of(configuration | {"again": again, "workload": workload})
                     for entry in entries.get(key, [] if again else [None]):
@@ -81,7 +81,7 @@ def once(processes: pd.DataFrame) -> pd.DataFrame:
 
 def key_of(entry: dict) -> tuple:
     """Return what distinguishes an entry of a panel."""
-    names = tuple(entry[name] for name in [*CONFIGURATION[1:], "again"])
+    names = tuple(entry[name] for name in [*KEY, "again"])
     return names + tuple(entry["workload"][name] for name in WORKLOAD)
 
 

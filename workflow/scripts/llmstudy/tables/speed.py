@@ -28,22 +28,10 @@ import pandas as pd
 
 from llmstudy.stats import panels
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import (
-    CONFIGURATION,
-    IDENTITY,
-    SHARED,
-    WORKLOAD,
-    Column,
-    cells,
-    columns,
-    interval,
-    pick,
-    where,
-)
+from llmstudy.tables.columns import IDENTITY, KEY, SHARED, WORKLOAD, Column, cells, columns, interval, pick, where
 from llmstudy.tables.processes import COLUMNS as PROCESSES
 from llmstudy.tables.processes import QUANTITIES, rounds
 
-KEY = CONFIGURATION[1:]
 BASE = "base"  # the verdict of the configuration that the others are compared with
 OF_PROCESSES = {column.name: column for column in PROCESSES["processes"]}
 TIMES = (*QUANTITIES, "tokens_per_s")

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import CONFIGURATION, IDENTITY, PROTOCOL, SHARED, WORKLOAD, columns, pick, where
+from llmstudy.tables.columns import CONFIGURATION, IDENTITY, KEY, PROTOCOL, SHARED, WORKLOAD, columns, pick, where
 from llmstudy.tables.probes import COLUMNS as PROBES
 from llmstudy.tables.probes import nearest_workload
 from llmstudy.tables.quality import COLUMNS as QUALITY
@@ -93,7 +93,7 @@ def rows_of(
         if len(measured := ok(graded)):
             row |= nearest(measured, configuration)
         rows.append(row)
-    bases = {name_of(tuple(row[name] for name in CONFIGURATION[1:])): row.get("memory_gib") for row in rows}
+    bases = {name_of(tuple(row[name] for name in KEY)): row.get("memory_gib") for row in rows}
     for row in rows:
         row |= memory_of(row.get("memory_gib"), bases.get(row.get("against")), margins["memory"])
     return rows
