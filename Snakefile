@@ -21,7 +21,7 @@ min_version("9.0")
 # come from the default study instead of the schema.
 if not workflow.overwrite_configfiles:
 
-    configfile: "config/config.yaml"
+    configfile: f"{workflow.basedir}/config/config.yaml"
 
 
 report: "workflow/report/workflow.rst"

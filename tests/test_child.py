@@ -109,6 +109,24 @@ def test_pytorch_in_the_users_home_is_used_where_there_is_no_other(run, monkeypa
         assert run(body).result["results"] == {"home": at_home}
 
 
+def test_a_cache_that_cannot_be_written_is_made_anew_for_the_job(run, monkeypatch, tmp_path):
+    body = "import os; return {'cache': os.environ.get('TRITON_CACHE_DIR')}"
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TRITON_HOME", str(tmp_path / "new"))
+    assert run(body).result["results"] == {"cache": None}
+    monkeypatch.setenv("TRITON_HOME", str(tmp_path / "file"))
+    assert run(body).result["results"]["cache"].endswith("/triton")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "of the user"))
+    assert run(body).result["results"] == {"cache": str(tmp_path / "of the user")}
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "below"))
+    assert run(body).result["results"]["cache"].startswith("/")
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    monkeypatch.delenv("TRITON_HOME")
+    monkeypatch.setattr(parent.os.path, "expanduser", lambda path: path)  # no home, and no name
+    assert run(body).result["results"]["cache"].endswith("/triton")
+
+
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGALRM"])
 def test_a_child_killed_before_its_first_case_says_where_it_ran(run, name):
     outcome = run(f"import os, signal; os.kill(os.getpid(), signal.{name})")
@@ -220,6 +238,9 @@ class OutOfMemoryError(RuntimeError):
         (Unsupported("no"), "unsupported"),
         (StudyError("bad corpus"), "error"),
         (KeyboardInterrupt(), "error"),
+        (RuntimeError("Failed to find C compiler. Please specify via CC environment variable"), "unsupported"),
+        (subprocess.CalledProcessError(1, ["/usr/bin/gcc", "/tmp/a/cuda_utils.c", "-O3"]), "unsupported"),
+        (subprocess.CalledProcessError(1, ["git", "status"]), "error"),
         (ValueError("word\n\t " * 1000), "error"),
     ],
 )

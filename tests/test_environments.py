@@ -113,6 +113,20 @@ def test_packages_in_the_users_home_stay_out_of_environments(tmp_path):
         assert "PYTHONNOUSERSITE" not in os.environ
 
 
+def test_a_user_without_a_name_has_a_number(monkeypatch):
+    """Snakemake asks for a name before its first job."""
+    monkeypatch.delenv("USER", raising=False)
+    script.isolate([])
+    assert "USER" not in os.environ
+
+    def getuser():
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr(script.getpass, "getuser", getuser)
+    script.isolate([])
+    assert os.environ["USER"] == str(os.getuid())
+
+
 # ------------------------------------------------------------------------------------------------------------ rules
 
 

@@ -291,6 +291,9 @@ def test_the_distance_names_the_nearest_and_the_furthest(h200):
     text = quality.distance(changed(h200, quality=pd.concat([rows, steps]))).text
     assert "the steps of `generate` and `graph`, perplexity differs from one pass of the same precision by -2 %" in text
     assert "of `int8-fused` under `graph`" in text
+    two = h200.table("summary").query("model == 'smollm2-135m' and precision in ['bf16', 'fp16']")
+    two = two.drop_duplicates("precision")
+    assert "Shown to lie within the margin: `fp16`." in quality.distance(changed(h200, summary=two)).text
     alone = h200.table("quality").query("precision == 'bf16'")
     assert quality.distance(changed(h200, quality=alone)) is None
 

@@ -102,6 +102,18 @@ def test_a_gpu_that_is_not_here_stops_before_any_job(checkout):
     assert "Traceback" not in output and not (checkout.folder / "resources").exists()
 
 
+@pytest.mark.slow
+def test_a_study_works_in_another_folder_and_with_spaces_in_paths(tmp_path):
+    for name in ("a clone", "else where"):
+        (tmp_path / name).mkdir()
+    checkout = Checkout(tmp_path / "a clone")
+    environment = {"LC_ALL": "POSIX", "HOME": "", "XDG_CACHE_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    output = checkout.snakemake("-n", "--directory", str(tmp_path / "else where"), **environment)
+    assert jobs(output)["render_report"] == 1
+    assert "../a clone/workflow/report/REPORT.md.j2" in inputs(output, "render_report")
+    assert "    input: workflow/report/" in checkout.snakemake("-n")  # and in its own folder as in every other clone
+
+
 # Packages that measure or report, and the plugin for SLURM, which brings some of them, look as if not installed.
 ABSENT = """
 import pkgutil, sys

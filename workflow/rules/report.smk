@@ -18,6 +18,7 @@ STEPS:
 """
 
 from glob import glob
+from os.path import relpath
 
 from llmstudy.report import figures
 
@@ -28,6 +29,8 @@ OTHER_STUDIES = [
     for path in sorted(glob(f"results/*/{pattern}"))
     if not path.startswith(f"{RESULTS}/")
 ]
+# From where Snakemake works, which --directory may change; the same in every checkout otherwise.
+TEMPLATES = relpath(f"{workflow.basedir}/workflow/report")
 DRAWN_FROM = {table for figure in figures.FIGURES.values() for table in figure.tables}
 
 
@@ -78,8 +81,8 @@ rule first_answer:
 
 rule render_report:
     input:
-        templates=glob("workflow/report/**/*.j2", recursive=True),
-        captions=glob("workflow/report/captions/*.rst"),
+        templates=glob(f"{TEMPLATES}/**/*.j2", recursive=True),
+        captions=glob(f"{TEMPLATES}/captions/*.rst"),
         tables=expand(f"{RESULTS}/{{table}}.csv", table=TABLES),
         provenance=f"{RESULTS}/provenance.json",
         figures=f"{RESULTS}/figures",

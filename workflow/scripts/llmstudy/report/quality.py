@@ -37,7 +37,7 @@ def distance(study: Study) -> Claim | None:
         summary = study.measured("summary", "ppl_ratio", model)
         summary = ordered(summary[summary["ppl_verdict"] != REFERENCE])
         words = [loss_words(row, study.margin_percent("perplexity")) for _, row in summary.iterrows()]
-        for text, same in summary.groupby(words, sort=False):
+        for text, same in summary.assign(words=words).groupby("words", sort=False):
             texts.append(f"{text.capitalize()}: {named(same['precision'])}.")
     texts += filter(None, [steps(study)])
     texts.append(f"Perplexity in every normalization is in {study.file('quality')}.")

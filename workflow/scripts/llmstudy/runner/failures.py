@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -24,9 +25,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return error.__context__ is not None and is_out_of_memory(error.__context__)
 
 
+def is_without_compiler(error: BaseException) -> bool:
+    """Return whether Triton found no C compiler, or that failed, as it does without Python.h."""
+    if isinstance(error, subprocess.CalledProcessError) and not isinstance(error.cmd, str):
+        return any(str(part).endswith(".c") for part in error.cmd)
+    return "Failed to find C compiler" in str(error)
+
+
 def classify(error: BaseException) -> tuple[str, str]:
     """Return (status, reason in one line) of an exception."""
     message = " ".join(str(error).split())[:400]
+    if is_without_compiler(error):
+        return "unsupported", (
+            "Triton compiles what starts its kernels with a C compiler and Python's headers: install both (on Debian "
+            "gcc and python3-dev), or set CC"
+        )
     if is_out_of_memory(error):
         return "oom", message or "out of memory"
     if isinstance(error, Unsupported):

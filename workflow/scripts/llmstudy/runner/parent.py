@@ -53,7 +53,7 @@ def run_child(job: Job, log: Path, artifacts: Path) -> Outcome:
         kills_before = _kernel_oom_kills()
         with log.open("a", encoding="utf-8") as stream, _terminate_as_exception(), _seat(job) as seat:
             streams = {"stdin": subprocess.PIPE, "stdout": stream, "stderr": stream}
-            environment = _environment(job.allocator, seat.gpus)
+            environment = _environment(job.allocator, seat.gpus) | _caches(Path(folder))
             process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
             try:
                 seat.take_turn(stream)
@@ -101,6 +101,15 @@ def _environment(allocator: str | None, gpus: list[pool.Gpu]) -> dict[str, str]:
     if allocator:
         fixed["PYTORCH_ALLOC_CONF"] = allocator
     return os.environ | fixed
+
+
+def _caches(folder: Path) -> dict[str, str]:
+    """Return ``folder`` as the place where Triton keeps what it compiles, if it cannot write where it would."""
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")  # which stays ``~`` for a user without a home
+    cache = Path(os.environ.get("TRITON_CACHE_DIR") or f"{home}/.triton")
+    there = next(one for one in (cache, *cache.parents) if one.exists())
+    writable = there.is_dir() and os.access(there, os.W_OK) and cache.parts[0] != "~"
+    return {} if writable else {"TRITON_CACHE_DIR": str(folder / "triton")}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import importlib.util
 import json
 import os
@@ -76,7 +77,8 @@ def measure(snakemake, unneeded: Callable[[list[Path], dict], str | None]) -> No
 
 
 def isolate(deployment: Iterable) -> None:
-    """Keep packages in the user's home (``~/.local``) out of conda environments, for all that this process starts.
+    """Keep packages in the user's home (``~/.local``) out of conda environments, and give a user without a name, as in
+    containers, his number for one: for this process, as Snakemake asks for it, and all that it starts.
 
     Python prefers them to those of an environment, and pip, which fills it, leaves out what it finds there. Not where
     Snakemake lies there itself: its jobs would not find it.
@@ -87,6 +89,10 @@ def isolate(deployment: Iterable) -> None:
     at_home = importlib.util.find_spec("snakemake").origin.startswith(f"{site.getusersitepackages()}{os.sep}")
     if any(method.name == "CONDA" for method in deployment) and not at_home:
         os.environ["PYTHONNOUSERSITE"] = "1"
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = str(os.getuid())
 
 
 def plan(results: str, outputs: list[str]) -> None:
