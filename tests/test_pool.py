@@ -188,6 +188,16 @@ def test_a_large_model_takes_several_gpus_and_no_more_than_there_are(host):
         assert seats(stack, 1, 100, 400) == ["0", "12", "012"]
 
 
+def test_turns_are_taken_in_one_order(host, monkeypatch):
+    """Or of two jobs that need the same GPUs each could wait for the other."""
+    host(H100, H100, visible="1,0")
+    order = []
+    with pool.seat(pool.usable(), 100 * GB) as seat:
+        monkeypatch.setattr(pool, "_lock", lambda locks, gpu, name, wait=False: order.append(gpu.number) or True)
+        seat.take_turn(sys.stdout)
+    assert [gpu.number for gpu in seat.gpus] == ["1", "0"] and order == ["0", "1"]
+
+
 def test_a_process_takes_one_slice(host):
     host([("1g", 10 * GB), ("1g", 10 * GB)])
     with ExitStack() as stack:
@@ -359,4 +369,4 @@ def test_a_parent_that_is_ended_while_it_waits_leaves_no_child(run, monkeypatch,
     monkeypatch.setattr(faults, "STAND_IN", begin + faults.STAND_IN)
     with pytest.raises(SystemExit):
         run("return {}", H100)
-    assert not faults.alive(int(file.read_text()))
+    assert not Path(f"/proc/{file.read_text()}").exists()  # not even as a zombie, which may still hold its GPU
