@@ -231,6 +231,53 @@ def test_the_headline_of_a_model_is_its_first_workload_and_the_first_of_quality(
         assert headline["one"]["decode"] == name
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("study: on", "study True YAML reads this as a truth value: quote it"),
+        ("study: 2024-01-01", "study 2024-01-01 YAML reads this as a date: quote it"),
+        ("study: 1.0e+3", "study 1000.0 YAML reads this as a number: quote it"),
+        ("models: [{name: 3, source: x}]", "models.0.name 3 YAML reads this as a number: quote it"),
+        (f"models: [{{name: a, source: {{type: hub, repo: a/b, revision: {'1' * 40}}}}}]", "revision 1111 quote it"),
+        ("precisions: [fp32, no]", "precisions.1 False quote it"),
+        ("on: 3", "config unknown key True YAML reads this as a truth value: quote it"),
+        ("jobs: {minutes: 5e-2}", "jobs.minutes '5e-2' YAML reads this as text: write 0.05"),
+        ("jobs: {minutes: 1.5e1}", "jobs.minutes '1.5e1' write 15"),
+        ("quality: {max_tokens: 1e4}", "quality.max_tokens '1e4' YAML reads this as text: write 10000"),
+        ("jobs: {minutes: soon}", "jobs.minutes 'soon' is not allowed (type number)"),
+    ],
+)
+def test_what_yaml_reads_as_something_else_is_told(study, line, words):
+    message = mistake(study | yaml.safe_load(line))
+    assert [word for word in words.split() if word not in message] == []
+
+
+@pytest.mark.parametrize("name", ["1e3", "llama-3.1-8b", "Qwen2.5-1.5B_v1.0"])
+def test_names_may_have_dots_and_look_like_text(study, name):
+    given = yaml.safe_load(
+        f"{{models: [{{name: {name}, source: {{type: synthetic, shape: llama-2-7b}}}}], study: {name}}}"
+    )
+    assert study_config.complete(study | given).model(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("study: a\nspeed:\n  warmup: 1\nstudy: b\n", "key 'study' stands twice, in lines 1 and 4; keep one"),
+        ("models:\n  - name: a\n    source: {type: hub}\n    name: b\n", "key 'name' stands twice, in lines 2 and 4"),
+        ("speed: {warmup: 1, warmup: 2}\n", "key 'warmup' stands twice, in lines 1 and 1"),
+        ('{"study": "a",\n"study": "b"}', "key 'study' stands twice, in lines 1 and 2"),
+    ],
+)
+def test_a_key_that_a_file_has_twice_is_refused_with_its_lines(study, tmp_path, text, found):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(StudyError) as caught:
+        study_config.complete(study, [tmp_path / "study.yaml"])
+    assert f"study.yaml: {found}" in str(caught.value)
+    (tmp_path / "study.yaml").write_text("models: [{name: a}, {name: b}]")
+    assert study_config.complete(study, [tmp_path / "study.yaml"])
+
+
 def keys_of(schema: dict, root: dict, path: str = ""):
     """(path, its schema, whether it must be given) of every key, through references, items and alternatives."""
     while "$ref" in schema:

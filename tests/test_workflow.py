@@ -114,6 +114,16 @@ def test_a_study_works_in_another_folder_and_with_spaces_in_paths(tmp_path):
     assert "    input: workflow/report/" in checkout.snakemake("-n")  # and in its own folder as in every other clone
 
 
+@pytest.mark.slow
+def test_a_key_that_stands_twice_in_the_config_file_is_told_with_its_lines(checkout):
+    """Snakemake reads the file before this code does, and YAML takes the last."""
+    option = checkout.write(tiny.study(checkout.folder / "data"))
+    with open(checkout.folder / "study.yaml", "a") as file:
+        file.write("threads: 1\n")
+    code, output = checkout.run("-n", option)
+    assert code != 0 and re.search(r"study.yaml: key 'threads' stands twice, in lines \d+ and \d+; keep one", output)
+
+
 # Packages that measure or report, and the plugin for SLURM, which brings some of them, look as if not installed.
 ABSENT = """
 import pkgutil, sys

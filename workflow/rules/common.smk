@@ -20,7 +20,7 @@ from snakemake.exceptions import WorkflowError
 
 isolate(workflow.deployment_settings.deployment_method)
 try:
-    study = study_config.complete(config)
+    study = study_config.complete(config, workflow.configfiles)
     kinds.check(study)
 except StudyError as error:
     raise WorkflowError(str(error))
@@ -39,8 +39,8 @@ def kinds_of(rule):
 wildcard_constraints:
     study=study.name,
     kind="|".join(kinds.KINDS),
-    model="[A-Za-z0-9_-]+",
-    corpus="[A-Za-z0-9_-]+",
+    model="[A-Za-z0-9._-]+",
+    corpus="[A-Za-z0-9._-]+",
     precision="[A-Za-z0-9-]+([.][0-9]+)?",
     attention="[A-Za-z0-9_-]+",
     runtime="[A-Za-z0-9_-]+",

@@ -6,10 +6,13 @@ Standard library, yaml and jsonschema only: Snakemake parses the workflow with n
 from __future__ import annotations
 
 import copy
+import datetime
 import json
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -191,8 +194,8 @@ def _context_of_folder(folder: str) -> int | None:
         return None  # a GGUF file, or a mistake that fetching reports
 
 
-def complete(config: dict) -> Study:
-    """Return the study of a config with the schema's defaults filled in.
+def complete(config: dict, files: Iterable[Path] = ()) -> Study:
+    """Return the study of a config, read from ``files`` if any, with the schema's defaults filled in.
 
     Raises:
         StudyError: one line for the first mistake: the key, the value, and what is allowed.
@@ -200,6 +203,7 @@ def complete(config: dict) -> Study:
     import yaml
 
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    _check_doubled(files)
     _check_renamed(config)
     _check_schema(config, schema)
     study = Study(_filled(copy.deepcopy(config), schema, schema))
@@ -208,6 +212,30 @@ def complete(config: dict) -> Study:
     _check_names(study)
     _check_numbers(study)
     return study
+
+
+def _check_doubled(files: Iterable[Path]) -> None:
+    """Raise StudyError for a key that a mapping in a YAML file has twice, of which YAML would take the last."""
+    import yaml
+
+    for file in files:
+        try:
+            waiting = [yaml.compose(Path(file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)]
+        except yaml.YAMLError:
+            continue  # JSON with tabs, which Snakemake reads
+        while waiting:
+            node, seen = waiting.pop(), {}
+            if isinstance(node, yaml.MappingNode):
+                for key, value in node.value:
+                    name, line = str(key.value), key.start_mark.line + 1
+                    if name in seen:
+                        raise StudyError(
+                            f"{file}: key {name!r} stands twice, in lines {seen[name]} and {line}; keep one"
+                        )
+                    seen[name] = line
+                    waiting.append(value)
+            elif isinstance(node, yaml.SequenceNode):
+                waiting += node.value
 
 
 def _check_renamed(config: dict) -> None:
@@ -235,7 +263,8 @@ def _one_line(error) -> str:
         return _of_alternatives(error)
     if error.validator == "additionalProperties":
         allowed = sorted(error.schema["properties"])
-        return f"{key}: unknown key {min(set(value) - set(allowed))!r}; allowed: {', '.join(allowed)}"
+        unknown = min(set(value) - set(allowed), key=str)
+        return f"{key}: unknown key {_short(unknown)}{_as_read(unknown, ['string'])}; allowed: {', '.join(allowed)}"
     if error.validator == "required":
         missing = next(name for name in wanted if name not in value)
         return f"{key}: key {missing!r} is missing; required: {', '.join(wanted)}"
@@ -245,7 +274,21 @@ def _one_line(error) -> str:
         twice = next(item for index, item in enumerate(value) if item in value[:index])
         return f"{key}: {_short(twice)} stands there twice; each may stand there once (uniqueItems)"
     hint = f"; {error.schema['description']}" if "description" in error.schema else ""
+    if error.validator == "type":
+        hint = _as_read(value, [wanted] if isinstance(wanted, str) else wanted) + hint
     return f"{key}: {_short(value)} is not allowed ({error.validator} {wanted}){hint}"
+
+
+def _as_read(value: Any, wanted: list[str]) -> str:
+    """Return what to write where YAML 1.1 reads a name as something else (``on``, a date), or a number as text
+    (``5e-2``); "" where that is not the mistake."""
+    if "string" in wanted and isinstance(value, bool | int | float | datetime.date):
+        kind = {bool: "a truth value", int: "a number", float: "a number"}.get(type(value), "a date")
+        return f"; YAML reads this as {kind}: quote it"
+    if isinstance(value, str) and {"number", "integer"} & {*wanted}:
+        with suppress(ArithmeticError):
+            return f"; YAML reads this as text: write {Decimal(value):f}"
+    return ""
 
 
 def _of_alternatives(error) -> str:
@@ -275,7 +318,7 @@ def _key(error) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = str(value) if isinstance(value, datetime.date) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
