@@ -50,3 +50,4 @@ rule all:
         RECORDS,
         expand("{results}/{table}.csv", results=RESULTS, table=TABLES),
         f"{RESULTS}/first_answer.md",
+        f"{RESULTS}/logs/outcome.txt",

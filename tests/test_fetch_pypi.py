@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 from fetch_toolkit import build_wheel
-from llmstudy.errors import StudyError
+from llmstudy.errors import NetworkTrouble, StudyError
 from llmstudy.fetch.pypi import fetch_member
 
 TEXT = b"a line of text\n"
@@ -79,7 +79,7 @@ def test_truncated_wheel_is_deleted_and_the_next_run_recovers(index, tmp_path):
     downloads = tmp_path / "downloads"
     downloads.mkdir()
     (downloads / wheel.name).write_bytes(wheel.read_bytes()[:200])
-    with pytest.raises(StudyError, match="truncated or damaged wheel .* it was deleted, run again"):
+    with pytest.raises(NetworkTrouble, match="truncated or damaged wheel .* it was deleted, run again"):
         fetch_member(source(), tmp_path / "out", downloads)
     assert fetch_member(source(), tmp_path / "out", downloads).read_bytes() == TEXT
 
@@ -140,5 +140,5 @@ def test_no_network(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "1")
-    with pytest.raises(StudyError, match="pip cannot reach the package index"):
+    with pytest.raises(NetworkTrouble, match="pip cannot reach the package index"):
         fetch_member(source(), tmp_path / "out", tmp_path / "downloads")

@@ -12,7 +12,7 @@ import faults
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
-from llmstudy.errors import StudyError
+from llmstudy.errors import NetworkTrouble, StudyError
 from llmstudy.runner import provenance, script
 from llmstudy.runner import record as records
 from llmstudy.runner.parent import Outcome
@@ -210,6 +210,20 @@ def test_a_panel_that_is_not_needed_is_a_record_without_a_child(monkeypatch, tmp
     assert (record["status"], record["reason"]) == (status, reason or "")
     assert record["results"] == ({} if reason else {"measured": True})
     FITS.validate(record)
+
+
+@pytest.mark.parametrize(("error", "tries"), [(NetworkTrouble("away"), 3), (StudyError("wrong"), 1), (OSError("x"), 1)])
+def test_only_network_trouble_is_tried_again(monkeypatch, error, tries):
+    waits, calls = [], []
+    monkeypatch.setattr(script.time, "sleep", waits.append)
+
+    def fetch(name):
+        calls.append(name)
+        raise error
+
+    with pytest.raises(type(error)):
+        script.retrying(fetch, "model")
+    assert calls == ["model"] * tries and len(waits) == tries - 1
 
 
 def test_a_mistake_ends_a_step_with_one_line_in_the_log_and_on_the_terminal(tmp_path, capsys):

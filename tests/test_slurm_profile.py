@@ -43,9 +43,10 @@ def test_measuring_rules_share_a_partition_and_what_measures_time_a_node_with_no
     assert {name for name, kind in KINDS.items() if kind.rule == "measure_time"} == {"panel", "profile", "attention"}
 
 
-def test_jobs_are_repeated_by_the_profile_and_by_downloads_alone():
+def test_jobs_are_repeated_by_the_profile_alone_and_what_cannot_mend_itself_is_not():
     assert SETTINGS["retries"] > 0
-    assert {name for name, text in RULES.items() if "retries:" in text} == {"fetch.smk"}
+    retries = {name: re.findall(r"retries: (.*)", text) for name, text in RULES.items() if "retries:" in text}
+    assert retries == {"fetch.smk": ["0"] * 3, "report.smk": ["0"]}
     for text in RULES.values():  # and rules request nothing that only SLURM knows
         assert not re.search(r"slurm_(partition|account|extra)=|gres=|gpu_model=|constraint=", text)
 

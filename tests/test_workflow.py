@@ -12,6 +12,7 @@ import yaml
 from checkout import ROOT, Checkout, inputs, jobs, measuring
 from llmstudy import config as study_config
 from llmstudy import kinds, tables
+from llmstudy.runner import record as records
 
 # By config: models, panels with diagnostics of time, all other jobs by kind, qualities.
 EXPECTED = {
@@ -122,6 +123,47 @@ def test_a_key_that_stands_twice_in_the_config_file_is_told_with_its_lines(check
         file.write("threads: 1\n")
     code, output = checkout.run("-n", option)
     assert code != 0 and re.search(r"study.yaml: key 'threads' stands twice, in lines \d+ and \d+; keep one", output)
+
+
+@pytest.mark.slow
+def test_a_run_fails_while_a_model_has_no_record_that_is_ok(checkout):
+    """After its report, in one line, again in the next run, and without losing a file; names have dots all the way."""
+    study = tiny.study(checkout.folder / "data", study="tiny-1.0", precisions=["fp32"])
+    study["models"][0]["name"], study["corpora"][0]["name"] = "llama-3.1", "text.v2"
+    option, results = checkout.write(study), checkout.folder / "results/tiny-1.0"
+    first, *rest = (checkout.folder / one.path for one in kinds.records(study_config.complete(study)))
+    for path in (first, *rest):
+        record = {"schema": records.SCHEMA, "identity": {"model": "llama-3.1"}, "status": "error", "reason": "no luck"}
+        records.write(record, path)
+    (results / "details.md").touch()
+    alone = (
+        option,
+        "--config",
+        "measure=nothing",
+        "--allowed-rules",
+        "check_outcome",
+        "--",
+        "results/tiny-1.0/logs/outcome.txt",
+    )
+    for _ in range(2):
+        code, output = checkout.run(*alone)
+        told = f"error: llama-3.1 has no record that is ok ({len(rest) + 1} error). {first}: no luck".replace(
+            f"{checkout.folder}/", ""
+        )
+        assert code == 1 and [told in line for line in output.splitlines()[-25:]].count(True) == 1, output
+        assert (results / "details.md").exists() and all(path.exists() for path in (first, *rest))
+    records.write(record | {"status": "ok"}, first)
+    checkout.snakemake(*alone)
+    assert (results / "logs/outcome.txt").read_text() == f"llama-3.1: 1 ok, {len(rest)} error\n"
+
+
+@pytest.mark.slow
+def test_a_fetch_that_cannot_mend_itself_is_tried_once(checkout):
+    study = tiny.study(checkout.folder / "data")
+    tiny.save_model(checkout.folder / "data/model")
+    (checkout.folder / "data/model/config.json").unlink()
+    code, output = checkout.run(checkout.write(study), "--", "resources/models/tiny-llama/manifest.json")
+    assert code == 1 and output.count("error: ") == output.count("no config.json") == 1, output
 
 
 # Packages that measure or report, and the plugin for SLURM, which brings some of them, look as if not installed.

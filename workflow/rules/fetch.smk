@@ -32,8 +32,8 @@ rule fetch_weights:
         "resources/models/{model}/manifest.json",
     log:
         f"{RESULTS}/logs/fetch_weights/{{model}}.log",
-    # Downloads fail for reasons that pass; what was fetched is kept.
-    retries: 2
+    # The script tries again where the network fails; no other failure passes.
+    retries: 0
     conda:
         "../../envs/measure.yaml"
     params:
@@ -48,7 +48,7 @@ rule fetch_corpus:
         "resources/corpora/{corpus}/text.jsonl",
     log:
         f"{RESULTS}/logs/fetch_corpus/{{corpus}}.log",
-    retries: 2
+    retries: 0
     conda:
         "../../envs/measure.yaml"
     params:
@@ -65,7 +65,7 @@ rule fetch_tasks:
         "resources/tasks/{study}.json",
     log:
         "results/{study}/logs/fetch_tasks.log",
-    retries: 2
+    retries: 0
     # lm-eval has an environment of its own: it brings some 35 packages that nothing else here needs.
     conda:
         "../../envs/tasks.yaml"

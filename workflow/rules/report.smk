@@ -10,11 +10,13 @@ OUTPUTS:
     results/<study>/first_answer.md                 its answer after the first panel
     results/<study>/details.md                      everything that the study measured
     REPORT.md                                       its answer
+    results/<study>/logs/outcome.txt                how many records of each model are ok
 
 STEPS:
     1. plot             all figures; what a study measured decides which there are
     2. first_answer     a table of what the first panel says
        render_report    the templates of workflow/report, filled from the tables
+    3. check_outcome    end with an error if no measurement of a model succeeded
 """
 
 from glob import glob
@@ -100,3 +102,22 @@ rule render_report:
         code=code.digest("report.render"),
     script:
         "../scripts/render_report.py"
+
+
+# Fails, and again in each later run, while a model has no result; what was made stays.
+rule check_outcome:
+    input:
+        records=RECORDS,
+        rendered=f"{RESULTS}/details.md",
+    output:
+        f"{RESULTS}/logs/outcome.txt",
+    log:
+        f"{RESULTS}/logs/check_outcome.log",
+    retries: 0
+    localrule: True
+    conda:
+        "../../envs/report.yaml"
+    params:
+        code=code.digest("tables.outcome"),
+    script:
+        "../scripts/check_outcome.py"

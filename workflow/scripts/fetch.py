@@ -12,15 +12,15 @@ with script.step(snakemake.log[0]):  # noqa: F821 - Snakemake provides it
         from llmstudy.fetch import manifest
         from llmstudy.fetch.models import fetch_weights
 
-        fetch_weights(asked.model, target.parent, downloads)
+        script.retrying(fetch_weights, asked.model, target.parent, downloads)
         print(manifest.read(target.parent)["summary"], file=sys.__stderr__)
     elif asked.get("corpus"):
         from llmstudy.fetch.corpora import fetch_corpus
 
-        told = fetch_corpus(asked.corpus, target.parent, downloads)
+        told = script.retrying(fetch_corpus, asked.corpus, target.parent, downloads)
     else:
         from llmstudy.fetch.tasks import fetch_tasks
 
-        fetch_tasks(asked.tasks["tasks"], asked.tasks["include_path"], target)
+        script.retrying(fetch_tasks, asked.tasks["tasks"], asked.tasks["include_path"], target)
 if told:
     print(told, file=sys.stderr)

@@ -8,5 +8,9 @@ class StudyError(Exception):
     """
 
 
+class NetworkTrouble(StudyError):
+    """A StudyError that may mend itself: the network, a server that is overloaded, a download that was cut short."""
+
+
 class Unsupported(Exception):
     """A configuration cannot run here (device, kernel, model); becomes a record with status ``unsupported``."""

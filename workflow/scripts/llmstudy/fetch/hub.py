@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmstudy.errors import StudyError
+from llmstudy.errors import NetworkTrouble, StudyError
 from llmstudy.progress import LogBar
 
-AGAIN = "run again, what is there is kept"
+AGAIN = "run again, what is there is kept"  # marks the reasons that may mend themselves
 NO_CONNECTION = ("ConnectError", "ConnectTimeout", "ReadTimeout", "ReadError", "RemoteProtocolError", "ProxyError")
 GATED = "gated: accept the licence on the repository's page and set HF_TOKEN to a token that may read it"
 NOT_FOUND = "no such repository, or a private one; check owner/name, or set HF_TOKEN to a token that may read it"
@@ -50,7 +50,7 @@ def download(repo: str, revision: str, names: list[str], folder: Path) -> None:
         )
     # if the folder is not empty and the hub fails, the library returns the folder as if it were whole
     if missing := [name for name in names if not (folder / name).exists()]:
-        raise StudyError(f"{where(repo, revision)}: the hub did not give {missing[0]}; {AGAIN}")
+        raise NetworkTrouble(f"{where(repo, revision)}: the hub did not give {missing[0]}; {AGAIN}")
 
 
 def where(repo: str, revision: str) -> str:
@@ -82,7 +82,7 @@ def errors_named(where: str) -> Iterator[None]:
         raise
     except Exception as error:
         if reason := next(filter(None, map(_reason, _chain(error))), None) or _reason_of_datasets(error):
-            raise StudyError(f"{where}: {reason}") from error
+            raise (NetworkTrouble if AGAIN in reason else StudyError)(f"{where}: {reason}") from error
         raise
 
 

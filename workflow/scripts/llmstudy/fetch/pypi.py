@@ -12,12 +12,13 @@ import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from llmstudy.errors import StudyError
+from llmstudy.errors import NetworkTrouble, StudyError
 from llmstudy.files import atomic_write, sha256_of
 
 NO_NETWORK = ("Failed to establish a new connection", "NewConnectionError", "Temporary failure in name resolution",
               "Name or service not known", "ConnectTimeoutError", "ReadTimeoutError", "Max retries exceeded",
-              "Network is unreachable", "ProxyError", "Connection refused", "ConnectionResetError")  # fmt: skip
+              "Network is unreachable", "ProxyError", "Connection refused", "ConnectionResetError",
+              "HTTP error 5")  # fmt: skip
 READ_BYTES = 1 << 20
 
 
@@ -95,26 +96,28 @@ def _download(package: str, downloads: Path) -> None:
             output.append(line)
             print(line, end="", file=sys.stderr, flush=True)
         if pip.wait() != 0:
-            raise StudyError(_pip_failure(package, downloads, "".join(output)))
+            raise _pip_failure(package, downloads, "".join(output))
         for wheel in Path(temporary).glob("*.whl"):
             os.replace(wheel, downloads / wheel.name)
 
 
-def _pip_failure(package: str, downloads: Path, output: str) -> str:
-    """Return one line that says why pip failed and what to do."""
+def _pip_failure(package: str, downloads: Path, output: str) -> StudyError:
+    """Return the error that says in one line why pip failed and what to do."""
     if "No space left on device" in output:
-        return f"{downloads}: the disk is full while downloading {package}; free some space and run again"
+        return StudyError(f"{downloads}: the disk is full while downloading {package}; free some space and run again")
     if "No module named pip" in output:
-        return f"{package}: {sys.executable} has no pip; install pip into this environment"
+        return StudyError(f"{package}: {sys.executable} has no pip; install pip into this environment")
     if any(text in output for text in NO_NETWORK):
-        return f"{package}: pip cannot reach the package index; check the network, or put the wheel into {downloads}"
+        return NetworkTrouble(
+            f"{package}: pip cannot reach the package index; check the network, or put the wheel into {downloads}"
+        )
     if "No matching distribution found" in output:
-        return (
+        return StudyError(
             f"{package}: no wheel of this version for Python {sys.version_info.major}.{sys.version_info.minor} on this "
             "platform; check name and version"
         )
     last = next((line for line in reversed(output.splitlines()) if line.strip()), "no output")
-    return f"{package}: pip download failed: {last.strip()}"
+    return StudyError(f"{package}: pip download failed: {last.strip()}")
 
 
 def _extract(wheel: Path, member: str, target: Path) -> str:
@@ -123,7 +126,7 @@ def _extract(wheel: Path, member: str, target: Path) -> str:
         return _unpack(wheel, member, target)
     except (zipfile.BadZipFile, EOFError) as error:
         wheel.unlink()
-        raise StudyError(f"{wheel}: truncated or damaged wheel ({error}); it was deleted, run again") from error
+        raise NetworkTrouble(f"{wheel}: truncated or damaged wheel ({error}); it was deleted, run again") from error
 
 
 def _unpack(wheel: Path, member: str, target: Path) -> str:

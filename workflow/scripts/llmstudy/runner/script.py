@@ -8,6 +8,7 @@ import json
 import os
 import site
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,8 +16,9 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-from llmstudy.errors import StudyError
+from llmstudy.errors import NetworkTrouble, StudyError
 from llmstudy.files import disk_full_named, write_json
 from llmstudy.runner import record, slurm
 from llmstudy.runner.job import Job, Limits
@@ -27,6 +29,7 @@ UNCOUNTED_MB = 700
 # What is kept of a SLURM job's time to write the record: seconds, but at most this share of what is left.
 WRITING_S = 60
 WRITING_SHARE = 0.25
+WAITS_S = (5, 30)  # before the second and the third try of a download
 PLAN = "logs/plan.json"  # below the results of a study
 
 
@@ -51,6 +54,17 @@ def step(log: str) -> Iterator[None]:
         with suppress(OSError), Path(log).open("a", encoding="utf-8") as stream:
             print(f"error: {error}", file=stream)
         sys.exit(1)
+
+
+def retrying(fetch: Callable[..., Any], *arguments) -> Any:
+    """Return what ``fetch`` does; call it again, after a while, where the network failed; another mistake does not mend itself."""
+    for seconds in WAITS_S:
+        try:
+            return fetch(*arguments)
+        except NetworkTrouble as error:
+            print(f"{error}; trying again in {seconds} s", file=sys.stderr)
+            time.sleep(seconds)
+    return fetch(*arguments)
 
 
 def measure(snakemake, unneeded: Callable[[list[Path], dict], str | None]) -> None:
