@@ -85,7 +85,6 @@ def session_of(options: argparse.Namespace, folder: Path) -> Session:
         identity=Identity("bench", "quality", options.model.name, options.precision, options.attention, BASE),
         module="measure.quality",
         cases="protocols",
-        alone=True,
         device=options.device,
         threads=options.threads,
         model_folder=str(options.model),
