@@ -29,6 +29,8 @@ def both(model, batch, new=NEW):
 ROPE = {"rope_theta": 10000.0, "factor": 4.0}
 YARN = ROPE | {"rope_type": "yarn", "original_max_position_embeddings": 8}
 LLAMA3 = ROPE | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+FACTORS = {"short_factor": [1.0, 1.5, 2.0, 3.0, 4.0], "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0], "attention_factor": 1.2}
+DIVISORS = ROPE | FACTORS | {"rope_type": "longrope", "original_max_position_embeddings": 8}
 SLIDING = {"sliding_window": 7, "use_sliding_window": True, "max_window_layers": 1}  # the first layer has no window
 CASES = {
     "grouped": {},
@@ -38,6 +40,7 @@ CASES = {
     "rope-linear": {"head_dim": 10, "rope_parameters": ROPE | {"rope_type": "linear"}},
     "rope-llama3": {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 8}},
     "rope-yarn": {"rope_parameters": YARN},
+    "rope-divisors": {"head_dim": 10, "rope_parameters": DIVISORS},  # as GGUF files have them
     "mistral": {"architecture": "Mistral", "sliding_window": None, "head_dim": 24},
     "mistral-window": {"architecture": "Mistral", "sliding_window": 7},
     "mistral-wide-window": {"architecture": "Mistral", "sliding_window": PROMPT + 3},
@@ -118,6 +121,7 @@ UNSUPPORTED = {
     "GPT2LMHeadModel": lambda: GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=10)),
     "gelu": lambda: llama_with(hidden_act="gelu"),
     "dynamic": lambda: llama_with(rope_parameters=DYNAMIC),
+    "longrope": lambda: llama_with(head_dim=10, rope_parameters=DIVISORS | {"long_factor": [1.0, 2.0, 3.0, 4.0, 5.0]}),
     "Int8Tensor": with_a_subclass_for_its_embedding,
 }
 

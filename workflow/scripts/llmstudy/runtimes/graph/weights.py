@@ -121,7 +121,8 @@ def extract(model: nn.Module) -> LlamaWeights:
     if config.hidden_act not in ("silu", "swish"):
         raise Unsupported(f"the graph runtime knows the activation silu, not {config.hidden_act!r}")
     rope_type = getattr(model.model.rotary_emb, "rope_type", "default")
-    if rope_type in ("dynamic", "longrope"):
+    parameters = model.config.rope_parameters
+    if rope_type == "dynamic" or (rope_type == "longrope" and parameters["short_factor"] != parameters["long_factor"]):
         raise Unsupported(f"the graph runtime computes rotary angles once; rope type {rope_type!r} changes them")
     embedding = model.model.embed_tokens.weight
     if not _dense(embedding):
