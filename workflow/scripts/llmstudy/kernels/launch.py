@@ -70,23 +70,38 @@ class RowsTile(Tile):
     """A few rows of x: every warp multiplies its own ``block_k`` columns of a step."""
 
 
-# (outputs, inputs, gated) → (block_n, warps, rounds) of the fastest tile on an H200: the fused linears of Llama 2.
+# Dtype → (outputs, inputs, gated) → (block_n, warps, rounds) of the fastest tile: the fused linears of Llama 2, int8 on
+# an H200, the others (7B) on an H100.
 SWEPT = {
-    # 7B
-    (12288, 4096, False): (4, 4, 2),
-    (4096, 4096, False): (4, 4, 2),
-    (11008, 4096, True): (2, 4, 2),
-    (4096, 11008, False): (2, 8, 8),
-    # 13B
-    (15360, 5120, False): (4, 4, 2),
-    (5120, 5120, False): (4, 4, 4),
-    (13824, 5120, True): (4, 4, 1),
-    (5120, 13824, False): (2, 8, 2),
-    # 70B
-    (10240, 8192, False): (4, 8, 4),
-    (8192, 8192, False): (2, 4, 2),
-    (28672, 8192, True): (2, 8, 8),
-    (8192, 28672, False): (2, 16, 8),
+    torch.int8: {
+        # 7B
+        (12288, 4096, False): (4, 4, 2),
+        (4096, 4096, False): (4, 4, 2),
+        (11008, 4096, True): (2, 4, 2),
+        (4096, 11008, False): (2, 8, 8),
+        # 13B
+        (15360, 5120, False): (4, 4, 2),
+        (5120, 5120, False): (4, 4, 4),
+        (13824, 5120, True): (4, 4, 1),
+        (5120, 13824, False): (2, 8, 2),
+        # 70B
+        (10240, 8192, False): (4, 8, 4),
+        (8192, 8192, False): (2, 4, 2),
+        (28672, 8192, True): (2, 8, 8),
+        (8192, 28672, False): (2, 16, 8),
+    },
+    FP8: {
+        (12288, 4096, False): (4, 4, 2),
+        (4096, 4096, False): (4, 4, 2),
+        (11008, 4096, True): (2, 4, 2),
+        (4096, 11008, False): (2, 4, 1),
+    },
+    INT4: {
+        (12288, 4096, False): (8, 4, 2),
+        (4096, 4096, False): (4, 8, 2),
+        (11008, 4096, True): (4, 4, 4),
+        (4096, 11008, False): (4, 8, 2),
+    },
 }
 
 
@@ -111,17 +126,21 @@ def choose(
     m: int, n_out: int, in_features: int, dtype: torch.dtype, weight_dtype: torch.dtype, gated: bool
 ) -> MatvecTile | Tile:
     """Return the tile, whose type names the kernel, for m rows of activations in ``dtype``."""
-    if weight_dtype == INT4:
-        if m > 1:
-            block_k = 128 if in_features % 128 == 0 else group_of(in_features)
-            return RowsTile(max(8, triton.next_power_of_2(m)), block_n=32, block_k=block_k, warps=4, stages=3)
-        return MatvecTile(block_n=4, block_k=min(4096, triton.next_power_of_2(in_features)), warps=4, rounds=2)
     if m == 1:
-        if in_integers(in_features, dtype, weight_dtype):
+        swept = SWEPT.get(weight_dtype, {}).get((n_out, in_features, gated))
+        if swept and dtype.itemsize == 2:
+            block_n, warps, rounds = swept
+            return MatvecTile(block_n, integer_block_k(in_features, warps, weight_dtype), warps, rounds)
+        if weight_dtype == INT4:
+            tile = MatvecTile(block_n=4, block_k=4096, warps=4, rounds=2)
+        elif in_integers(in_features, dtype, weight_dtype):
             tile = _integer_tile(n_out, in_features, gated)
         else:
             tile = _matvec_tile(n_out, in_features, weight_dtype.itemsize, gated)
         return replace(tile, block_k=min(tile.block_k, triton.next_power_of_2(in_features)))
+    if weight_dtype == INT4:
+        block_k = 128 if in_features % 128 == 0 else group_of(in_features)
+        return RowsTile(max(8, triton.next_power_of_2(m)), block_n=32, block_k=block_k, warps=4, stages=3)
     if dtype == torch.float32:
         return Tile(block_m=16, block_n=32, block_k=32, warps=4, stages=2)
     if m > PACKED_ROWS:
@@ -140,13 +159,10 @@ def choose(
 
 
 def _integer_tile(n_out: int, in_features: int, gated: bool) -> MatvecTile:
-    if (n_out, in_features, gated) in SWEPT:
-        block_n, warps, rounds = SWEPT[n_out, in_features, gated]
-    else:
-        # No more columns a thread than it has registers for.
-        warps = 4 if in_features <= 6144 else 8 if in_features <= 16384 else 16
-        block_n = 4 if in_features <= 8192 and n_out >= 1024 else 2
-        rounds = 1 if gated or n_out < 4096 else 2
+    # No more columns a thread than it has registers for.
+    warps = 4 if in_features <= 6144 else 8 if in_features <= 16384 else 16
+    block_n = 4 if in_features <= 8192 and n_out >= 1024 else 2
+    rounds = 1 if gated or n_out < 4096 else 2
     return MatvecTile(block_n, integer_block_k(in_features, warps), warps, rounds)
 
 
