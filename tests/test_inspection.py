@@ -65,7 +65,8 @@ def fetch(tmp_path, context=256):
     from llmstudy.fetch.models import fetch_weights
 
     source = {"type": "path", "folder": str(tmp_path / "theirs")}
-    fetch_weights({"name": "tiny", "source": source, "context": context}, tmp_path / "ours", tmp_path / "downloads")
+    model = {"name": "tiny", "source": source, "context": context, "as_published": True}
+    fetch_weights(model, tmp_path / "ours", tmp_path / "downloads")
     return tmp_path / "ours"
 
 

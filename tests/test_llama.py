@@ -47,13 +47,5 @@ def test_a_shape_that_is_no_llama_is_refused_by_the_missing_key():
             llama.Shape.of(config)
 
 
-def test_operations_and_cache_bytes_of_the_7b_shape():
-    shape = llama.Shape.of(SHAPES["llama-2-7b"])
-    weights = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 32000 * 4096
-    assert shape.flops(8, 1000.5) == 8 * (2 * weights + 4 * 32 * 4096 * 1000.5)
-    assert shape.kv_bytes_per_token(2) == 524_288  # half a MiB a token
-    assert llama.Shape.of(SHAPES["llama-2-70b"]).kv_bytes_per_token(2) == 327_680  # 8 of 64 heads, 80 layers
-
-
 def test_causal_attention_is_half_the_square():
     assert llama.causal_attention_flops(32, 128, 1024) == 2 * 32 * 128 * 1024**2

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from architectures import CONFIGS, WINDOW, model_of
 from llmstudy.errors import Unsupported
 from llmstudy.fetch.weights import open_weights
 from llmstudy.measure import footprint
@@ -94,66 +95,70 @@ def test_synthetic_weights_count_like_real_ones(load, tiny_weights, tmp_path):
         assert real == random
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_kv_formula_is_the_librarys_cache(kv_heads, dtype):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(**(tiny.SHAPE | {"num_key_value_heads": kv_heads, "num_hidden_layers": 3}))
-    check_kv_formula(LlamaForCausalLM(config).to(dtype).eval(), 2 * 3 * kv_heads * 16 * dtype.itemsize)
-
-
-def check_kv_formula(model, expected: int):
-    batch, tokens = 3, 11
-    with torch.no_grad():
-        cache = model(torch.ones(batch, tokens, dtype=torch.int64), use_cache=True).past_key_values
-    held = sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
-    assert footprint.kv_bytes_per_token(model) == expected
-    assert held == expected * batch * tokens
-
-
 # ----------------------------------------------------------------------------------------------- other architectures
 
-SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "vocab_size": 320, "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
-GROUPED = SHAPE | {"num_key_value_heads": 2, "num_local_experts": 4, "head_dim": 16}
-BIASES = {"phi": 4 * 64 + 128 + 64, "gpt_neox": 192 + 64 + 128 + 64}
+# Bytes of one token in one layer's cache, fp32: keys and values of all heads that the class stores, 16 wide.
+HEADS = {"llama-1": 4, "phi": 4, "gpt-neox": 4, "gpt2": 4, "opt": 4, "falcon": 1, "falcon-40b": 4, "bloom": 4}
+CACHED = {name: [2 * HEADS.get(name, 2) * 16 * 4] * 2 for name in CONFIGS}
+# Layers whose attention sees a window of 8 tokens.
+WINDOWED = {"mistral": 2, "gemma2": 1, "gemma3": 1, "gpt-oss": 1}
+EXPERTS = ("mixtral", "qwen3-moe", "gpt-oss")
 
 
-def model_of(kind: str, **changes):
-    """A model of another architecture, its linear layers called ``dense, fc1, fc2``, ``query_key_value``, …"""
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("tokens", [5, 40])
+def test_the_cache_counts_the_tokens_that_attention_sees(name, tokens):
+    """Against the tensors of the library's cache, which keeps one token less than a window: the next is seen too."""
+    model, batch = model_of(name), 3
+    with torch.no_grad():
+        cache = model(torch.ones(batch, tokens, dtype=torch.int64), use_cache=True).past_key_values
+    held = [layer.keys.nbytes + layer.values.nbytes for layer in cache.layers]
+    short = WINDOWED.get(name, 0)
+    seen = [WINDOW if layer < short and tokens > WINDOW else tokens for layer in range(LAYERS)]
+    assert footprint.kv_bytes(model, tokens) == sum(size * count for size, count in zip(CACHED[name], seen))
+    lost = [size * batch * (count < tokens) for size, count in zip(CACHED[name], seen)]
+    assert [size * count * batch - one for size, count, one in zip(CACHED[name], seen, lost)] == held
 
-    settings = (GROUPED if kind in ("mixtral", "gpt_oss") else SHAPE) | changes
-    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**settings)).float().eval()
+
+def test_a_window_bounds_the_cache_of_mistral():
+    """128 + 16 tokens and a window of 32."""
+    model = model_of("mistral", sliding_window=32)
+    assert footprint.kv_bytes(model, 144) == 2 * 2 * 2 * 16 * 4 * 32 == 16_384
 
 
-@pytest.mark.parametrize("kind", ["phi", "gpt_neox"])
-def test_linear_layers_of_any_name_count(kind):
-    model = model_of(kind)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_step_reads_every_weight_but_the_rows_of_tables(name):
+    model = model_of(name)
+    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    head = model.get_output_embeddings().weight
+    looked_up = sum(table.weight.numel() for table in tables if table.weight is not head)
+    experts = sum(parameter.numel() for path, parameter in model.named_parameters() if ".experts." in path)
     found = footprint.weight_bytes(model)
-    layer = 4 * HIDDEN * HIDDEN + 2 * FEED_FORWARD * HIDDEN + BIASES[kind]
-    assert found["linears"] == {"float32": 4 * LAYERS * layer}
-    assert footprint.total(found) == 4 * model.num_parameters() + sum(found["other"].values())
-    assert footprint.step_weight_bytes(model) == 4 * (model.num_parameters() - EMBEDDING)
-    names = {"phi": ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"]}.get(
-        kind, ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
-    )
-    linears = list(footprint.decoder_linears(model))
-    assert [(linear.layer, linear.name) for linear in linears] == [(layer, name) for layer in (0, 1) for name in names]
-    check_kv_formula(model, 2 * 2 * 4 * 16 * 4)  # as many key-value heads as heads
+    assert footprint.total(found) - sum(found["other"].values()) == pytest.approx(4 * model.num_parameters(), abs=4)
+    # one of four experts is read
+    assert footprint.step_weight_bytes(model) == 4 * (model.num_parameters() - looked_up - experts * 3 // 4)
+    assert (experts > 0) == (name in EXPERTS)
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
-def test_experts_count_and_a_step_reads_those_of_one_token(kind):
-    model = model_of(kind, num_experts_per_tok=1)
-    found = footprint.weight_bytes(model)
-    parameters = model.num_parameters()
-    outside = sum(parameter.numel() for name, parameter in model.named_parameters() if ".experts." not in name)
-    assert footprint.total(found, "linears") == 4 * (parameters - 2 * EMBEDDING - NORMS)
-    assert footprint.step_weight_bytes(model) == 4 * (outside - EMBEDDING + (parameters - outside) // 4)
-    with pytest.raises(Unsupported, match="layers.0.* is no linear layer"):
-        list(footprint.decoder_linears(model))
+@pytest.mark.parametrize("name", CONFIGS)
+def test_operations_are_those_that_the_profiler_of_torch_counts(name):
+    """One token without a cache attends to itself alone."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = model_of(name)
+    model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")  # the counter knows no grouped products
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.tensor([[5]]), use_cache=False)
+    assert footprint.step_flops(model, 1) == pytest.approx(counter.get_total_flops(), rel=0.02)
+    heads = 2 * 4 * 32 * LAYERS
+    assert footprint.step_flops(model, 5) - footprint.step_flops(model, 1) == heads * 4
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_share_of_a_dense_model_is_nothing(name):
+    assert footprint.quantized_share(model_of(name)) == 0
+    assert sum(part.weights for part in footprint.decoder_weights(model_of(name))) > 0
 
 
 def test_experts_of_an_unknown_number_are_unsupported():
@@ -161,6 +166,12 @@ def test_experts_of_an_unknown_number_are_unsupported():
     model.config = SimpleNamespace(model_type="mixtral", num_local_experts=4)
     with pytest.raises(Unsupported, match="model type 'mixtral' has experts"):
         footprint.step_weight_bytes(model)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt2"])
+def test_weights_of_no_linear_layer_are_named(name):
+    with pytest.raises(Unsupported, match="0.* is no linear layer"):
+        list(footprint.decoder_linears(model_of(name)))
 
 
 def test_weights_that_are_a_tensor_subclass_count_as_what_they_wrap(load):

@@ -281,7 +281,9 @@ def test_a_record_keeps_every_time_and_what_a_step_reads(prepared):
         for call in entry["calls"]:
             assert len(call["itl_ms"]) == entry["workload"]["new_tokens"] - 1  # a time for every token after the first
             assert 0 < call["ttft_ms"] < call["ttft_ms"] + sum(call["itl_ms"]) <= call["e2e_ms"]
-        assert entry["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4  # K and V · layers · KV heads · head width · fp32
+        per_token = 2 * 2 * 2 * 16 * 4  # K and V · layers · KV heads · head width · fp32
+        batch, prompt, new = entry["workload"].values()
+        assert entry["step_kv_bytes"] == per_token * batch * (prompt + new / 2)
         embedding = tiny.VOCABULARY * 64 * 4
         layer = 64 * (64 + 32 + 32 + 64) + 3 * 64 * 128 + 2 * 64  # q, k, v, o; gate, up, down; two norms
         assert entry["step_weight_bytes"] == 4 * (2 * layer + 64) + embedding  # the head, as large as the embedding

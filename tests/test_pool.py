@@ -132,8 +132,18 @@ def test_without_nvml_there_is_no_pool(host, monkeypatch):
 
 
 def test_weights_are_those_of_the_manifest_in_the_largest_precision(tmp_path):
-    (tmp_path / "manifest.json").write_text(json.dumps({"parameters": 70 * GB}))
-    assert pool.weight_bytes(tmp_path, *(Configuration(name, "", "") for name in ("nf4", "bf16"))) == 140 * GB
+    """As published, of the model or of a checkpoint beside it, they are the bytes of the files."""
+    for name, size in (("model", 140 * GB), ("awq", 36 * GB)):
+        (tmp_path / name).mkdir()
+        files = {"model.safetensors": {"bytes": size}, "tokenizer.json": {"bytes": GB}}
+        (tmp_path / name / "manifest.json").write_text(json.dumps({"parameters": 70 * GB, "files": files}))
+    job = SimpleNamespace(model_folder=str(tmp_path / "model"), checkpoints={"awq": str(tmp_path / "awq")})
+
+    def size(*names: str) -> float:
+        return pool.weight_bytes(job, *(Configuration(name, "", "") for name in names))
+
+    assert size("nf4", "bf16") == size("as-published") == 140 * GB
+    assert size("as-published:awq") == 36 * GB and size("nf4", "as-published:awq") == 70 * GB * 4.5 / 8
 
 
 @pytest.mark.parametrize(

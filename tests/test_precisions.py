@@ -170,8 +170,8 @@ def test_a_model_is_near_the_reference_and_what_its_precision_promises(folder, n
     reference = logits(load("fp32", folder))
     assert torch.cosine_similarity(logits(model).flatten(), reference.flatten(), dim=0) > floor
     assert not model.training
-    assert model.model.embed_tokens.weight.dtype == getattr(torch, precision.compute_dtype)
-    assert model.model.norm.weight.dtype == getattr(torch, precision.compute_dtype)
+    dtype = getattr(torch, precision.compute_dtype.replace("auto", "float32"))  # the checkpoint's
+    assert model.model.embed_tokens.weight.dtype == model.model.norm.weight.dtype == dtype
     assert type(model.lm_head) is torch.nn.Linear  # the head stays as it is
     tied = model.config.tie_word_embeddings
     assert (model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()) == tied
@@ -180,7 +180,7 @@ def test_a_model_is_near_the_reference_and_what_its_precision_promises(folder, n
     assert len(own) == (2 * 7 if precision.own else 0)
 
 
-@pytest.mark.parametrize("name", precisions.names())
+@pytest.mark.parametrize("name", [name for name in precisions.names() if name != "as-published"])
 def test_declared_bits_are_those_stored(tmp_path, name):
     """What sizes jobs before anything is loaded, against the bytes of a loaded model; scales come on top."""
     wide = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "initializer_range": 0.02}  # no outliers
@@ -285,9 +285,12 @@ def test_a_calibrated_precision_gets_text_in_a_measurement(folder, measuring, mo
 
     monkeypatch.setattr(text, "CALIBRATION_TOKENS", 20)
     seen, get = {}, precisions.get
-    monkeypatch.setattr(
-        precisions, "get", lambda name: dataclasses.replace(get(name), load=partial(seen.__setitem__, name))
-    )
+
+    def keep(name, request):
+        seen[name] = request
+        return get(name).load(request)
+
+    monkeypatch.setattr(precisions, "get", lambda name: dataclasses.replace(get(name), load=partial(keep, name)))
     for name in ("int8-fused-outlier", "int8-fused"):
         measuring("probe", model=folder, precision=name).load_model()
     assert seen["int8-fused"].calibration_ids is None

@@ -135,6 +135,19 @@ def test_a_line_of_advice(h200, values, column, text):
     assert cells(h200, SMALL, "one user", **values)[column] == text.replace("0.0653", number(tpot))
 
 
+@pytest.mark.parametrize(("share", "words"), [(0.11, "11 %"), (0.995, None), (1.0, None), (0.0, None), (np.nan, None)])
+def test_a_precision_that_replaced_a_part_says_which(h200, share, words):
+    """Of Mixtral the experts, in the line that takes it and before it."""
+    summary = h200.table("summary")
+    study = changed(
+        h200, summary=summary.assign(quantized_share=np.where(summary["precision"] == "nf4", share, np.nan))
+    )
+    loss = cells(study, SMALL, "one user", precision="nf4", ppl_verdict="same")[4]
+    assert loss.endswith(f", {words} of the decoder quantized" if words else "the margin")
+    told = [text for text in answer.caveats(study) if "of the weights are quantized by `nf4`" in text]
+    assert len(told) == (summary["model"].nunique() if words else 0) and all(words in text for text in told)
+
+
 def test_a_use_without_a_choice_has_its_sentence(h200):
     line = cells(
         h200, SMALL, "one user", verdict="nothing meets the limits", tpot_ms=np.nan, sentence="None keeps 1 GiB."

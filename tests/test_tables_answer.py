@@ -47,7 +47,8 @@ def answers(
             shared = {"number": 10 * place + process, "workload": workload, "weights": weights}
             paths.append(panel(folder, group, **shared, **options))
         for name, gib in memory.items():
-            sizes = gib if isinstance(gib, dict) else {"memory_gib": gib, "weights_gib": 3.0, "peak_load_gib": 3.5}
+            usual = {"memory_gib": gib, "weights_gib": 3.0, "peak_load_gib": 3.5, "quantized_share": 0.5}
+            sizes = gib if isinstance(gib, dict) else usual
             probes.append(identity(name, weights=weights) | workload | sizes)
     quality = [graded("bf16", None)] if losses else []
     quality += [graded(name, loss) if isinstance(loss, float) else loss for name, loss in losses.items()]
@@ -77,6 +78,7 @@ def test_summary_joins_the_tables_at_the_headline(tmp_path):
     assert fast[["tpot_ms", "tpot_ms_max", "processes", "against"]].tolist() == [4, 4, 3, "bf16 (sdpa, generate)"]
     assert fast[["tpot_speedup", "generate_speedup"]].tolist() == [5, 5] and fast["tpot_verdict"] == "faster"
     assert (fast["memory_gib"], fast["weights_gib"], fast["memory_verdict"]) == (7.5, 3, "less")
+    assert fast["quantized_share"] == 0.5
     assert fast["memory_ratio"] == 7.5 / 12
     assert (fast["ppl_ratio"], fast["ppl_verdict"], fast["quality_from"]) == (1.001, "same", "sdpa, generate")
     assert fast["ppl_ratio_low"] < 1.001 < fast["ppl_ratio_high"]

@@ -158,6 +158,7 @@ def job(kind: str, model: Path, corpus: Path | None = None, **changes):
         "device": "cpu",
         "threads": 1,
         "model_folder": str(model),
+        "checkpoints": None,
         "corpora": {"tiny-text": str(corpus)},
         "prompt_corpus": "tiny-text",
         "reference_folder": str(model.parent / "reference"),

@@ -103,7 +103,7 @@ def measure(models: dict, names: list[str], workload: str, new: int, rounds: int
         middle = statistics.median(tpot)
         model = models[name.partition("/")[0]]
         step_bytes = footprint.step_weight_bytes(model)
-        step_bytes += footprint.kv_bytes_per_token(model) * batch * (prompt + new // 2)
+        step_bytes += batch * footprint.kv_bytes(model, prompt + new // 2)
         ttft = statistics.median(line[0] for line in calls[2:])
         mbu = step_bytes / middle / (1e9 * bandwidth)
         milliseconds = (1000 * value for value in (ttft, middle, min(tpot), max(tpot)))

@@ -49,7 +49,7 @@ def groups(node: dict, schema: dict, path: str, seen: set[str], title: str = "")
     for name, raw in node["properties"].items():
         part = resolve(raw, schema)
         below += objects(raw, schema, f"{path}{name}", seen)
-        if "const" not in part and (part.get("type") != "object" or "$ref" in raw):
+        if "const" not in part and ("properties" not in part or "$ref" in raw):
             rows.append(row(name, part, schema, name in required))
     if rows:
         text = node.get("description", "") if path and not path.endswith("[].") else ""
@@ -109,11 +109,11 @@ def kind(part: dict, schema: dict) -> str:
 
 
 def precision_table() -> str:
-    """Return the table of all precisions; x stands for the threshold of a family's members."""
+    """Return the table of all precisions; x stands for what tells a family's members apart."""
     rows = []
     for name in precisions.MODULES:
         one = precisions.get(name.replace("<x>", "7"))
-        title = one.title.replace("7.0", "x") if "<x>" in name else one.title
+        title = one.title.replace("7.0", "x").replace(" 7", " x") if "<x>" in name else one.title
         facts = [f"{one.weight_bits:g}", f"`{one.compute_dtype}`", "this project" if one.own else "library"]
         rows.append([f"`{name}`", title, *facts, ", ".join(one.devices)])
     head = ["precision", "what it is", "bits per linear weight", "computes in", "kernels", "devices"]

@@ -49,7 +49,8 @@ wildcard_constraints:
 
 def identity(wildcards):
     """The identity of the record that the wildcards name."""
-    names = (wildcards.kind, wildcards.model, wildcards.precision, wildcards.attention, wildcards.runtime)
+    precision = wildcards.precision.replace("--", ":")  # as a file's name has it
+    names = (wildcards.kind, wildcards.model, precision, wildcards.attention, wildcards.runtime)
     weights = "real" if study.model(wildcards.model).real else "synthetic"
     return Identity(study.name, *names, int(wildcards.repeat), weights)
 
@@ -92,8 +93,8 @@ def memory_mb(wildcards, attempt):
 
 
 def model_config(wildcards):
-    """What fetching a model depends on: weights replaced in place too, and not its precisions, note or license."""
-    return kinds.fetch_settings(study, wildcards.model)
+    """What fetching depends on: weights replaced in place too, and not precisions, note or license of their model."""
+    return kinds.fetch_settings(study, wildcards.model, wildcards.get("checkpoint"))
 
 
 def corpus_config(wildcards):

@@ -5,11 +5,13 @@ REQUIRED INPUTS: none; sources are named in the config.
 
 OUTPUTS:
     resources/models/<model>/manifest.json     written last: proof that config, tokenizer and safetensors are there
+    resources/checkpoints/<model>/<checkpoint>/manifest.json      the same of a published quantization of a model
     resources/corpora/<corpus>/text.jsonl      one document a row
     resources/tasks/<study>.json               the data sets of lm-eval's tasks, which lie in the cache of ``datasets``
 
 STEPS:
     1. fetch_weights  from the hub, a package on PyPI, a local folder, or a shape for random weights
+       fetch_checkpoint   the same, compared with the model that it stands beside
     2. fetch_corpus   the same for text
     3. fetch_tasks    data sets into the cache, only with diagnostics.tasks
 
@@ -23,6 +25,7 @@ if workflow.is_main_process:
 
 localrules:
     fetch_weights,
+    fetch_checkpoint,
     fetch_corpus,
     fetch_tasks,
 
@@ -41,6 +44,15 @@ rule fetch_weights:
         code=code.digest("fetch.models"),
     script:
         "../scripts/fetch.py"
+
+
+use rule fetch_weights as fetch_checkpoint with:
+    input:
+        rules.fetch_weights.output,
+    output:
+        "resources/checkpoints/{model}/{checkpoint}/manifest.json",
+    log:
+        f"{RESULTS}/logs/fetch_checkpoint/{{model}}.{{checkpoint}}.log",
 
 
 rule fetch_corpus:

@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace) -> int:
         names = ["probe", "panel"] if options.kind == "panel" else [options.kind]
         kinds.check(study, *reversed(names))
         identity = Identity(study.name, options.kind, MODEL, options.precision, options.attention, options.runtime)
-        fetch_weights(study.config["models"][0], folder / "model", folder / "downloads")
+        fetch_weights(kinds.fetch_settings(study, MODEL), folder / "model", folder / "downloads")
         fetch_corpus(study.config["corpora"][0], folder / "corpus", folder / "downloads")
         for name in names:
             job = replace(

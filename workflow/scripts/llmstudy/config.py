@@ -19,12 +19,13 @@ from typing import Any
 
 from llmstudy import runtimes
 from llmstudy.errors import StudyError
-from llmstudy.fetch import layout
+from llmstudy.fetch import layout, published
 from llmstudy.fetch.shapes import SHAPES
 from llmstudy.files import shared_file
 from llmstudy.llama import Shape, protocol_name
 from llmstudy.models import attention, precisions
 
+PUBLISHED = ("as-published",)  # the precisions of a model whose weights are already quantized
 SHAPE_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 SCHEMA = shared_file("schemas/config.schema.yaml")
 # Keys of version 1, and what to write today.
@@ -55,7 +56,7 @@ class Model:
 
     name: str
     real: bool  # whether the weights are trained; random ones have no quality
-    precisions: tuple[str, ...]
+    precisions: tuple[str, ...]  # those of its published checkpoints at the end
     runtimes: tuple[str, ...]
     reference: str  # the study's reference precision, or the model's first where it lacks that
     panels: dict  # ``minimum`` and ``maximum`` processes that time all configurations
@@ -149,7 +150,8 @@ class Study:
         return list(dict.fromkeys(name for model in self.models for name in model.precisions))
 
     def _model(self, entry: dict) -> Model:
-        source, names = entry["source"], tuple(entry["precisions"] or self.precisions)
+        source, names = entry["source"], entry["precisions"] or self.precisions
+        names = tuple(dict.fromkeys([*names, *(f"{PUBLISHED[0]}:{name}" for name in entry["checkpoints"])]))
         workloads = entry["workloads"] or self.speed["workloads"]
         shape = source.get("shape", {})
         shape = SHAPES[shape] if isinstance(shape, str) else shape
@@ -375,13 +377,34 @@ def _check_names(study: Study) -> None:
     if study.reference not in study.precisions:
         raise StudyError(f"reference: {study.reference!r} is not measured; allowed: {', '.join(study.precisions)}")
     for model, entry in zip(study.models, models, strict=True):
+        _check_published(model, entry, study.quality_only)
         # Random weights have no quality to compare, so a shape too large for the reference may leave it out.
-        if model.real and study.reference not in model.precisions:
+        if model.real and study.reference not in model.precisions and model.reference not in PUBLISHED:
             raise StudyError(
                 f"models.{model.name}.precisions: the reference {study.reference!r} is missing; quality is compared "
                 "with it"
             )
         _check_base(f"models.{model.name}.runtimes" if entry["runtimes"] else "runtimes", model.runtimes, study)
+
+
+def _check_published(model: Model, entry: dict, quality_only: list[str]) -> None:
+    """Raise StudyError for a checkpoint that a precision names and the model has not, for random weights as published,
+    and for weights in a local folder that are already quantized under another precision."""
+    key = f"models.{model.name}"
+    for name in (*model.precisions, *(quality_only if model.real else ())):
+        checkpoint = precisions.get(name).checkpoint
+        if checkpoint and checkpoint not in entry["checkpoints"]:
+            allowed = ", ".join(f"{PUBLISHED[0]}:{known}" for known in entry["checkpoints"]) or "none, it has none"
+            raise StudyError(
+                f"{key}.checkpoints: {checkpoint!r} is missing, which precision {name!r} needs; allowed: {allowed}"
+            )
+        if not model.real and (checkpoint or name in PUBLISHED):
+            raise StudyError(f"{key}.precisions: {name!r}: random weights were never published; allowed: bf16, …")
+    for name, source in entry["checkpoints"].items():
+        if source["type"] == "synthetic":
+            raise StudyError(f"{key}.checkpoints.{name}: random weights were never published; allowed: hub, pypi, path")
+    if entry["source"]["type"] == "path" and model.precisions != PUBLISHED:
+        published.refuse_quantized(model.name, published.method(Path(entry["source"]["folder"]).expanduser()))
 
 
 def _check_base(key: str, names: tuple[str, ...], study: Study) -> None:
@@ -454,8 +477,12 @@ def check_paths(study: Study, wanted: set[str]) -> None:
     """Raise StudyError for a missing local source that one of the ``wanted`` outputs is fetched from."""
     for kind, key, made in (("models", "folder", "manifest.json"), ("corpora", "file", "text.jsonl")):
         for entry in study.config[kind]:
-            path = entry["source"].get(key) if f"resources/{kind}/{entry['name']}/{made}" in wanted else None
-            if path is not None and not Path(path).expanduser().exists():
-                raise StudyError(
-                    f"{kind}.{entry['name']}.source.{key}: {path!r} does not exist; allowed: a path on this machine"
-                )
+            sources = {f"resources/{kind}/{entry['name']}/{made}": ("source", entry["source"])}
+            for name, source in entry.get("checkpoints", {}).items():
+                sources[f"resources/checkpoints/{entry['name']}/{name}/{made}"] = (f"checkpoints.{name}", source)
+            for output, (part, source) in sources.items():
+                path = source.get(key) if output in wanted else None
+                if path is not None and not Path(path).expanduser().exists():
+                    raise StudyError(
+                        f"{kind}.{entry['name']}.{part}.{key}: {path!r} does not exist; allowed: a path on this machine"
+                    )

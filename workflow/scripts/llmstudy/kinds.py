@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from llmstudy import code, runtimes
-from llmstudy.config import Model, Study, check_known, fetched_manifest
+from llmstudy.config import PUBLISHED, Model, Study, check_known, fetched_manifest
 from llmstudy.errors import StudyError
 from llmstudy.fetch import layout
 from llmstudy.llama import gpus_needed
@@ -83,8 +83,9 @@ def each_precision(study: Study, model: Model) -> list[Configuration]:
 
 
 def graded(study: Study, model: Model) -> list[Configuration]:
-    """Return every precision whose quality is measured, and under each other runtime those whose token step is."""
-    names = dict.fromkeys([*model.precisions, *study.quality_only])
+    """Return every precision whose quality is measured, and under each other runtime those whose token step is. Weights
+    that are published alone take no other precision."""
+    names = dict.fromkeys([*model.precisions, *(study.quality_only if model.precisions != PUBLISHED else ())])
     others = [name for name in model.runtimes if name != runtimes.BASE and study.quality["decode"]["batches"]]
     return [Configuration(name, study.quality_attention, runtimes.BASE) for name in names] + [
         Configuration(name, quality_kernel(study, runtime), runtime) for runtime in others for name in model.precisions
@@ -104,7 +105,7 @@ def the_reference(study: Study, model: Model) -> list[Configuration]:
 
 def exact(study: Study, model: Model) -> list[Configuration]:
     """Return fp32 under quality's attention kernel, whatever the reference is: 16 bits hide small effects."""
-    return [Configuration("fp32", study.quality_attention, runtimes.BASE)]
+    return [Configuration("fp32", study.quality_attention, runtimes.BASE)] if model.precisions != PUBLISHED else []
 
 
 def profiled(study: Study, model: Model) -> list[Configuration]:
@@ -301,6 +302,12 @@ def job(study: Study, identity: Identity) -> Job:
         device=study.device,
         threads=study.threads,
         model_folder=f"resources/models/{model.name}",
+        checkpoints={
+            name: f"resources/checkpoints/{model.name}/{name}"
+            for one in members(study, identity)
+            if (name := precisions.get(one.precision).checkpoint)
+        }
+        or None,
         corpora={name: f"resources/corpora/{name}" for name in corpora},
         prompt_corpus=study.prompt_corpus,
         # A job that got it without need would be measured again for another reference.
@@ -325,6 +332,8 @@ def inputs(study: Study, identity: Identity) -> dict[str, str | list[str]]:
     }
     if its.reference_folder and identity.kind != "reference":  # which makes it
         files["reference"] = its.reference_folder
+    if its.checkpoints:
+        files["checkpoints"] = [f"{folder}/manifest.json" for folder in its.checkpoints.values()]
     files |= {name: its.settings[name] for name in ("probe", "probes") if name in its.settings}
     if its.settings.get("until"):
         files["panels"] = [replace(identity, repeat=number).path for number in range(identity.repeat)]
@@ -333,10 +342,17 @@ def inputs(study: Study, identity: Identity) -> dict[str, str | list[str]]:
     return files
 
 
-def fetch_settings(study: Study, name: str) -> dict:
-    """Return what fetching a model depends on: its part of the config, and the files that a local folder holds now."""
+def fetch_settings(study: Study, name: str, checkpoint: str | None = None) -> dict:
+    """Return what fetching a model, or a published checkpoint beside it, depends on: its part of the config, and the
+    files that a local folder holds now. Precisions count only as far as they are as-published alone."""
     entry = next(entry for entry in study.config["models"] if entry["name"] == name)
-    return {key: entry[key] for key in ("name", "source", "context")} | {"files": layout.fingerprint(entry["source"])}
+    settings = {key: entry[key] for key in ("name", "source", "context")}
+    if checkpoint:
+        settings |= {"name": f"{name}:{checkpoint}", "source": entry["checkpoints"][checkpoint]}
+        settings["original"] = f"resources/models/{name}"
+    elif study.model(name).precisions == PUBLISHED:
+        settings["as_published"] = True
+    return settings | {"files": layout.fingerprint(settings["source"])}
 
 
 def fetched(study: Study) -> list[str]:

@@ -1,4 +1,4 @@
-"""Arithmetic of the LLaMA architecture: parameters, floating-point operations and KV cache, from a model's shape.
+"""Arithmetic of the LLaMA architecture, from a model's shape: what is known before anything is loaded.
 
 Weights of one layer (Touvron et al. 2023, arXiv:2302.13971; grouped queries: Ainslie et al. 2023, arXiv:2305.13245) as
 outputs × inputs: q heads·d × h, k and v kv_heads·d × h, o h × heads·d, gate and up i × h, down h × i; d is the head
@@ -68,20 +68,6 @@ class Shape:
         """Return the parameters; an embedding that is also the head counts once."""
         norms = (2 * self.layers + 1) * self.hidden
         return self.matmul_weights + norms + (0 if self.tied else self.vocabulary * self.hidden)
-
-    def flops(self, tokens: int, context: float) -> float:
-        """Return the floating-point operations for ``tokens`` tokens, each of which attends to ``context`` on average.
-
-        2 for each token and matmul weight, and for each token 4 · layers · heads · head width · context: the scores
-        and their product with the values. A decode step has one token of each sequence; a prompt of n tokens has a
-        mean context of (n + 1) / 2.
-        """
-        attention = 4 * self.layers * self.heads * self.head_dim * context
-        return tokens * (2 * self.matmul_weights + attention)
-
-    def kv_bytes_per_token(self, itemsize: int) -> int:
-        """Return the bytes of KV cache for one token of one sequence, whose numbers have ``itemsize`` bytes."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
 
 
 def causal_attention_flops(heads: int, head_dim: int, context: int) -> float:

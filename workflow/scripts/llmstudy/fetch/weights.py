@@ -23,6 +23,7 @@ class Weights:
         context: the longest sequence in tokens.
         tied: whether the head is the embedding, as the files say; None takes what config.json says.
         attention: implementations of attention that the model's class supports; empty if unknown.
+        quantization: the method that the weights were published with; empty where they are numbers of 16 bits or more.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Weights:
     context: int
     tied: bool | None = None
     attention: tuple[str, ...] = ()
+    quantization: str = ""
 
     def config(self):
         """Return the transformers config of the architecture, the same for every precision."""
@@ -59,7 +61,8 @@ class Weights:
         A head that is tied to the embedding is read from it, even if it is stored as well, and the embedding from the
         head if only that is stored. ``name`` and ``shape`` are those of the model; older files leave out its first
         part. Raise Unsupported if the files, in which the library finds it, hold it under another name or in parts;
-        StudyError if it has another shape.
+        or if it holds codes, which
+        are no weights without their scales; StudyError if it has another shape.
         """
         if name == HEAD and self._config.tie_word_embeddings:
             name = EMBEDDING
@@ -79,6 +82,8 @@ class Weights:
             tensor = tensors.get_tensor(stored)
         if tuple(tensor.shape) != tuple(shape):
             raise StudyError(f"{self.folder}: {name} has shape {tuple(tensor.shape)}, config.json says {tuple(shape)}")
+        if not tensor.is_floating_point() or tensor.itemsize < 2:
+            raise Unsupported(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}: codes, and no weights")
         return tensor.to(dtype)
 
     @cached_property
@@ -109,4 +114,5 @@ def open_weights(folder: Path) -> Weights:
         context=content["context"],
         tied=content["architecture"].get("tie_word_embeddings"),
         attention=tuple(content.get("attention", ())),
+        quantization=(content.get("quantization") or {}).get("method", ""),
     )

@@ -1,10 +1,13 @@
-"""Bytes of a model, counted tensor by tensor, and the linear layers of its decoder.
+"""Bytes and operations of a model as it is loaded, and the weights of its decoder that a precision replaced.
 
-``get_memory_footprint`` of the library leaves out the absmax of 4-bit weights and is wrong for tensor subclasses.
+All is read from modules, tensors and the library's cache, so that it holds for any architecture; a configuration does
+not say which layers are quantized, and names its sizes differently in each. ``get_memory_footprint`` of the library
+leaves out the absmax of 4-bit weights and is wrong for tensor subclasses.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +17,6 @@ import torch
 from torch import nn
 
 from llmstudy.errors import Unsupported
-from llmstudy.llama import Shape
 
 COMPONENTS = ("embeddings", "linears", "norms", "head", "other")
 # Layers and experts are numbered in a module's path: model.layers.3.mlp.down_proj
@@ -120,6 +122,7 @@ def step_weight_bytes(model) -> int:
 
 
 def _share_of_experts(config) -> float:
+    """Return the share of the experts that a token is given to."""
     used = getattr(config, "num_experts_per_tok", None)
     count = next((number for name in _EXPERT_COUNTS if (number := getattr(config, name, None))), None)
     if not used or not count:
@@ -130,9 +133,75 @@ def _share_of_experts(config) -> float:
     return used / count
 
 
-def kv_bytes_per_token(model) -> int:
-    """Return the bytes of KV cache for one token of one sequence."""
-    return Shape.of(model.config).kv_bytes_per_token(model.dtype.itemsize)
+def kv_bytes(model, tokens: float) -> float:
+    """Return the bytes of KV cache for ``tokens`` tokens of one sequence; a layer with a sliding window keeps no more
+    tokens than that. Raise Unsupported if the model has no such cache."""
+    return sum(size * min(tokens, window) for size, window, _ in cache_layers(model))
+
+
+def cache_layers(model) -> list[tuple[int, float, int]]:
+    """Return for each layer of the library's KV cache (bytes of a token, window in tokens, widths of a key and a value
+    together), from the cache of one token: no configuration tells whether a class stores each key-value head once
+    (Falcon has both)."""
+    token = torch.zeros(1, 1, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
+    with torch.inference_mode():
+        cache = model(token, use_cache=True, logits_to_keep=1).past_key_values
+    layers = [layer for layer in getattr(cache, "layers", []) if getattr(layer, "keys", None) is not None]
+    if not layers or any(layer.keys.dim() != 4 for layer in layers):
+        raise Unsupported(f"model type {model.config.model_type!r} keeps no keys and values for each token")
+    return [
+        (
+            layer.keys.nbytes + layer.values.nbytes,
+            getattr(layer, "sliding_window", None) or math.inf,
+            layer.keys.shape[-1] + layer.values.shape[-1],
+        )
+        for layer in layers
+    ]
+
+
+def step_flops(model, context: float) -> float:
+    """Return the floating-point operations of a decode step of one sequence at a context in tokens.
+
+    2 for each weight that the token is multiplied by, of experts those that it is given to, and in each layer 2 · query
+    heads · widths of key and value · context: the scores and their product with the values, over the window if any.
+    """
+    parts = [(part, _share_of_experts(model.config) if part.expert else 1.0) for part in decoder_weights(model)]
+    head = model.get_output_embeddings().weight.numel()
+    heads = model.config.get_text_config(decoder=True).num_attention_heads
+    attention = sum(2 * heads * widths * min(context, window) for _, window, widths in cache_layers(model))
+    return 2 * (head + sum(part.weights * share for part, share in parts)) + attention
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """The weights of one module of a decoder layer: their number, whether it is quantized, whether experts hold it."""
+
+    path: str
+    weights: int
+    quantized: bool
+    expert: bool
+
+
+def decoder_weights(model) -> Iterator[DecoderWeights]:
+    """Yield the weights that the decoder layers multiply by, whatever the class of the module: linear layers, Conv1D of
+    GPT-2, experts in one tensor. Biases are not counted."""
+    for path, module in model.named_modules():
+        if not _LAYER.search(path) or component_of(model, path) != "linears":
+            continue
+        tensors = list(tensors_of(module))
+        coded = [tensor for tensor in tensors if not (tensor.is_floating_point() and tensor.itemsize > 1)]
+        if hasattr(module, "in_features"):
+            weights = module.in_features * module.out_features
+        else:  # two codes of 4 bits in a byte
+            weights = sum(one.numel() * (1 + (one.dtype == torch.uint8)) for one in tensors if one.dim() > 1)
+        if weights:
+            yield DecoderWeights(path, weights, bool(coded), bool(_EXPERTS.search(path)))
+
+
+def quantized_share(model) -> float:
+    """Return the share of the decoder's weights, 0 … 1, that are stored in fewer than 16 bits."""
+    parts = list(decoder_weights(model))
+    return sum(part.weights for part in parts if part.quantized) / max(1, sum(part.weights for part in parts))
 
 
 def decoder_linears(model) -> Iterator[DecoderLinear]:

@@ -88,7 +88,7 @@ class Member:
 def measure(session: Session) -> dict:
     """Return ``{"bandwidth_gb_s": {"copy", "read"}, "rounds": [{"group", "workload", "round", "flags", "gpu"}],
     "entries": [{"precision", "attention", "runtime", "again", "workload", "status", "reason", "group",
-    "step_weight_bytes", "kv_bytes_per_token", "warmup_e2e_ms", "calls": [{"round", "ttft_ms", "itl_ms",
+    "step_weight_bytes", "step_kv_bytes", "warmup_e2e_ms", "calls": [{"round", "ttft_ms", "itl_ms",
     "e2e_ms"}]}]}``.
 
     Every configuration has an entry for each workload, the reference one more with ``again``, in each group that it is
@@ -285,10 +285,12 @@ def entry_of(member: Member, group: int, workload: Workload) -> dict:
     """Return the entry of a member; one that failed in some round keeps no time: its rounds are not those of others."""
     if member.error:
         return entry(member.configuration, member.again, workload, *member.error)
+    # The cache that a step reads grows from step to step: its mean.
+    context = workload.prompt_tokens + workload.new_tokens / 2
     return entry(member.configuration, member.again, workload) | {
         "group": group,
         "step_weight_bytes": footprint.step_weight_bytes(member.model),
-        "kv_bytes_per_token": footprint.kv_bytes_per_token(member.model),
+        "step_kv_bytes": int(workload.batch * footprint.kv_bytes(member.model, context)),
         "warmup_e2e_ms": member.warmup_e2e_ms,
         "calls": member.calls,
     }

@@ -31,7 +31,7 @@ class Settings:
 
 
 def measure(session: Session) -> dict:
-    """Return ``{"load_s", "load", "weights", "kv_bytes_per_token", "workloads": [{"workload", "status", "reason",
+    """Return ``{"load_s", "load", "weights", "quantized_share", "workloads": [{"workload", "status", "reason",
     "compile_s", "cold_ms", "decode", "prefill", "kv_cache_bytes", "kv_cache_measured_prefill_bytes",
     "attention_kernels"}]}``; sizes in bytes; ``load``, ``decode`` and ``prefill`` are readings of ``PeakProbe``."""
     settings = session.settings_as(Settings)
@@ -43,7 +43,7 @@ def measure(session: Session) -> dict:
         "load_s": load_s,
         "load": probe.reading(),
         "weights": footprint.weight_bytes(model),
-        "kv_bytes_per_token": footprint.kv_bytes_per_token(model),
+        "quantized_share": footprint.quantized_share(model),
         "workloads": [],
     }
     log(f"loaded in {load_s:.1f} s")
@@ -66,8 +66,8 @@ def measure_workload(session: Session, model, workload: Workload, probe: PeakPro
         cold = timed_call(runtime, input_ids, workload)
         entry: dict = {"compile_s": compile_s, "cold_ms": cold["e2e_ms"], "decode": probe.reading()}
     entry["prefill"] = peaks_of_generation(session, model, input_ids, 1, probe)
-    tokens = workload.batch * (workload.prompt_tokens + workload.new_tokens)
-    entry["kv_cache_bytes"] = footprint.kv_bytes_per_token(model) * tokens
+    tokens = workload.prompt_tokens + workload.new_tokens
+    entry["kv_cache_bytes"] = int(workload.batch * footprint.kv_bytes(model, tokens))
     session.free()
     if not runtimes.facts(session.job.identity.runtime).own_cache:  # else the runtime's has the formula's size
         entry["kv_cache_measured_prefill_bytes"] = measured_kv_bytes(session, model, input_ids)

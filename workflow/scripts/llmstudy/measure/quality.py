@@ -24,6 +24,7 @@ import torch
 
 from llmstudy import runtimes
 from llmstudy.errors import Unsupported
+from llmstudy.measure import footprint
 from llmstudy.measure.reference import Reference, Settings
 from llmstudy.measure.scoring import Take, score_windows, true_token
 from llmstudy.measure.session import Session
@@ -34,8 +35,8 @@ Scored = Callable[[Take], None]
 
 
 def measure(session: Session) -> dict:
-    """Return ``{"protocols": [{"corpus", "protocol", "words", "utf8_bytes", "status", "reason", "tokens", "mean_nll",
-    "mean_kl", "mean_top1", "unpaired"}]}``.
+    """Return ``{"quantized_share", "protocols": [{"corpus", "protocol", "words", "utf8_bytes", "status", "reason",
+    "tokens", "mean_nll", "mean_kl", "mean_top1", "unpaired"}]}``.
 
     Means of ``kl`` and ``top1`` are there under the first protocol and of forced tokens alone; where nothing could be
     compared, ``unpaired`` is there instead and says why.
@@ -45,7 +46,7 @@ def measure(session: Session) -> dict:
     identity = session.job.identity
     itself = (identity.precision, identity.runtime) == (settings.reference, runtimes.BASE)
     model, _ = session.load_model()
-    results: dict = {"protocols": []}
+    results: dict = {"quantized_share": footprint.quantized_share(model), "protocols": []}
 
     def grade(entry: dict, name: str, scored: Scored, document: np.ndarray, stored: str = "", batch: int = 0) -> None:
         """Measure a protocol into its entry; ``stored``: the reference's distributions, or nothing to compare with."""

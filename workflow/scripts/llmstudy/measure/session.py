@@ -23,6 +23,7 @@ from llmstudy import runtimes
 from llmstudy.errors import StudyError, Unsupported
 from llmstudy.fetch.weights import Weights, open_weights
 from llmstudy.llama import gpus_needed
+from llmstudy.measure import footprint
 from llmstudy.measure.device import read_nvml, unused_gpu
 from llmstudy.measure.text import calibration_ids
 from llmstudy.models import attention, precisions
@@ -77,6 +78,18 @@ class Session:
         """The fetched weights of the job's model."""
         return open_weights(Path(self.job.model_folder))
 
+    def weights_of(self, precision: precisions.Precision) -> Weights:
+        """Return the weights that a precision loads: the model's, or those of a published checkpoint of it. Raise
+        Unsupported if they are quantized and the precision is another."""
+        if precision.checkpoint:
+            return open_weights(Path(self.job.checkpoints[precision.checkpoint]))
+        if self.weights.quantization and precision.compute_dtype != "auto":
+            raise Unsupported(
+                f"precision {precision.name!r}: the weights are already quantized ({self.weights.quantization}); "
+                "allowed: as-published"
+            )
+        return self.weights
+
     def import_libraries(self) -> None:
         """Import what loading needs, so that it counts neither as load time nor as memory of the model (some 160 MB).
 
@@ -87,14 +100,15 @@ class Session:
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(self.weights.config())
         own = {package for one in self.job.configurations for package in precisions.get(one.precision).packages}
+        own |= {"bitsandbytes"} if self.weights.quantization == "bitsandbytes" else set()
         for package in ("accelerate", *sorted(own)):
             with suppress(ImportError):
                 import_module(package)
 
     def load_model(self, configuration: Configuration | None = None) -> tuple[Any, float]:
         """Return the model in the precision of a configuration, by default the job's, on its device, and the seconds
-        that loading took. Raise Unsupported if the precision does not run on this device, or a package is not
-        installed."""
+        that loading took. Raise Unsupported if the precision does not run on this device, a package is not installed,
+        the model's class has no such attention, or no weight was replaced by what the precision promises."""
         from transformers.utils import logging as transformers_logging
 
         configuration = configuration or self.job.identity.configuration
@@ -103,8 +117,9 @@ class Session:
             raise Unsupported(
                 f"precision {precision.name!r}: not available on {self.device}; allowed: {', '.join(precision.devices)}"
             )
+        weights = self.weights_of(precision)
         request = precisions.LoadRequest(
-            weights=self.weights,
+            weights=weights,
             device=self.device,
             attention=attention.get(configuration.attention).implementation,
             calibration_ids=calibration_ids(self) if precision.calibrated else None,
@@ -118,8 +133,15 @@ class Session:
         except ImportError as error:  # a package of the attention kernel or of the quantization
             raise Unsupported(" ".join(str(error).split())) from error
         self.synchronize()
+        seconds = time.perf_counter() - start
         self.note_split(configuration, model)
-        return model, time.perf_counter() - start
+        if not footprint.quantized_share(model):
+            kind, published = model.config.model_type, weights.quantization
+            if published:
+                raise Unsupported(f"{published}: transformers loads it dequantized on {self.device}, not as published")
+            if precision.family not in ("dense", "published"):
+                raise Unsupported(f"precision {precision.name!r}: it replaces no layer of model type {kind!r}")
+        return model, seconds
 
     def split(self, configuration: Configuration) -> bool:
         """Return whether a configuration's model is split over several GPUs: never one that fits the first.
@@ -129,7 +151,7 @@ class Session:
         if self.device != "cuda" or torch.cuda.device_count() == 1:
             return False
         size, memory = (
-            pool.weight_bytes(self.job.model_folder, configuration),
+            pool.weight_bytes(self.job, configuration),
             torch.cuda.get_device_properties(0).total_memory,
         )
         whole = precisions.get(configuration.precision).own or not self.weights.real

@@ -17,6 +17,7 @@ from llmstudy.tables.quality import REFERENCE, loss_words
 from llmstudy.tables.speed import name_of
 
 MANY = 5  # names that a sentence has room for
+WHOLE = 0.99  # share of the decoder's weights below which a precision is said to have replaced a part
 # What a runtime adds to the way in which a precision is used.
 RUNTIMES = {
     BASE: "",
@@ -73,7 +74,9 @@ def _loss(study: Study, row: pd.Series) -> str:
     if pd.isna(row["ppl_ratio"]):
         return "not known: not compared with the original"
     twice = ", quantized twice" * study.is_twice(row)
-    return f"{markdown.loss(row)}, {loss_words(row, study.margin_percent('perplexity'))}{twice}"
+    share = study.quantized_share(row)
+    part = f", {markdown.percent(share)} of the decoder quantized" * (0 < share < WHOLE)
+    return f"{markdown.loss(row)}, {loss_words(row, study.margin_percent('perplexity'))}{twice}{part}"
 
 
 def how(precision: str, runtime: str = BASE) -> str:
@@ -116,6 +119,11 @@ def caveats(study: Study) -> list[str]:
     if own := named([*own, *["graph"] * ("graph" in set(rows["runtime"]))]):
         texts.append(f"This project's own, and tuned where it was measured: {own}. All else is as published.")
     rows = study.table("summary")
+    rows = rows[(rows["quantized_share"] > 0) & (rows["quantized_share"] < WHOLE)]
+    for (model, share), own in rows.groupby(["model", "quantized_share"], sort=False):
+        texts.append(f"Of the decoder of `{model}` {markdown.percent(share)} of the weights are quantized by "
+                     f"{named(own['precision'])}; the rest, which no linear layer holds, stays as it was.")  # fmt: skip
+    rows = study.table("summary")
     for status, own in rows[rows["status"] != "ok"].groupby("status", sort=False):
         names = list(dict.fromkeys(markdown.configuration(row) for _, row in own.iterrows()))
         more = [f"{len(names) - MANY} more"] * (len(names) > MANY)
@@ -144,7 +152,8 @@ def registered(study: Study) -> str:
     """Return what the names of the precisions of a study mean, and how each is used."""
     names = precisions.in_order([*study.table("summary")["precision"], *study.table("quality")["precision"]])
     known = [precisions.get(name) for name in names if fact(name, "name")]
-    rows = [[f"`{one.name}`", one.title, f"{one.weight_bits:g}", how(one.name)] for one in known]
+    bits = {one.name: "its own" if one.compute_dtype == "auto" else f"{one.weight_bits:g}" for one in known}
+    rows = [[f"`{one.name}`", one.title, bits[one.name], how(one.name)] for one in known]
     return markdown.grid(["precision", "what it is", "bits per linear weight", "how"], rows, "llrl")
 
 

@@ -122,6 +122,9 @@ def models(study: Study) -> str:
         notes = "; ".join(note.rstrip(".") for note in given if note)
         origin, terms = _origin(model["source"]), entry.get("license") or "none stated"
         rows.append([f"`{name}`", weights, size, origin, terms, notes or markdown.NONE])
+        for checkpoint, source in entry.get("checkpoints", {}).items():
+            row = [f"`{name}`: `as-published:{checkpoint}`", "as published", UNKNOWN, _origin(source)]
+            rows.append([*row, "none stated", markdown.NONE])
     return markdown.grid(["model", "weights", "parameters", "source", "license", "note"], rows, "llrlll")
 
 

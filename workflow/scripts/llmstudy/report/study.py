@@ -89,6 +89,15 @@ class Study:
         """Return whether the weights of a row were quantized to 4 bit a second time."""
         return fact(row["precision"], "family") == "4-bit" and self.was_four_bit(row["model"])
 
+    def quantized_share(self, row: pd.Series) -> float:
+        """Return the share of the decoder's weights that the precision of a row quantized; 0 where none was measured.
+        It is that of a probe, or of a quality measurement alone."""
+        for name in ("summary", "quality"):
+            own = self.table(name, row["model"])
+            if len(found := own.loc[own["precision"] == row["precision"], "quantized_share"].dropna()):
+                return float(found.iloc[0])
+        return 0.0
+
     def file(self, table: str) -> str:
         """Return a link to the file of a table."""
         return f"[{table}.csv]({(self.folder / table).as_posix()}.csv)"
@@ -127,9 +136,12 @@ class Study:
 
 
 def load(folder: Path) -> Study:
-    """Read a study, without tables that have no row; one that still runs has no provenance."""
+    """Read a study, without tables that have no row; one that still runs has no provenance. Columns that an older
+    version did not write are there, and empty."""
     paths = {name: folder / f"{name}.csv" for name in every()}
     tables = {name: table for name, path in paths.items() if path.exists() and len(table := read_table(path))}
+    for name, table in tables.items():
+        tables[name] = table.reindex(columns=[*table, *(c.name for c in columns_of(name) if c.name not in table)])
     origin = folder / "provenance.json"
     provenance = json.loads(origin.read_text(encoding="utf-8")) if origin.exists() else {}
     return Study(folder.name, folder, tables, provenance, tuple(path.stem for path in folder.glob("figures/*.svg")))

@@ -50,8 +50,9 @@ class Identity:
 
     @property
     def name(self) -> str:
-        """Return the file name of the record without its ending."""
-        return f"{self.precision}.{self.attention}.{self.runtime}.r{self.repeat}"
+        """Return the file name of the record without its ending. A colon is no character for files: not on every disk,
+        and ``scp`` and ``tar`` take what stands before it for a host."""
+        return f"{self.precision.replace(':', '--')}.{self.attention}.{self.runtime}.r{self.repeat}"
 
     @property
     def path(self) -> str:
@@ -78,6 +79,7 @@ class Job:
     device: str  # ``auto``, ``cpu`` or ``cuda``
     threads: int | None = None  # CPU threads; None takes what SLURM granted, else every core
     model_folder: str  # the fetched model, with its manifest
+    checkpoints: dict[str, str] | None = None  # name of a published checkpoint that the job loads → its folder
     corpora: dict[str, str]  # name of a corpus → folder of its text
     prompt_corpus: str  # the corpus that prompts and calibration text come from
     reference_folder: str  # the reference's log-probabilities; empty for kinds that do not use them

@@ -76,7 +76,7 @@ def run_child(job: Job, log: Path, artifacts: Path) -> Outcome:
 def _seat(job: Job) -> AbstractContextManager[pool.Seat]:
     """Return the job's seat in the pool of GPUs; one without GPUs on a CPU, or where NVML shows none."""
     gpus = [] if job.device == "cpu" else pool.usable()
-    return pool.seat(gpus, pool.weight_bytes(job.model_folder, *job.configurations) if len(gpus) > 1 else 0)
+    return pool.seat(gpus, pool.weight_bytes(job, *job.configurations) if len(gpus) > 1 else 0)
 
 
 def _environment(allocator: str | None, gpus: list[pool.Gpu]) -> dict[str, str]:

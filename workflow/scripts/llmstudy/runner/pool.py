@@ -23,7 +23,7 @@ from typing import IO, Any
 from llmstudy.errors import StudyError
 from llmstudy.llama import gpus_needed
 from llmstudy.models import precisions
-from llmstudy.runner.job import Configuration
+from llmstudy.runner.job import Configuration, Job
 
 # The same for every checkout and user of the host, whatever TMPDIR says; the first one that can be written to.
 FOLDERS = ("/tmp", "/dev/shm")
@@ -116,10 +116,17 @@ def usable() -> list[Gpu]:
     return [gpu for gpu in gpus if (gpu.name, gpu.memory) == (best.name, best.memory)]
 
 
-def weight_bytes(model_folder: str, *configurations: Configuration) -> float:
-    """Return the bytes that a fetched model's weights take in the largest of some configurations."""
-    parameters = json.loads(Path(model_folder, "manifest.json").read_text(encoding="utf-8"))["parameters"]
-    return parameters / 8 * max(precisions.get(one.precision).weight_bits for one in configurations)
+def weight_bytes(job: Job, *configurations: Configuration) -> float:
+    """Return the bytes that the fetched weights of a job take in the largest of some configurations: as published those
+    of their files."""
+    sizes = []
+    for precision in map(precisions.get, {one.precision for one in configurations}):
+        folder = job.checkpoints[precision.checkpoint] if precision.checkpoint else job.model_folder
+        content = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))
+        stored = sum(one["bytes"] for name, one in content["files"].items() if name.endswith(".safetensors"))
+        as_stored = precision.compute_dtype == "auto"
+        sizes.append(stored if as_stored else content["parameters"] / 8 * precision.weight_bits)
+    return max(sizes)
 
 
 @dataclass

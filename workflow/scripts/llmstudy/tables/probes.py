@@ -4,7 +4,8 @@
 are the CUDA allocator's on a GPU; on a CPU the growth of the process's peak RSS over its state before loading, one
 reading of a process. ``workspace_gib`` is what the decode peak has above weights and KV cache. ``memory_gib`` is what
 verdicts weigh: on a GPU what the driver counts for the process (as nvidia-smi shows), else what the allocator reserved;
-on a CPU weights and KV cache, which are exact, where the peak would be a reading of chance.
+on a CPU weights and KV cache, which are exact, where the peak would be a reading of chance. ``quantized_share`` is the
+share of the decoder's weights that are stored in fewer than 16 bits; biases and norms are not counted.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from llmstudy.tables.records import GIB, identity, planned_workloads
 
 PEAKS = ("peak_load_gib", "peak_prefill_gib", "peak_decode_gib")
 COMPONENTS = ("embeddings", "linears", "norms", "head", "other")
+# Below 1 some weights of the decoder stay in 16 or 32 bits: experts in one tensor, which a library does not replace.
+QUANTIZED = Column("quantized_share", "weights of the decoder in fewer than 16 bits", "percent")
 COLUMNS = {
     "probes": [
         *columns("load_s cold_ms compile_s", SHARED + AT_WORKLOAD),
+        QUANTIZED,
         Column("memory_gib", "memory, GiB"),
         *columns(
             "weights_gib kv_cache_gib workspace_gib peak_load_gib peak_prefill_gib peak_decode_gib peak_rss_gib "
@@ -38,7 +42,8 @@ def probes(sources: Sources) -> list[dict]:
     """Return a row for every workload that a record was to try, tried or not."""
     rows = []
     for record in sources.records:
-        results, shared = record["results"], {"load_s": record["results"].get("load_s")}
+        results = record["results"]
+        shared = {name: results.get(name) for name in ("load_s", QUANTIZED.name)}
         if weights := results.get("weights"):
             shared |= {f"{name}_gib": sum(weights[name].values()) / GIB for name in COMPONENTS}
             shared["weights_gib"] = sum(shared[f"{name}_gib"] for name in COMPONENTS)

@@ -96,15 +96,16 @@ def timing(entry: dict) -> dict:
     }
     columns: dict = {name: median(values) for name, values in times.items()}
     columns |= {rounds(name): " ".join(f"{value:.6g}" for value in values) for name, values in times.items()}
-    context = workload["prompt_tokens"] + workload["new_tokens"] / 2
-    step_bytes = entry["step_weight_bytes"] + entry["kv_bytes_per_token"] * workload["batch"] * context
+    if (kv_bytes := entry.get("step_kv_bytes")) is None:  # a record from before windows of attention were counted
+        context = workload["prompt_tokens"] + workload["new_tokens"] / 2
+        kv_bytes = entry["kv_bytes_per_token"] * workload["batch"] * context
     return columns | {
         "group": entry["group"],
         "itl_p50_ms": percentile(gaps, 50),
         "itl_p90_ms": percentile(gaps, 90),
         "tokens_per_s": 1e3 * workload["batch"] * workload["new_tokens"] / columns["e2e_ms"],
         "rounds": len(calls),
-        "step_bytes": int(step_bytes),
+        "step_bytes": int(entry["step_weight_bytes"] + kv_bytes),
     }
 
 

@@ -47,6 +47,7 @@ from llmstudy.stats.quality import (
 from llmstudy.stats.text import paired_change, wilson
 from llmstudy.tables import Sources
 from llmstudy.tables.columns import AT_PROTOCOL, PROTOCOL, SHARED, Column, cells, columns, interval
+from llmstudy.tables.probes import QUANTIZED
 from llmstudy.tables.records import by_key, identity, read_arrays
 
 COLUMNS = {
@@ -66,6 +67,7 @@ COLUMNS = {
         *(Column(f"delta_p_{name}", f"Δp {name}, points", "points") for name in ("p1", "p5", "median", "p95", "p99")),
         *interval("path_ratio", "path_ratio_low", "path_ratio_high", "PPL ratio to one pass", "ratio"),
         *columns("blocks:text kl_reason:text"),
+        QUANTIZED,
     ],
     "tasks": [
         *columns("task:text metric:text documents:count", SHARED),
@@ -102,6 +104,7 @@ def quality(sources: Sources) -> list[dict]:
         for corpus, (compared, name, whole) in product(settings["corpora"], protocols_of(settings)):
             entry, other = entries.get((corpus, name)), others.get((corpus, name))
             row = identity(record, entry) | {"corpus": corpus, "protocol": name}
+            row[QUANTIZED.name] = record["results"].get(QUANTIZED.name)
             if entry and entry["status"] == "ok":
                 arrays = read_arrays(record["path"], f"{corpus}/{name}/")
                 row |= perplexities(entry, arrays)

@@ -33,7 +33,7 @@ OF_SPEED = (
     "processes ttft_ms tpot_ms tpot_ms_min tpot_ms_max e2e_ms tokens_per_s mbu against tpot_speedup tpot_speedup_low "
     "tpot_speedup_high tpot_verdict generate_speedup generate_speedup_low generate_speedup_high flags"
 )
-OF_PROBES = ["memory_gib", "weights_gib", "peak_load_gib"]
+OF_PROBES = ["memory_gib", "weights_gib", "peak_load_gib", "quantized_share"]
 OF_QUALITY = ["ppl", "ppl_low", "ppl_high", "kl_nats", "kl_low_nats", "kl_high_nats"]
 OF_QUALITY += ["top1_agreement", "top1_low", "top1_high"]
 OF_LOSS = ["ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "ppl_verdict"]

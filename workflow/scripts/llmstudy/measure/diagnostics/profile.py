@@ -20,13 +20,11 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity
 
 from llmstudy.errors import Unsupported
-from llmstudy.llama import Shape
 from llmstudy.measure import footprint
 from llmstudy.measure.calls import timed_call
 from llmstudy.measure.device import bandwidth_gb_s, matmul_tflops
 from llmstudy.measure.session import Session, log
 from llmstudy.measure.text import prompt_batch
-from llmstudy.models import precisions
 from llmstudy.runner.job import PROFILE_TOKENS, Workload
 
 RUNS = 3  # of each generation, with and without the profiler
@@ -53,16 +51,14 @@ class Settings:
 
 def measure(session: Session) -> dict:
     """Return ``{"workload", "bandwidth_gb_s", "matmul_tflops", "step_bytes", "step_flops", "tpot_ms", "step"}``,
-    ``step`` as ``per_step`` returns it. Raise Unsupported if the profiler sees no kernel of the GPU, or the model is no
-    LLaMA."""
+    ``step`` as ``per_step`` returns it. Raise Unsupported if the profiler sees no kernel of the GPU."""
     settings = session.settings_as(Settings)
     short = Workload(settings.batch, settings.prompt_tokens, PROFILE_TOKENS)
     long = Workload(settings.batch, settings.prompt_tokens, PROFILE_TOKENS + settings.steps)
     bandwidth = max(bandwidth_gb_s(session.device, session.synchronize).values())
     session.free()
-    dtype = getattr(torch, precisions.get(session.job.identity.precision).compute_dtype)
-    tflops = matmul_tflops(session.device, dtype, session.synchronize)
     model, _ = session.load_model()
+    tflops = matmul_tflops(session.device, model.dtype, session.synchronize)
     results = {"workload": asdict(long), "bandwidth_gb_s": bandwidth, "matmul_tflops": tflops}
     results |= demand(model, settings.batch, settings.prompt_tokens + settings.steps / 2)
     session.save(results)
@@ -78,16 +74,10 @@ def measure(session: Session) -> dict:
 
 def demand(model, batch: int, context: float) -> dict:
     """Return ``{"step_bytes", "step_flops"}``: bytes that one decode step of the whole batch must read, and its
-    floating-point operations. Raise Unsupported if the linear layers of the model are not those of a LLaMA, whose
-    arithmetic is known."""
-    shape = Shape.of(model.config)
-    modules = [linear.module for linear in footprint.decoder_linears(model)] + [model.get_output_embeddings()]
-    if sum(module.in_features * module.out_features for module in modules) != shape.matmul_weights:
-        raise Unsupported(f"profile: the linear layers of model type {model.config.model_type!r} are not LLaMA's")
-    kv_bytes = footprint.kv_bytes_per_token(model) * batch * context
+    floating-point operations."""
     return {
-        "step_bytes": int(footprint.step_weight_bytes(model) + kv_bytes),
-        "step_flops": int(shape.flops(batch, context)),
+        "step_bytes": int(footprint.step_weight_bytes(model) + batch * footprint.kv_bytes(model, context)),
+        "step_flops": int(batch * footprint.step_flops(model, context)),
     }
 
 

@@ -28,6 +28,8 @@ MODULES = {
     "int4-fused-rtn": "int4",
     "nf4": "four_bit",
     "fp4": "four_bit",
+    "as-published": "published",
+    "as-published:<x>": "published",
 }
 
 

@@ -39,10 +39,11 @@ class Precision:
     Attributes:
         name: its name in configs, records and tables.
         title: a phrase that explains it to a reader of the report.
-        family: ``dense`` (16 or 32 bits a weight), ``int8``, ``fp8`` or ``4-bit``: with what the report groups it.
+        family: ``dense`` (16 or 32 bits a weight, and the original whatever it is), ``int8``, ``fp8``,
+            ``4-bit`` or ``published``: with what the report groups it.
         weight_bits: stored bits per linear weight without scales, which sizes jobs before anything is loaded.
         compute_dtype: dtype of activations and of all parameters that are not linear weights: ``float32``, ``float16``
-            or ``bfloat16``.
+            or ``bfloat16``; ``auto`` is the checkpoint's.
         load: returns the model of a ``LoadRequest`` in eval mode on its device or devices; raises ``Unsupported`` with
             a reason where that is not possible.
         color: hex color in every figure; no other precision has it. At least 4.5:1 contrast with white, for its name.
@@ -52,6 +53,7 @@ class Precision:
         calibrated: whether ``load`` needs ``calibration_ids``.
         packages: what ``load`` imports beyond torch and transformers: imported before its time and memory count.
         threshold: outlier threshold of LLM.int8(); None for all other precisions.
+        checkpoint: name of the published checkpoint that it loads; empty for the model's own weights.
     """
 
     name: str
@@ -67,3 +69,4 @@ class Precision:
     calibrated: bool = False
     packages: tuple[str, ...] = ()
     threshold: float | None = None
+    checkpoint: str = ""
