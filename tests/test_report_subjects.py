@@ -148,6 +148,16 @@ def test_a_precision_that_replaced_a_part_says_which(h200, share, words):
     assert len(told) == (summary["model"].nunique() if words else 0) and all(words in text for text in told)
 
 
+def test_a_reference_that_was_published_quantized_is_no_original(h200):
+    """Its loss against 16 bits is what nobody measured here."""
+    summary = h200.table("summary")
+    study = changed(h200, summary=summary.assign(quantized_share=1.0))
+    row = h200.table("advice", SMALL).iloc[0]
+    against = f"{row['precision']} ({row['attention']}, {row['runtime']})"
+    line = cells(study, SMALL, "one user", ppl_verdict="reference", against=against)
+    assert line[4] == "not known: published quantized" and "without quantization" not in line[2]
+
+
 def test_a_use_without_a_choice_has_its_sentence(h200):
     line = cells(
         h200, SMALL, "one user", verdict="nothing meets the limits", tpot_ms=np.nan, sentence="None keeps 1 GiB."

@@ -50,15 +50,15 @@ def _line(study: Study, row: pd.Series, size: str) -> list[str]:
     memory = "not measured here" if pd.isna(row["memory_gib"]) else f"{number(row['memory_gib'])} GiB"
     memory += "" if pd.isna(row["memory_ratio"]) else f", {number(row['memory_ratio'])} ×"
     evidence = f"{row['evidence']}, n = {row['processes']:.0f}"
-    return [use, taken, _speed(row), memory, _loss(study, row), evidence, how(row["precision"], row["runtime"])]
+    return [use, taken, _speed(study, row), memory, _loss(study, row), evidence, how(row["precision"], row["runtime"])]
 
 
-def _speed(row: pd.Series) -> str:
+def _speed(study: Study, row: pd.Series) -> str:
     """Return time or throughput, and the ratio to the best 16-bit configuration."""
     serving = row["use"] == BATCH
     text = f"{number(row['tokens_per_s'])} tokens/s" if serving else f"{number(row['tpot_ms'])} ms a token"
     if row["against"] == name_of(tuple(row[KEY])):
-        return f"{text}, the fastest without quantization"
+        return text if study.quantized_share(row) else f"{text}, the fastest without quantization"
     if pd.isna(row["speedup"]):
         return text
     alone = " (no interval)" * bool(pd.isna(row["speedup_low"]))
@@ -70,7 +70,8 @@ def _loss(study: Study, row: pd.Series) -> str:
     if row["weights"] == "synthetic":
         return "not known: random weights"
     if row["ppl_verdict"] == REFERENCE:
-        return "none: it is the original"
+        published = study.quantized_share(row) > 0
+        return "not known: published quantized" if published else "none: it is the original"
     if pd.isna(row["ppl_ratio"]):
         return "not known: not compared with the original"
     twice = ", quantized twice" * study.is_twice(row)
