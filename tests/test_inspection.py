@@ -16,7 +16,9 @@ from llmstudy.errors import StudyError, Unsupported
 from llmstudy.fetch.layout import fingerprint
 from llmstudy.fetch.weights import open_weights
 from llmstudy.models import loading, precisions
+from llmstudy.tables.records import read_records
 from safetensors.torch import load_file, save_file
+from table_kit import write_record
 
 IDS = torch.tensor([[5, 9, 200, 31, 77, 8, 19, 40]])
 ENDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
@@ -448,6 +450,36 @@ def test_weights_rewritten_in_place_with_the_same_size_are_noticed(tmp_path, the
     data[-100] ^= 1
     file.write_bytes(data)
     open_weights(ours)  # the same bytes, written again
+
+
+def test_of_many_gguf_files_the_one_that_is_read_is_watched_with_its_parts(tmp_path):
+    for name in ("a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "b.gguf", "README.md"):
+        (tmp_path / name).touch()
+    parts, first = ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"], str(tmp_path / "a-00001-of-00002.gguf")
+
+    def watched(folder, **more):
+        return [name for name, *_ in fingerprint({"type": "path", "folder": str(folder)} | more)]
+
+    assert watched(tmp_path, file=parts[0]) == watched(first) == parts
+    assert watched(tmp_path, file="b.gguf") == ["b.gguf"] and len(watched(tmp_path)) == 3
+    assert watched(tmp_path / "absent") == fingerprint({"type": "hub"}) == []
+
+
+def test_records_on_weights_that_were_replaced_meanwhile_are_not_tabulated_together(tmp_path, theirs):
+    """Weights replaced, some records measured again, and then ``measure: nothing``."""
+    old = open_weights(fetch(tmp_path)).digest
+    configure(theirs, transformers_version="5.0.0")
+    assert open_weights(fetch(tmp_path)).digest == old  # the same weights
+    change(theirs, **{UP: torch.ones(128, 64)})
+    new = open_weights(fetch(tmp_path)).digest
+    assert tiny.session(tiny.job("probe", tmp_path / "ours"), tmp_path / "artifacts").weights.digest == new
+    records = [write_record(tmp_path, "probe", {}, provenance={"weights": old}, repeat=number) for number in range(2)]
+    assert len(read_records(records)) == 2
+    other = write_record(tmp_path, "probe", {}, provenance={"weights": new}, repeat=2, model="other")
+    assert len(read_records([*records, other])) == 3
+    again = write_record(tmp_path, "probe", {}, provenance={"weights": new}, repeat=3)
+    with one_line("are of different weights under one name"):
+        read_records([*records, again])
 
 
 # ---------------------------------------------------------------------------------------------------- what is requested

@@ -157,9 +157,12 @@ def contexts(config: dict[str, Any]) -> tuple[int | None, int | None]:
 def fingerprint(source: dict[str, Any]) -> list[list[Any]]:
     """Return name, bytes and time of writing of each file that a ``path`` source reads in place, for Snakemake to fetch
     it again when one was replaced; nothing for the other sources, whose files nobody else writes."""
-    given = Path(source.get("folder", "")).expanduser()
     if source["type"] != "path":
         return []
-    files = [given] if given.is_file() else sorted(given.iterdir()) if given.is_dir() else []
+    given = Path(source["folder"]).expanduser()
+    folder, wanted = (given.parent, given.name) if given.is_file() else (given, source.get("file") or "")
+    # Of the GGUF files in a folder, the one that is read and the other parts of it.
+    stem = re.sub(r"-\d+-of-\d+\.gguf$", "", wanted, flags=re.I)
+    files = [path for path in sorted(folder.iterdir()) if path.name.startswith(stem)] if folder.is_dir() else []
     about = [(path.name, path.stat()) for path in files if path.name.lower().endswith(READ_IN_PLACE) and path.is_file()]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in about]

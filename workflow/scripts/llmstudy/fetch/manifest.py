@@ -46,6 +46,13 @@ def sample_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def digest(content: dict[str, Any]) -> str:
+    """Return 16 hexadecimal digits that stand for the weights of a model's manifest, or for what draws random ones."""
+    files = [about["sha256"] for name, about in sorted(content["files"].items()) if name.endswith(".safetensors")]
+    identity = json.dumps([files, content["seed"], content["architecture"]], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
 def read(folder: Path) -> dict[str, Any]:
     """Return the manifest in ``folder``; raise StudyError if the fetch did not finish or it is damaged."""
     path = folder / MANIFEST

@@ -24,6 +24,7 @@ class Weights:
         tied: whether the head is the embedding, as the files say; None takes what config.json says.
         attention: implementations of attention that the model's class supports; empty if unknown.
         quantization: the method that the weights were published with; empty where they are numbers of 16 bits or more.
+        digest: the same for the same weights alone, for records to say what they were measured on.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Weights:
     tied: bool | None = None
     attention: tuple[str, ...] = ()
     quantization: str = ""
+    digest: str = ""
 
     def config(self):
         """Return the transformers config of the architecture, the same for every precision."""
@@ -115,4 +117,5 @@ def open_weights(folder: Path) -> Weights:
         tied=content["architecture"].get("tie_word_embeddings"),
         attention=tuple(content.get("attention", ())),
         quantization=(content.get("quantization") or {}).get("method", ""),
+        digest=manifest.digest(content),
     )

@@ -76,7 +76,9 @@ class Session:
     @cached_property
     def weights(self) -> Weights:
         """The fetched weights of the job's model."""
-        return open_weights(Path(self.job.model_folder))
+        weights = open_weights(Path(self.job.model_folder))
+        self.provenance["weights"] = weights.digest
+        return weights
 
     def weights_of(self, precision: precisions.Precision) -> Weights:
         """Return the weights that a precision loads: the model's, or those of a published checkpoint of it. Raise

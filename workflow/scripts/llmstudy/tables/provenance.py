@@ -19,7 +19,7 @@ from llmstudy.files import write_json
 from llmstudy.tables.records import read_records
 
 # What differs from record to record without making another environment.
-PER_RECORD = ("started", "wall_s", "waited_s", "gpus", "split")
+PER_RECORD = ("started", "wall_s", "waited_s", "weights", "gpus", "split")
 FROM_MANIFEST = ("real", "parameters", "source", "fetched_note", "architecture", "summary")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llmstudy.errors import StudyError
 from llmstudy.runner import record as records
 from llmstudy.tables.columns import IDENTITY
 
@@ -14,8 +15,19 @@ GIB = 2**30
 
 
 def read_records(paths: Iterable[str]) -> list[dict]:
-    """Return all records, each with the ``path`` of its file."""
-    return [records.read(Path(path)) | {"path": Path(path)} for path in paths]
+    """Return all records, each with the ``path`` of its file; raise StudyError for records of a model on weights that
+    were replaced meanwhile."""
+    found = [records.read(Path(path)) | {"path": Path(path)} for path in paths]
+    first: dict[str, dict] = {}
+    for record in found:
+        if weights := record["provenance"].get("weights"):
+            other = first.setdefault(record["identity"]["model"], record)
+            if other["provenance"]["weights"] != weights:
+                raise StudyError(
+                    f"{record['path']} and {other['path'].name} are of different weights under one name; measure again "
+                    "without measure: nothing, or delete the older one"
+                )
+    return found
 
 
 def identity(record: dict, entry: dict | None = None) -> dict:
