@@ -94,7 +94,7 @@ def test_facts_about_runtimes():
     assert runtimes.get("generate") is GenerateRuntime and runtimes.BASE == "generate"
     assert runtimes.kernels_of("generate", ["eager", "sdpa"]) == ["eager", "sdpa"]
     assert runtimes.kernels_of("graph", ["eager", "sdpa"]) == ["sdpa"]
-    assert [runtimes.facts(name).own_cache for name in runtimes.MODULES] == [False, True]
+    assert [runtimes.facts(name).own_cache for name in runtimes.MODULES] == [False, True, True]
     assert runtimes.module_of("graph") == "runtimes.graph"
-    with pytest.raises(StudyError, match="'vllm'.*generate, graph"):
+    with pytest.raises(StudyError, match="'vllm'.*generate, compile, graph"):
         runtimes.get("vllm")

@@ -172,8 +172,8 @@ def trade_off_rows(study: Study) -> pd.DataFrame:
 
 def draw_trade_off(rows: pd.DataFrame) -> Figure:
     """TPOT across, memory upwards: a panel for each model, an arrow from the library's runtime to the captured step."""
-    several = rows["runtime"].nunique() > 1
-    text = "○ the library's runtime   ■ captured step   arrow: launch overhead removed" if several else ""
+    several, compiled = rows["runtime"].nunique() > 1, "   ◆ compiled step" * ("compile" in set(rows["runtime"]))
+    text = f"○ the library's runtime{compiled}   ■ captured step   arrow: launch overhead removed" if several else ""
     return style.abreast([own for _, own in rows.groupby("model", sort=False)], 3.1, _trade_off, text)
 
 

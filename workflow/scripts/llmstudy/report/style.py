@@ -38,8 +38,8 @@ KERNELS = {
 # For precisions and kernels of another version, or of another checkout.
 SPARE = ("#7159c4", "#8d5f2c", "#b0405c", "#4b7430", "#3f6f90", "#8f4f8f")
 GROUND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # under words that lines may cross
-MARKERS = {"generate": "o", "graph": "s"}  # by runtime
-OTHER = "D"  # the marker of any other runtime
+MARKERS = {"generate": "o", "compile": "D", "graph": "s"}  # by runtime
+OTHER = "^"  # the marker of any other runtime
 WIDTH = 9.6
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 SETTINGS = {

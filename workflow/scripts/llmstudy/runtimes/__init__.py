@@ -38,6 +38,7 @@ class Facts:
 
 MODULES = {
     "generate": Facts("generate", "GenerateRuntime"),
+    "compile": Facts("compile", "CompileRuntime", attention=("sdpa",), own_cache=True),
     "graph": Facts("graph", "GraphRuntime", attention=("sdpa",), own_cache=True),
 }
 

@@ -74,13 +74,17 @@ class GenerateRuntime:
         """See ``runtimes.Runtime``."""
         self._call(input_ids, logits_processor=[Forced(tokens, take)])
 
+    def config(self) -> GenerationConfig:
+        """Return the library's settings, and make them the model's."""
+        return greedy(self.model, self.new_tokens)
+
     def _call(self, input_ids: torch.Tensor, **options) -> torch.Tensor:
         """Return what the library's ``generate`` returns, int64 [batch, prompt_tokens + new_tokens]."""
         with torch.inference_mode():
             return self.model.generate(
                 input_ids,
                 attention_mask=torch.ones_like(input_ids),
-                generation_config=greedy(self.model, self.new_tokens),
+                generation_config=self.config(),
                 **options,
             )
 
