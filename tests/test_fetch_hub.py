@@ -263,3 +263,9 @@ def test_dataset_hub_faults(dataset_hub, tmp_path, repository, path, fault, expe
 
 def test_dataset_without_network(tmp_path, repository):
     assert "no network" in fetch("http://127.0.0.1:9", tmp_path, repository, wikitext())[0]
+
+
+def test_a_home_of_the_hub_that_cannot_be_used_is_named(dataset_hub, tmp_path, repository):
+    printed, _ = fetch(dataset_hub.url, tmp_path, repository, wikitext(), HF_HOME="/dev/null/home")
+    assert "HF_HOME: '/dev/null/home' cannot be used (Not a directory); name a folder" in printed
+    assert len(printed.splitlines()) == 1

@@ -97,8 +97,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _reason(error: BaseException) -> str | None:
     """Return why the hub did not give the files, or None if this error does not say."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
+    if isinstance(error, OSError) and str(error.filename or "").startswith(constants.HF_HOME):
+        return f"HF_HOME: {constants.HF_HOME!r} cannot be used ({error.strerror}); name a folder that can be written to"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "the hub is switched off by HF_HUB_OFFLINE; unset it, or fetch on a machine with network"
     if isinstance(error, errors.RevisionNotFoundError):
