@@ -326,6 +326,7 @@ def quality_rows(study: str) -> list[dict]:
         for protocol, scale in PROTOCOLS.items():
             row = identity(study, "smollm2-135m", precision, "sdpa", "generate")
             row |= {"status": "ok", "reason": "", "corpus": "wikipedia", "protocol": protocol, "tokens": 10183}
+            row["bos"] = "none, as the tokenizer does"
             value, kl, spread = ppl * scale, KL[precision], 1 + 2e-2 * KL[precision] + 1e-4
             row |= {
                 "nll": np.log(value), "ppl": value, "ppl_low": value / 1.09, "ppl_high": value * 1.09,

@@ -58,7 +58,7 @@ def test_a_measurement_that_ends_is_ok(run, tmp_path):
         ("os._exit(0)", {}, "error", "the measuring process ended without a result, exit code 0; see its log"),
         ("os._exit(7)", {}, "error", "the measuring process ended without a result, exit code 7; see its log"),
         ("raise Unsupported('no such kernel here')", {}, "unsupported", "no such kernel here"),
-        ("session.save({'ppl': float('nan')})", {}, "error", "ValueError: Out of range float values are not JSON comp"),
+        ("session.save({'loss': [{'ppl': float('nan')}]})", {}, "overflow", "results.loss.0.ppl is nan"),
         (f"{SMALL_DISK}; session.save(list(range(50_000)))", {}, "error", "File too large"),
         ("bytearray(600_000_000)", {"host_memory_mb": 300}, "oom", "out of memory"),
         ("made = [1]; session.save({'all': made}); made.append(2); raise ValueError('late')", {}, "error", "ValueErr"),

@@ -13,6 +13,7 @@ from llmstudy.measure import measure, quality, reference, scoring
 from llmstudy.measure.reference import Reference
 from llmstudy.measure.scoring import Protocol
 from llmstudy.measure.text import token_stream
+from llmstudy.runner.failures import classify
 
 
 @pytest.fixture
@@ -124,16 +125,58 @@ def test_attention_kernels_agree(run):
     np.testing.assert_allclose(found[2], found[0], atol=1e-4)
 
 
+def with_tokenizer(tmp_path, bos: str | None, habit: bool, **changes):
+    """A fetched model whose tokenizer has a beginning-of-text token or none, and begins every text with "<s>" or not;
+    ``changes`` are those of config.json."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    tiny.save_model(tmp_path / "source", **changes)
+    inner = AutoTokenizer.from_pretrained(tmp_path / "source").backend_tokenizer
+    if habit:
+        inner.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=bos, eos_token="</s>").save_pretrained(
+        tmp_path / "source"
+    )
+    return fetched(tmp_path / "source", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("bos", "own", "habit", "used"),
+    [
+        (True, "<s>", False, "<s>"),  # config.json names </s>
+        (True, None, True, "<s>"),
+        (None, "<s>", True, "<s>"),  # as of LLaMA and Gemma
+        (None, "<s>", False, None),  # as of GPT-2
+        (None, None, False, None),
+        (False, "<s>", True, None),
+    ],
+)
+def test_windows_begin_with_the_tokenizers_token_or_as_it_begins_a_text(
+    measuring, run, tmp_path, bos, own, habit, used
+):
+    from transformers import AutoModelForCausalLM
+
+    model = with_tokenizer(tmp_path, own, habit, bos_token_id=1)
+    changes = {"model": model, "bos": bos, "documents": 1, "tokens_per_document": 30}
+    results, arrays = run(**changes)
+    assert results["bos"] == {"token": used, "habit": "<s>" if habit else None}
+    ids = stream_of(measuring("quality", **changes)).ids.tolist()
+    weights = AutoModelForCausalLM.from_pretrained(tmp_path / "source", dtype=torch.float32)
+    expected = independent_nll(weights, ids, 32, 16, 0 if used else None)
+    np.testing.assert_allclose(arrays["nll"], expected, atol=2e-4)
+    assert results["protocols"][0]["protocol"] == "w32-s16" + "-bos" * bool(used)
+
+
 @pytest.mark.parametrize("kind", ["quality", "reference"])
-def test_a_model_without_a_beginning_of_text_token_cannot_be_scored_with_one(measuring, tmp_path, kind):
-    tiny.save_model(tmp_path / "source", bos_token_id=None)
-    session = measuring(kind, model=fetched(tmp_path / "source", tmp_path), bos=True)
-    expected = "quality.bos: true, but the config of model 'tiny' has no bos_token_id; allowed: false"
-    if kind == "quality":
-        assert measure(session)["protocols"][0]["reason"] == expected
-    else:
-        with pytest.raises(StudyError, match=expected):
-            measure(session)
+def test_a_tokenizer_without_a_beginning_of_text_token_cannot_be_asked_for_one(measuring, tmp_path, monkeypatch, kind):
+    session = measuring(kind, model=with_tokenizer(tmp_path, None, False), bos=True)
+    monkeypatch.setattr(type(session), "load_model", lambda self: pytest.fail("the model was loaded"))
+    with pytest.raises(StudyError) as error:
+        measure(session)
+    assert str(error.value) == (
+        "quality.bos: true, but the tokenizer of model 'tiny' has no beginning-of-text token; allowed: null, false"
+    )
 
 
 # ------------------------------------------------------------------------------------------- distance to a reference
@@ -325,21 +368,66 @@ def test_a_protocol_that_fails_costs_no_other(measuring, monkeypatch):
     protocols = [{"window": window, "stride": window} for window in (32, 64, 48)]
     session = measuring("quality", protocols=protocols, documents=1, tokens_per_document=60)
     entries = measure(session)["protocols"]
-    assert [entry["status"] for entry in entries] == ["ok", "error", "ok"]
+    assert [entry["status"] for entry in entries] == ["ok", "overflow", "ok"]
     assert "3 of 59 tokens are not finite" in entries[1]["reason"] and "mean_nll" not in entries[1]
-    assert [len(saved["protocols"]) for saved in session.saved] == [1, 2, 3]
+    assert [len(saved["protocols"]) for saved in session.saved] == [0, 1, 2, 3]
     keys = {key.split("/")[1] for key in np.load(session.artifacts / "arrays.npz")}
     assert keys == {"w32-s32", "w48-s48"}
 
 
-def test_an_overflow_of_fp16_weights_is_an_error(measuring, tmp_path):
+def overflowing(tmp_path, which: str, factor: float):
+    """A fetched model that is sound in fp32 and bf16; fp16 ends at 65 504."""
     model = tiny.save_model(tmp_path / "source")
     with torch.no_grad():
-        model.model.layers[0].mlp.down_proj.weight.mul_(1e6)
+        model.get_parameter(f"model.layers.1.mlp.{which}.weight").mul_(factor)
     model.save_pretrained(tmp_path / "source")
-    session = measuring("quality", model=fetched(tmp_path / "source", tmp_path), precision="fp16")
-    entry = measure(session)["protocols"][0]
-    assert entry["status"] == "error" and "not finite" in entry["reason"]
+    return fetched(tmp_path / "source", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("which", "factor", "expected"),
+    [
+        ("up_proj", 3e4, "not finite at layer 1 (model.layers.1.mlp.up_proj), its output in float16"),
+        ("down_proj", 1e6, "not finite at layer 1 (model.layers.1.mlp.down_proj), its weights in float16"),
+    ],
+)
+def test_what_overflows_is_named_and_is_no_result(measuring, tmp_path, which, factor, expected):
+    model = overflowing(tmp_path, which, factor)
+    entry = measure(measuring("quality", model=model, precision="fp16"))["protocols"][0]
+    assert (entry["status"], entry["reason"]) == ("overflow", expected) and "mean_nll" not in entry
+    session = measuring("generations", "texts", model=model, precision="fp16")
+    with pytest.raises(FloatingPointError) as error:  # the most probable token of NaN is token 0
+        measure(session)
+    assert classify(error.value) == ("overflow", expected) and session.saved == []
+
+
+def test_a_reference_that_overflows_costs_no_healthy_precision_its_perplexity(measuring, run, tmp_path):
+    model = overflowing(tmp_path, "up_proj", 3e4)
+    with pytest.raises(FloatingPointError):
+        measure(measuring("reference", "reference", model=model, precision="fp16", reference="fp16"))
+    results, arrays = run(model=model, precision="fp32", reference="fp16")
+    (entry,) = results["protocols"]
+    assert entry["status"] == "ok" and np.isfinite(arrays["nll"]).all() and set(arrays) == {"nll", "document"}
+    assert entry["unpaired"] == (
+        "the reference fp16 is not finite at layer 1 (model.layers.1.mlp.up_proj), its output in float16"
+    )
+
+
+def test_a_token_that_the_model_rules_out_is_no_overflow(keep_reference, run, tmp_path, monkeypatch):
+    """Its logit is minus infinity on both sides: probability 0, which no divergence counts (0 ln 0 = 0)."""
+    from transformers import LlamaForCausalLM
+
+    forward = LlamaForCausalLM.forward
+
+    def ruled_out(self, *arguments, **options):
+        output = forward(self, *arguments, **options)
+        output.logits[..., -5:] = -math.inf
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", ruled_out)
+    keep_reference()
+    results, arrays = run()
+    assert results["protocols"][0]["status"] == "ok" and np.abs(arrays["kl"]).max() < 1e-5
 
 
 def test_an_entry_has_its_arrays_and_a_failed_write_is_an_error(measuring, monkeypatch):

@@ -129,7 +129,7 @@ def test_a_precision_that_overflows_has_no_accuracy(session_of, monkeypatch):
         model.lm_head.weight[7] = float("nan")
     monkeypatch.setattr(session, "load_model", lambda: (model, seconds))
     (entry,) = tasks.measure(session)["tasks"]
-    assert entry["status"] == "error" and "a log-likelihood is not finite" in entry["reason"]
+    assert (entry["status"], entry["reason"]) == ("overflow", "not finite at lm_head, its weights in float32")
 
 
 def test_without_lm_eval_the_record_says_unsupported(session_of, monkeypatch, tmp_path):

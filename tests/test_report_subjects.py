@@ -199,6 +199,18 @@ def test_the_report_says_what_a_checkpoint_is(h200):
     assert "llama, 134.5 M parameters, float32, head tied to the embedding" in row
 
 
+def test_what_is_not_finite_is_told_once(h200):
+    quality = h200.table("quality").copy()
+    lost = quality["precision"].isin(["bf16", "nf4"])
+    quality.loc[lost, ["status", "reason"]] = ["overflow", "not finite at layer 3 (a.b), its output in float16"]
+    said = [text for text in answer.caveats(changed(h200, quality=quality)) if "not finite" in text]
+    assert said == [
+        f"`bf16` of `{SMALL}`: not finite at layer 3 (a.b), its output in float16. Nothing can be compared with it: "
+        "name another `reference`.",
+        f"`nf4` of `{SMALL}`: not finite at layer 3 (a.b), its output in float16. It is never recommended.",
+    ]
+
+
 def test_unsettled_verdicts_name_what_settles_them(h200):
     summary = h200.table("summary").assign(tpot_verdict="faster")
     assert answer.unsettled(changed(h200, summary=summary)) is None

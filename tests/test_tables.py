@@ -488,6 +488,63 @@ def test_a_failed_record_has_empty_arrays_and_all_its_rows(tmp_path):
     assert table["ppl"].isna().all()
 
 
+def test_labels_and_words_say_how_windows_begin(tmp_path):
+    """Each model as its tokenizer does, where the config does not say; a record of before has a label all the same."""
+    settings = FIRST | {"bos": None}
+    entry, arrays = scored(np.ones(20), "w64-s32-bos")
+    results = {"bos": {"token": "<s>", "habit": "<s>"}, "protocols": [entry]}
+    paths = [write_record(tmp_path, "quality", results, settings, arrays)]
+    results = {"bos": {"token": "<s>", "habit": "<s>"}, "protocols": []}  # loading failed
+    paths.append(write_record(tmp_path, "quality", results, settings, precision="bf16", **OOM))
+    results = {"bos": {"token": None, "habit": "<s>"}, "protocols": []}
+    paths.append(write_record(tmp_path, "quality", results, FIRST, precision="nf4", **OOM))
+    paths.append(write_record(tmp_path, "quality", {}, settings, precision="fp4", **OOM))
+    paths.append(quality_record(tmp_path, "int8", scored(np.ones(20))))
+    table = quality_of(tmp_path, *paths)
+    assert table[["protocol", "bos"]].to_numpy().tolist() == [
+        ["w64-s32-bos", "<s>, as the tokenizer does"],
+        ["w64-s32-bos", "<s>, as the tokenizer does"],
+        ["w64-s32", "none, the tokenizer adds <s>"],
+        ["w64-s32", "none"],
+        ["w64-s32", "none"],
+    ]
+
+
+def test_what_cannot_be_counted_is_empty_with_the_reason(tmp_path):
+    def row(entry, arrays):
+        return only(quality_of(tmp_path, quality_record(tmp_path, "fp32", (entry, arrays))))
+
+    entry, arrays = scored(np.full(100, 2.0))
+    found = row(entry | {"words": None, "uncounted": "words: no spaces"}, arrays)
+    assert found[["words", "word_ppl"]].isna().all() and found["uncounted"] == "words: no spaces"
+    assert found["byte_ppl"] == pytest.approx(math.exp(200 / 400), rel=1e-5)
+    found = row(entry | {"words": None, "utf8_bytes": None, "uncounted": "words, bytes: lost"}, arrays)
+    assert found[["word_ppl", "byte_ppl", "bits_per_byte"]].isna().all() and found["uncounted"] == "words, bytes: lost"
+    entry, arrays = scored(np.full(100, 20.0))
+    found = row(entry | {"words": 2}, arrays)  # exp(1000), which is no float
+    assert math.isnan(found["word_ppl"]) and found["uncounted"] == "word_ppl beyond 1e308"
+    assert "inf" not in (tmp_path / "quality.csv").read_text()
+
+
+def test_a_loss_without_a_perplexity_is_no_result(tmp_path):
+    table = quality_of(
+        tmp_path,
+        quality_record(tmp_path, "fp32", scored(np.ones(20))),
+        quality_record(tmp_path, "nf4", scored(np.full(20, 800.0))),
+    )
+    row = only(table, precision="nf4")
+    assert (row["status"], row["reason"]) == ("overflow", "800 nats a token: no perplexity")
+    assert row[["ppl", "ppl_ratio"]].isna().all() and row["nll"] == 800
+
+
+def test_a_reference_that_is_not_finite_is_the_reason_of_all(tmp_path):
+    lost = {"corpus": "text", "protocol": "w64-s32", "status": "overflow", "reason": "not finite at layer 3"}
+    reference = quality_record(tmp_path, "fp32", (lost, {}), status="overflow", reason="not finite at layer 3")
+    row = only(quality_of(tmp_path, reference, quality_record(tmp_path, "bf16", scored(np.ones(20)))), precision="bf16")
+    assert (row["status"], row["reason"]) == ("ok", "not compared: the reference is not finite at layer 3")
+    assert row["ppl"] == pytest.approx(math.e, rel=1e-5) and math.isnan(row["ppl_ratio"])
+
+
 def test_a_row_without_its_reference_says_so(tmp_path):
     """The reference was killed after it had kept the second protocol's arrays and before it had saved their entry."""
     measured = [scored(np.ones(20)), scored(np.ones(20), "w128-s128")]

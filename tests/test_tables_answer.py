@@ -349,6 +349,33 @@ def test_unknown_quality_is_never_taken(tmp_path):
     assert row["sentence"].startswith("Least memory in this study: nf4 (sdpa, generate), ")
 
 
+def test_what_is_not_finite_is_never_taken(tmp_path):
+    """However fast and small it is."""
+    lost = graded("nf4", None, status="overflow", reason="not finite at layer 3") | {
+        "ppl": math.nan,
+        "kl_nats": math.nan,
+    }
+    table, found = answers(tmp_path, losses=LOSSES | {"nf4": lost})
+    row = only(table, precision="nf4")
+    assert row["ppl_verdict"] == "overflow" and row["reason"] == "quality: not finite at layer 3"
+    assert set(found["precision"]) == {"int8"} and "nf4" not in " ".join(found["instead"])
+
+
+def test_only_what_is_not_finite_is_nothing_to_take(tmp_path):
+    losses = {name: graded(name, None, status="overflow", reason="x") for name in ("int8", "nf4")}
+    found = advice(tmp_path, {"int8": 10.0, "nf4": 5.0}, {"int8": 7.0, "nf4": 4.0}, losses)
+    assert (found["verdict"], found["sentence"]) == (
+        "nothing meets the limits",
+        "No configuration keeps to numbers that are finite.",
+    )
+
+
+def test_the_headline_is_at_the_protocol_as_the_tokenizer_begins_it(tmp_path):
+    losses = {name: graded(name, ratio, protocol="w1024-bos") for name, ratio in (LOSSES | {"bf16": None}).items()}
+    table, _ = answers(tmp_path, losses=losses)
+    assert only(table, precision="int8")["ppl_ratio"] == pytest.approx(1.001)
+
+
 def test_random_weights_are_chosen_by_speed_and_memory_and_never_taken(tmp_path):
     limits = {"ppl_loss_percent": 1.0, "top1_agreement": 0.99, "memory_gib": 8.0}
     table = answers(tmp_path, losses={}, weights="synthetic", limits=limits)[1]

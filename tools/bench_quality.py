@@ -39,7 +39,7 @@ def main() -> None:
         protocol, vocabulary = settings.protocols[0], session.weights.config().vocab_size
         stream = token_stream(session, "text", settings)
         model, _ = session.load_model()
-        scored = partial(score_windows, session, model, stream, protocol, settings.bos)
+        scored = partial(score_windows, session, model, stream, protocol, None)
         tokens = rows_of(stream, settings)
         store(session, "text", tokens, partial(scored, until=tokens))
 

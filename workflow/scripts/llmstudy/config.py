@@ -121,13 +121,14 @@ class Study:
     def headline(self) -> dict[str, dict]:
         """Return what each model's rows of summary.csv are about: workload, corpus, protocol and reference, and the
         protocol of decoded tokens at the batch size of the workload, else at the first; empty where there is none."""
-        protocol = protocol_name(self.quality["protocols"][0], self.quality["bos"])
+        bos = bool(self.quality["bos"])
+        protocol = protocol_name(self.quality["protocols"][0], bos)
         shared = {"corpus": self.quality_corpora[0], "protocol": protocol}
         found = {model.name: model.workloads[0] | {"reference": model.reference} | shared for model in self.models}
         decode = self.quality["decode"]
         for line in found.values():
             batch = line["batch"] if line["batch"] in decode["batches"] else next(iter(decode["batches"]), None)
-            line["decode"] = protocol_name(decode | {"batch": batch}, self.quality["bos"]) if batch else ""
+            line["decode"] = protocol_name(decode | {"batch": batch}, bos) if batch else ""
         return found
 
     def for_tables(self) -> dict:

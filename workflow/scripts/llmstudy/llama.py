@@ -14,6 +14,7 @@ from typing import Any
 
 from llmstudy.errors import Unsupported
 
+BOS = "-bos"  # at the end of a protocol's label
 ROOM = 1.2  # times its weights: what a model needs for itself, activations and a short KV cache
 
 
@@ -86,7 +87,13 @@ def protocol_name(protocol: Mapping[str, int], bos: bool) -> str:
     else:
         how = f"decode-b{protocol['batch']}" if protocol["batch"] else "pass"
         name = f"{how}-p{protocol['prompt_tokens']}-n{protocol['new_tokens']}"
-    return name + "-bos" * bos
+    return name + BOS * bos
+
+
+def without_bos(name: str) -> str:
+    """Return the label of a protocol without what it says of the beginning of a text, which each tokenizer decides
+    where the config does not: one model has it with, another without."""
+    return name.removesuffix(BOS)
 
 
 def gpus_needed(weight_bytes: float, memory_bytes: float) -> int:

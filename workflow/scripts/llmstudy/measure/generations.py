@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from llmstudy.measure.scoring import finite_logits
 from llmstudy.measure.session import Session, log
+from llmstudy.measure.text import require_rows
 from llmstudy.runtimes.generate import greedy
 
 
@@ -19,7 +21,8 @@ class Settings:
 
 
 def measure(session: Session) -> dict:
-    """Return ``{"prompts": [{"prompt", "text", "tokens"}]}``; ``tokens`` are the ids of ``text``."""
+    """Return ``{"prompts": [{"prompt", "text", "tokens"}]}``; ``tokens`` are the ids of ``text``. A prompt begins as
+    the tokenizer begins a text."""
     settings = session.settings_as(Settings)
     tokenizer = session.weights.tokenizer
     model, _ = session.load_model()
@@ -27,7 +30,8 @@ def measure(session: Session) -> dict:
     results: dict = {"prompts": []}
     for number, prompt in enumerate(settings.prompts, 1):
         inputs = tokenizer(prompt, return_tensors="pt").to(session.device)
-        with torch.inference_mode(), session.attention_forced():
+        require_rows(session, inputs["input_ids"][0].tolist())
+        with torch.inference_mode(), session.attention_forced(), finite_logits(model):
             output = model.generate(
                 inputs["input_ids"], attention_mask=inputs["attention_mask"], generation_config=generation
             )

@@ -28,25 +28,30 @@ from llmstudy.measure import footprint
 from llmstudy.measure.reference import Reference, Settings
 from llmstudy.measure.scoring import Take, score_windows, true_token
 from llmstudy.measure.session import Session
-from llmstudy.measure.text import TokenStream, token_stream
+from llmstudy.measure.text import TokenStream, beginning_of, token_stream
 from llmstudy.runner.failures import classify
 
 Scored = Callable[[Take], None]
 
 
 def measure(session: Session) -> dict:
-    """Return ``{"quantized_share", "protocols": [{"corpus", "protocol", "words", "utf8_bytes", "status", "reason",
-    "tokens", "mean_nll", "mean_kl", "mean_top1", "unpaired"}]}``.
+    """Return ``{"bos": {"token", "habit"}, "quantized_share", "protocols": [{"corpus", "protocol", "words", "utf8_bytes",
+    "uncounted", "status", "reason", "tokens", "mean_nll", "mean_kl", "mean_top1", "unpaired"}]}``.
 
+    ``token`` begins every window, ``habit`` is what the tokenizer adds by itself, null for none. ``uncounted`` says why
+    words or bytes are null.
     Means of ``kl`` and ``top1`` are there under the first protocol and of forced tokens alone; where nothing could be
     compared, ``unpaired`` is there instead and says why.
     """
     settings = session.settings_as(Settings)
-    bos, decode = settings.bos, settings.decode
+    beginning, decode = beginning_of(session, settings.bos), settings.decode
+    bos = beginning.id
     identity = session.job.identity
     itself = (identity.precision, identity.runtime) == (settings.reference, runtimes.BASE)
+    results: dict = {"bos": {"token": beginning.token, "habit": beginning.habit}, "protocols": []}
+    session.save(results)  # the labels of the protocols are known also where the model cannot be loaded
     model, _ = session.load_model()
-    results: dict = {"quantized_share": footprint.quantized_share(model), "protocols": []}
+    results["quantized_share"] = footprint.quantized_share(model)
 
     def grade(entry: dict, name: str, scored: Scored, document: np.ndarray, stored: str = "", batch: int = 0) -> None:
         """Measure a protocol into its entry; ``stored``: the reference's distributions, or nothing to compare with."""
@@ -81,9 +86,9 @@ def measure(session: Session) -> dict:
     return results
 
 
-def size_of(stream: TokenStream) -> dict[str, int]:
-    """Return the size of a text, for word and byte perplexity."""
-    return {"words": stream.words, "utf8_bytes": stream.utf8_bytes}
+def size_of(stream: TokenStream) -> dict:
+    """Return the size of a text, for word and byte perplexity, and why it is not known."""
+    return {"words": stream.words, "utf8_bytes": stream.utf8_bytes, "uncounted": stream.uncounted}
 
 
 def open_reference(session: Session, settings: Settings, stored: str) -> tuple[Reference | None, dict[str, str]]:
@@ -92,6 +97,8 @@ def open_reference(session: Session, settings: Settings, stored: str) -> tuple[R
     vocabulary = session.weights.config().vocab_size
     try:
         return Reference(Path(session.job.reference_folder), stored, vocabulary, session.device), {}
+    except FloatingPointError as error:
+        return None, {"unpaired": f"the reference {settings.reference} is {error}"}
     except FileNotFoundError:
         corpus, _, protocol = stored.partition(".")
         missing = f"the reference {settings.reference} left no log-probabilities of corpus {corpus}"
@@ -119,7 +126,7 @@ def require_finite(arrays: dict[str, np.ndarray]) -> None:
     """Raise FloatingPointError if a value is not finite."""
     for key, values in arrays.items():
         if wrong := np.count_nonzero(~np.isfinite(values)):
-            raise FloatingPointError(f"{key}: {wrong} of {len(values)} tokens are not finite; the precision overflows")
+            raise FloatingPointError(f"{key}: {wrong} of {len(values)} tokens are not finite")
 
 
 def noise_floor(

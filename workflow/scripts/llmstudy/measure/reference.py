@@ -3,7 +3,8 @@
 The folder of a reference holds for each corpus ``<corpus>.logprobs.f16``, raw float16 rows [tokens, vocabulary], and
 ``<corpus>.best.npy``, int32 [pairs, 2], (token of the text, most probable token of the vocabulary) from the exact
 values, several where they tie. The second is written last and in one step: a corpus without it was not finished. Of
-forced tokens ``<corpus>.<protocol>`` takes the place of ``<corpus>``, and the rows are in the order of scoring.
+forced tokens ``<corpus>.<protocol>`` takes the place of ``<corpus>``, and the rows are in the order of scoring. Where
+the reference is not finite, ``<corpus>.not-finite.txt`` says where instead: nothing can be compared with it.
 Readers renormalize after rounding, so the error of a KL divergence is of second order in the rounding; it is measured
 here and recorded.
 """
@@ -23,20 +24,20 @@ from llmstudy.errors import StudyError
 from llmstudy.files import atomic_write
 from llmstudy.measure.scoring import Decode, Protocol, Take, score_windows
 from llmstudy.measure.session import Session, log
-from llmstudy.measure.text import Excerpt, TokenStream, token_stream
+from llmstudy.measure.text import Excerpt, TokenStream, beginning_of, token_stream
 
 
 @dataclass(frozen=True)
 class Settings(Excerpt):
     """Settings of the reference and of quality: under the first protocol, distributions at ``kl_tokens`` tokens of each
     corpus are compared with the reference, and all forced tokens; ``bos``: every window and every prompt begins with
-    the beginning-of-text token."""
+    the beginning-of-text token, None for as the tokenizer begins a text."""
 
     corpora: tuple[str, ...]
     reference: str
     protocols: tuple[Protocol, ...]
     decode: Decode
-    bos: bool
+    bos: bool | None
     kl_tokens: int
 
 
@@ -46,26 +47,26 @@ def measure(session: Session) -> dict:
     settings = session.settings_as(Settings)
     streams = {corpus: token_stream(session, corpus, settings) for corpus in settings.corpora}
     require_space(session, settings, list(streams.values()))
+    bos = beginning_of(session, settings.bos).id
     model, _ = session.load_model()
     protocol = settings.protocols[0]
     results: dict = {"corpora": []}
     for corpus, stream in streams.items():
-        entry, tokens = {"corpus": corpus, "protocol": protocol.name(settings.bos)}, rows_of(stream, settings)
-        scored = partial(score_windows, session, model, stream, protocol, settings.bos, until=tokens)
+        entry, tokens = {"corpus": corpus, "protocol": protocol.name(bos)}, rows_of(stream, settings)
+        scored = partial(score_windows, session, model, stream, protocol, bos, until=tokens)
         results["corpora"].append(entry | store(session, corpus, tokens, scored))
         session.save(results)
-        store_decoded(session, model, corpus, settings, results)
+        store_decoded(session, model, corpus, settings.decode, bos, results)
     return results
 
 
-def store_decoded(session: Session, model, corpus: str, settings: Settings, results: dict) -> None:
+def store_decoded(session: Session, model, corpus: str, decode: Decode, bos: int | None, results: dict) -> None:
     """Write the reference of the forced tokens of a corpus and add it to ``results``; a runtime that cannot score them
     must not cost the windows."""
-    decode = settings.decode
     for batch in decode.batches:
-        name = decode.name(settings.bos, batch)
+        name = decode.name(bos, batch)
         with session.case(results, "corpora", corpus=corpus, protocol=name) as entry:
-            ids, _ = decode.text(session, corpus, settings.bos)
+            ids, _ = decode.text(session, corpus, bos)
             scored = partial(decode.score, session, model, ids, batch)
             entry |= store(session, f"{corpus}.{name}", decode.tokens, scored)
 
@@ -92,7 +93,7 @@ def rows_of(stream: TokenStream, settings: Settings) -> int:
 
 def store(session: Session, name: str, tokens: int, scored: Callable[[Take], None]) -> dict:
     """Write what ``scored`` gives, of the first ``tokens`` tokens; return its size and the measured error of the
-    rounding to fp16."""
+    rounding to fp16. Raise FloatingPointError if the model's logits are not finite."""
     rounding, best = [], []
     with _logprobs_file(session.artifacts, name).open("wb") as file:
 
@@ -104,7 +105,11 @@ def store(session: Session, name: str, tokens: int, scored: Callable[[Take], Non
             row, token = most_probable(exact)
             best.append(torch.stack([row + positions.start, token], dim=1).int().cpu())
 
-        scored(take)
+        try:
+            scored(take)
+        except FloatingPointError as error:
+            _not_finite_file(session.artifacts, name).write_text(str(error), encoding="utf-8")
+            raise
         size = file.tell()
     with atomic_write(_best_file(session.artifacts, name), "wb") as file:
         np.save(file, torch.cat(best).numpy())
@@ -121,7 +126,10 @@ class Reference:
     """The stored log-probabilities of one corpus, or of its forced tokens, read row by row in the order of scoring."""
 
     def __init__(self, folder: Path, corpus: str, vocabulary: int, device: str):
-        """Open the reference of a corpus, or ``<corpus>.<protocol>``. Raise FileNotFoundError if it left none."""
+        """Open the reference of a corpus, or ``<corpus>.<protocol>``. Raise FileNotFoundError if it left none, and
+        FloatingPointError if it is not finite."""
+        if (overflow := _not_finite_file(folder, corpus)).exists():
+            raise FloatingPointError(overflow.read_text(encoding="utf-8"))
         self.best = np.load(_best_file(folder, corpus))
         self.file = _logprobs_file(folder, corpus).open("rb")
         self.tokens = _logprobs_file(folder, corpus).stat().st_size // (2 * vocabulary)
@@ -156,7 +164,8 @@ def most_probable(log_probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """Return KL(p ‖ q) of each row, nats [rows], from log-probabilities [rows, vocabulary]."""
-    return (p.exp() * (p - q)).sum(-1)
+    weight = p.exp()
+    return torch.where(weight > 0, weight * (p - q), 0).sum(-1)  # 0 ln 0 is 0: a token that the model rules out
 
 
 def renormalize(rounded: torch.Tensor) -> torch.Tensor:
@@ -166,6 +175,10 @@ def renormalize(rounded: torch.Tensor) -> torch.Tensor:
 
 def _logprobs_file(folder: Path, corpus: str) -> Path:
     return folder / f"{corpus}.logprobs.f16"
+
+
+def _not_finite_file(folder: Path, corpus: str) -> Path:
+    return folder / f"{corpus}.not-finite.txt"
 
 
 def _best_file(folder: Path, corpus: str) -> Path:

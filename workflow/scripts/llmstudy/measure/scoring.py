@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 
-from llmstudy import llama
-from llmstudy.errors import StudyError
-from llmstudy.measure.session import Session, trim_heap
+from llmstudy import llama, runtimes
+from llmstudy.measure.session import Session, log, trim_heap
 from llmstudy.measure.text import TokenStream, openings, windows
 from llmstudy.progress import progress
 from llmstudy.runner.job import Workload
@@ -30,9 +31,9 @@ class Protocol:
     window: int
     stride: int
 
-    def name(self, bos: bool) -> str:
-        """Return the label in records and tables."""
-        return llama.protocol_name(asdict(self), bos)
+    def name(self, bos: int | None) -> str:
+        """Return the label in records and tables; ``bos``: the token that begins every window, None for no such."""
+        return llama.protocol_name(asdict(self), bos is not None)
 
 
 @dataclass(frozen=True)
@@ -59,18 +60,18 @@ class Decode:
         """Return the scored tokens in all."""
         return self.prompts * self.scored
 
-    def name(self, bos: bool, batch: int) -> str:
+    def name(self, bos: int | None, batch: int) -> str:
         """Return the label in records and tables, for a batch size; for 0 that of one pass over the same text."""
-        return llama.protocol_name(asdict(self) | {"batch": batch}, bos)
+        return llama.protocol_name(asdict(self) | {"batch": batch}, bos is not None)
 
-    def text(self, session: Session, corpus: str, bos: bool) -> tuple[torch.Tensor, TokenStream]:
-        """Return (ids int64 [prompts, prompt_tokens + new_tokens] on the device, the scored text); ``bos``: a prompt
-        begins with the beginning-of-text token and has one real token less."""
-        start_id = bos_token(session, bos)
-        stream = openings(session, corpus, self.prompts, self.prompt_tokens + self.new_tokens - bos, self.scored)
+    def text(self, session: Session, corpus: str, bos: int | None) -> tuple[torch.Tensor, TokenStream]:
+        """Return (ids int64 [prompts, prompt_tokens + new_tokens] on the device, the scored text); with ``bos``, the id
+        of the beginning-of-text token, a prompt begins with it and has one real token less."""
+        start = torch.tensor([] if bos is None else [bos], dtype=torch.int64, device=session.device)
+        tokens = self.prompt_tokens + self.new_tokens - len(start)
+        stream = openings(session, corpus, self.prompts, tokens, self.scored)
         ids = torch.from_numpy(stream.ids.reshape(self.prompts, -1)).to(session.device)
-        start = torch.full((self.prompts, int(bos)), start_id or 0, dtype=ids.dtype, device=session.device)
-        return torch.cat([start, ids], dim=1), stream
+        return torch.cat([start.expand(self.prompts, -1), ids], dim=1), stream
 
     def score(
         self, session: Session, model, ids: torch.Tensor, batch: int, take: Take, until: int | None = None
@@ -80,7 +81,7 @@ class Decode:
         All of it, whatever ``until``."""
         if not batch:
             for number, row in enumerate(ids):
-                with torch.no_grad(), session.attention_forced():
+                with torch.no_grad(), session.attention_forced(), finite_logits(model):
                     logits = model(row[None, :-1], use_cache=False, logits_to_keep=self.scored).logits[0]
                 positions = slice(number * self.scored, (number + 1) * self.scored)
                 take(positions, torch.log_softmax(logits.float(), dim=-1), row[-self.scored :])
@@ -93,7 +94,10 @@ class Decode:
                 positions, done = slice(done, done + batch), done + batch
                 take(positions, torch.log_softmax(logits.float(), dim=-1), tokens[:, number])
 
-        with session.runtime(model, Workload(batch, self.prompt_tokens, self.new_tokens)) as runtime:
+        # Other runtimes capture or compile the model's step, which a hook with a synchronization would break.
+        library = session.job.identity.runtime == runtimes.BASE
+        watched = finite_logits(model) if library else nullcontext()
+        with watched, session.runtime(model, Workload(batch, self.prompt_tokens, self.new_tokens)) as runtime:
             runtime.prepare()
             parts = ids.split(batch)
             for part in progress(parts, what="batches decoded", total=len(parts), unit="batch"):
@@ -105,34 +109,24 @@ class Decode:
         return values.reshape(-1, self.scored, batch).swapaxes(1, 2).reshape(-1)
 
 
-def bos_token(session: Session, bos: bool) -> int | None:
-    """Return the beginning-of-text token. Raise StudyError if ``bos``, and the model has none."""
-    start_id = session.weights.config().bos_token_id
-    if bos and start_id is None:
-        raise StudyError(
-            f"quality.bos: true, but the config of model {session.weights.name!r} has no bos_token_id; allowed: false"
-        )
-    return start_id
-
-
 def score(
-    session: Session, model, stream: TokenStream, protocol: Protocol, bos: bool
+    session: Session, model, stream: TokenStream, protocol: Protocol, bos: int | None
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
     """Yield (positions, log_probabilities fp32 [rows, vocabulary], targets int64 [rows]) in stream order.
 
-    ``positions`` counts scored tokens from 0: token 1 of the stream is position 0. With ``bos`` every window begins
-    with the beginning-of-text token and one real token less of context. Raise StudyError if ``bos``, and the model has
-    no such token.
+    ``positions`` counts scored tokens from 0: token 1 of the stream is position 0. With ``bos``, the id of the
+    beginning-of-text token, every window begins with it and has one real token less of context. Raise
+    FloatingPointError where logits are not finite.
     """
-    start_id, rows = bos_token(session, bos), ROWS[session.device]
+    rows = ROWS[session.device]
     ids = torch.from_numpy(stream.ids).to(session.device)
-    start = torch.tensor([start_id] * bos, dtype=ids.dtype, device=session.device)
-    width = protocol.window - bos
+    start = torch.tensor([] if bos is None else [bos], dtype=ids.dtype, device=session.device)
+    width = protocol.window - len(start)
     plan = list(windows(len(ids), width, min(protocol.stride, width)))
     for window in progress(plan, what="windows scored", total=len(plan), unit="window"):
         inputs = torch.cat([start, ids[window.begin : window.end]])
         # Not inference_mode around a yield: grad mode is per thread and would leak into the caller.
-        with torch.no_grad(), session.attention_forced():
+        with torch.no_grad(), session.attention_forced(), finite_logits(model):
             logits = model(inputs[None], use_cache=False, logits_to_keep=window.scored).logits[0]
         logits = logits.to(session.device)  # from the last GPU of a model that is split over several
         first = window.end - window.scored
@@ -145,13 +139,65 @@ def score(
 
 
 def score_windows(
-    session: Session, model, stream: TokenStream, protocol: Protocol, bos: bool, take: Take, until: int | None = None
+    session: Session,
+    model,
+    stream: TokenStream,
+    protocol: Protocol,
+    bos: int | None,
+    take: Take,
+    until: int | None = None,
 ) -> None:
     """Give ``take`` what ``score`` yields, up to the rows that hold position ``until`` - 1; all of it for None."""
     for positions, log_probabilities, targets in score(session, model, stream, protocol, bos):
         if until is not None and positions.start >= until:
             break
         take(positions, log_probabilities, targets)
+
+
+@contextmanager
+def finite_logits(model) -> Iterator[None]:
+    """Within this context, raise FloatingPointError, which names the layer, where logits that the model returns hold
+    NaN or infinity; an entry of minus infinity is a token that the model rules out."""
+
+    def check(module, args, kwargs, output):
+        if not output.logits.amax(-1).isfinite().all():
+            hook.remove()
+            raise FloatingPointError(f"not finite at {first_not_finite(model, args, kwargs)}")
+
+    hook = model.register_forward_hook(check, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def first_not_finite(model, args: tuple, kwargs: dict) -> str:
+    """Return the first module, in the order of computing, whose output is not finite: the forward pass is repeated,
+    without cache."""
+    found: list[str] = []
+    names = {module: name for name, module in model.named_modules()}
+
+    def look(module, args, output):
+        output = output[0] if isinstance(output, tuple | list) and output else output
+        if not found and isinstance(output, torch.Tensor) and not output.isfinite().all():
+            own = [one for one in module.parameters(recurse=False) if type(one) is torch.nn.Parameter]
+            what = "its output" if all(one.isfinite().all() for one in own) else "its weights"
+            layer = re.search(r"\.(\d+)\.", names[module])
+            where = f"layer {layer[1]} ({names[module]})" if layer else names[module]
+            found.append(f"{where}, {what} in {str(output.dtype).removeprefix('torch.')}")
+
+    hooks = [module.register_forward_hook(look) for module in names if not list(module.children())]
+    try:
+        with torch.no_grad():
+            model(
+                *args, **{key: kwargs[key] for key in ("input_ids", "attention_mask") if key in kwargs}, use_cache=False
+            )
+    except Exception as error:  # the failure that is reported is the first one
+        log(f"the forward pass could not be repeated: {error}")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else "the logits"
 
 
 def true_token(log_probabilities: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

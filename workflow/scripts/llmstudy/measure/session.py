@@ -28,7 +28,7 @@ from llmstudy.measure.device import read_nvml, unused_gpu
 from llmstudy.measure.text import calibration_ids
 from llmstudy.models import attention, precisions
 from llmstudy.runner import pool, provenance
-from llmstudy.runner.failures import classify, traceback_tail
+from llmstudy.runner.failures import classify, require_finite, traceback_tail
 from llmstudy.runner.job import Configuration, Job, Workload
 
 Settings = TypeVar("Settings")
@@ -216,6 +216,7 @@ class Session:
         status, reason = "ok", ""
         try:
             yield entry
+            require_finite(entry, key)
         except Exception as error:
             status, reason = classify(error)
             if status == "error":

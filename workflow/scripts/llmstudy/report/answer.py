@@ -13,7 +13,7 @@ from llmstudy.report.study import Study, fact, fastest, ordered, sizes
 from llmstudy.runtimes import BASE
 from llmstudy.tables.advice import BATCH
 from llmstudy.tables.columns import KEY, number, percent
-from llmstudy.tables.quality import REFERENCE, loss_words
+from llmstudy.tables.quality import OVERFLOW, REFERENCE, loss_words
 from llmstudy.tables.speed import name_of
 
 MANY = 5  # names that a sentence has room for
@@ -72,6 +72,8 @@ def _loss(study: Study, row: pd.Series) -> str:
     if row["ppl_verdict"] == REFERENCE:
         published = study.quantized_share(row) > 0
         return "not known: published quantized" if published else "none: it is the original"
+    if row["ppl_verdict"] == OVERFLOW:
+        return "its numbers are not finite"
     if pd.isna(row["ppl_ratio"]):
         return "not known: not compared with the original"
     twice = ", quantized twice" * study.is_twice(row)
@@ -119,6 +121,12 @@ def caveats(study: Study) -> list[str]:
     own = [name for name in precisions.in_order(rows["precision"]) if fact(name, "own")]
     if own := named([*own, *["graph"] * ("graph" in set(rows["runtime"]))]):
         texts.append(f"This project's own, and tuned where it was measured: {own}. All else is as published.")
+    rows = study.table("quality")
+    for _, row in rows[rows["status"] == OVERFLOW].drop_duplicates(["model", "precision"]).iterrows():
+        last = "Nothing can be compared with it: name another `reference`."
+        is_reference = row["precision"] == study.headline(row["model"])["reference"]
+        texts.append(f"`{row['precision']}` of `{row['model']}`: {markdown.plain(row['reason'])}. "
+                     f"{last if is_reference else 'It is never recommended.'}")  # fmt: skip
     rows = study.table("summary")
     rows = rows[(rows["quantized_share"] > 0) & (rows["quantized_share"] < WHOLE)]
     for (model, share), own in rows.groupby(["model", "quantized_share"], sort=False):

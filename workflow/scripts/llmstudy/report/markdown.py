@@ -20,6 +20,7 @@ LEFT = ("text", "code", "markdown")  # aligned left; numbers stand right
 BRIEF = ("agreement", "mean")  # left out in the names of an interval's ends: top1_low of top1_agreement
 FAILED = {
     "oom": "does not fit: memory ran out",
+    "overflow": "is not finite",
     "timeout": "took longer than a job may take",
     "unsupported": "does not run here",
     "error": "failed",

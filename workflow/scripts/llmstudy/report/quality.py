@@ -30,7 +30,8 @@ def distance(study: Study) -> Claim | None:
         first = own.loc[own["kl_tokens"].idxmax()]
         texts.append(
             f"Scored were {number(first['kl_tokens'])} tokens of `{first['corpus']}` with `{model}`, "
-            f"{first['blocks']}, under `{first['protocol']}`."
+            f"{first['blocks']}, under `{first['protocol']}` (beginning-of-text token: "
+            f"{markdown.plain(first['bos'])})."
         )
         if own["is_twice"].any():
             texts.append("What is marked *quantized twice* says nothing of its method: the weights came in 4 bit.")

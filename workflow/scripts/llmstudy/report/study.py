@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from llmstudy.errors import StudyError
+from llmstudy.llama import without_bos
 from llmstudy.models import precisions
 from llmstudy.tables import columns_of, every
 from llmstudy.tables.columns import CONFIGURATION, PROTOCOL, WORKLOAD, read_table
@@ -125,7 +126,8 @@ class Study:
         """Return the rows of a table at each model's headline workload, or corpus and protocol."""
         rows = self.table(table)
         for column in columns:
-            rows = rows[rows[column] == [self.headline(name)[column] for name in rows["model"]]]
+            alike = without_bos if column == "protocol" else lambda value: value
+            rows = rows[rows[column].map(alike) == [alike(self.headline(name)[column]) for name in rows["model"]]]
         return rows
 
     def configurations(self) -> pd.DataFrame:

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from llmstudy.runner.failures import classify, traceback_tail
+from llmstudy.runner.failures import classify, require_finite, traceback_tail
 from llmstudy.runner.job import Job
 
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal to this process when its parent dies
@@ -37,6 +37,7 @@ def main(job_file: str, result_file: str, artifacts: str) -> None:
 
         def save(results: dict) -> None:
             # A copy: an unfinished case never shows, and one that cannot be written (NaN, a full disk) costs no other.
+            require_finite(results)
             finished = json.loads(json.dumps(results, allow_nan=False))
             replace_json(target, result | {"results": finished})
             result["results"] = finished

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from llmstudy.errors import StudyError, Unsupported
 
@@ -44,9 +46,20 @@ def classify(error: BaseException) -> tuple[str, str]:
         return "oom", message or "out of memory"
     if isinstance(error, Unsupported):
         return "unsupported", message
+    if isinstance(error, FloatingPointError):
+        return "overflow", message
     if isinstance(error, StudyError):
         return "error", message
     return "error", f"{type(error).__name__}: {message}"
+
+
+def require_finite(value: Any, name: str = "results") -> None:
+    """Raise FloatingPointError that names the first number in nested lists and dictionaries that is not finite: no
+    record can hold it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise FloatingPointError(f"{name} is {value}")
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        require_finite(part, f"{name}.{key}")
 
 
 def traceback_tail(error: BaseException, lines: int = 15) -> list[str]:

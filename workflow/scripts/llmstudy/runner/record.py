@@ -1,8 +1,8 @@
 """The record: what one measuring job writes, whatever happens to the measurement.
 
 identity    study, kind, model, weights (real | synthetic), precision, attention, runtime, repeat, device
-status      ok | oom | unsupported | timeout | error, with a reason in one line and the traceback's tail; skipped for a
-            panel that was not needed
+status      ok | oom | overflow | unsupported | timeout | error, with a reason in one line and the traceback's tail;
+            skipped for a panel that was not needed
 settings    of the job: workloads, protocols, prompts
 provenance  versions, hardware, git commit, times
 results     what was measured, one entry per workload, protocol or prompt
@@ -25,7 +25,7 @@ from llmstudy.runner.parent import Outcome, run_child
 from llmstudy.runner.provenance import of_repository
 
 SCHEMA = 3
-STATUSES = ("ok", "oom", "unsupported", "timeout", "error", "skipped")
+STATUSES = ("ok", "oom", "overflow", "unsupported", "timeout", "error", "skipped")
 
 
 def measure(job: Job, record: Path, log: Path, artifacts: dict[str, Path] | None = None, attempt: int = 1) -> None:

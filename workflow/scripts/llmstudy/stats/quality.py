@@ -117,8 +117,8 @@ def agreement(same: np.ndarray, document: np.ndarray) -> Estimate:
     return Estimate(0.0, 0.0, 1 - bound, math.nan) if share.value == 0 else share
 
 
-def normalizations(nll_sum: float, tokens: int, words: int, utf8_bytes: int) -> dict[str, float]:
-    """Return a total NLL in every normalization, as lm-evaluation-harness defines them.
+def normalizations(nll_sum: float, tokens: int, words: float, utf8_bytes: float) -> dict[str, float]:
+    """Return a total NLL in every normalization, as lm-evaluation-harness defines them; NaN for a count that is NaN.
 
     With L the NLL in nats, ``ppl`` = exp(L / tokens), ``word_ppl`` = exp(L / words), ``byte_ppl`` = exp(L / bytes),
     ``bits_per_byte`` = L / (bytes ln 2).

@@ -2,12 +2,13 @@
 
 Candidates are the measured configurations at the workload of the use that meet every limit with the worse end of what
 is known (the slowest process, the upper end of the interval of the loss; what has none is not shown to meet a limit on
-it). Where one's quality is known, those whose quality is not are none. Where the config sets no limit on quality, a
-loss excludes a configuration only if it is *shown* to exceed the margin; if each is, the least loss is named, and not
-taken. Of the candidates the fastest by estimate is taken. Another stands before it only if it is shown to be within the
-margin of it, and saves at least 5 % of the device's memory. ``instead`` names candidates, three at most, that are
-neither shown to be slower than the taken one nor shown to be as fast: the data cannot choose between them. ``note``
-names what is faster, or smaller, and was left out for what is not known of it.
+it). A precision whose numbers are not finite is none. Where one's quality is known, those whose quality is not are
+none. Where the config sets no limit on quality, a loss excludes a configuration only if it is *shown* to exceed the
+margin; if each is, the least loss is named, and not taken. Of the candidates the fastest by estimate is taken. Another
+stands before it only if it is shown to be within the margin of it, and saves at least 5 % of the device's memory.
+``instead`` names candidates, three at most, that are neither shown to be slower than the taken one nor shown to be as
+fast: the data cannot choose between them. ``note`` names what is faster, or smaller, and was left out for what is not
+known of it.
 
 - ``one user``: TPOT at batch 1. ``long context``: TPOT at batch 1 and the longest prompt. ``batch serving``: the time
   of a whole call at the largest batch.
@@ -34,7 +35,7 @@ from llmstudy.tables import Sources
 from llmstudy.tables.capacity import device_memory_gib
 from llmstudy.tables.columns import IDENTITY, SHARED, WORKLOAD, columns, interval, listed, number, percent, pick, where
 from llmstudy.tables.probes import nearest_workload
-from llmstudy.tables.quality import REFERENCE, exceeds, loss_words
+from llmstudy.tables.quality import OVERFLOW, REFERENCE, exceeds, loss_words
 from llmstudy.tables.speed import COLUMNS as SPEED
 from llmstudy.tables.speed import KEY, again, blocks, name_of, ok
 from llmstudy.tables.summary import COLUMNS as SUMMARY
@@ -179,8 +180,9 @@ def within(rows: pd.DataFrame, limits: Mapping[str, float | None]) -> tuple[pd.D
     """Return the rows that keep every limit, those of which it is not known, and in words the limits that none keeps;
     random weights have no quality to limit."""
     random = rows["weights"].iloc[0] == "synthetic"
-    kept = possible = pd.Series(True, index=rows.index)
-    missed = []
+    finite = rows["ppl_verdict"] != OVERFLOW
+    kept = possible = finite
+    missed = [] if finite.any() else ["to numbers that are finite"]
     for key, (column, sign, words) in LIMITS.items():
         bound = limits.get(key)
         if bound is None or (random and key in ON_QUALITY):

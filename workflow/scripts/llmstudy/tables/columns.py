@@ -20,7 +20,7 @@ PROTOCOL = ["corpus", "protocol"]
 # Text that is never missing; "NA" and "null" are words there.
 TEXT = ("reason", "flags", "text", "reference_text", "kl_reason", "again", "against", "instead", "note", "sentence")
 TEXT += ("ttft_rounds_ms", "tpot_rounds_ms", "e2e_rounds_ms", "tpot_verdict", "ttft_verdict", "e2e_verdict")
-TEXT += ("memory_verdict", "ppl_verdict", "blocks")
+TEXT += ("memory_verdict", "ppl_verdict", "blocks", "bos", "uncounted")
 UNITS = {"ms": "ms", "s": "s", "gib": "GiB", "mib": "MiB", "nats": "nats"}
 TERMS = {word: word.upper() for word in ("ttft", "tpot", "itl", "mbu", "rss", "nll", "kv", "kl", "ppl")}
 TERMS |= {"e2e": "end to end", "se": "SE of", "delta": "Δ", "top1": "top-1", "p999": "p99.9"}

@@ -5,11 +5,13 @@ normalization; differences from the reference are paired token by token, with 95
 documents. ``ppl_ratio`` has an interval that is adjusted for all precisions compared under its protocol (Bonferroni;
 Student's t from the standard error over documents). ``ppl_verdict`` is ``same`` where two one-sided tests put the ratio
 within the margin (its 90 % interval lies inside), else ``higher`` or ``lower`` where the adjusted interval excludes 1,
-else ``not enough text``. A precision that was measured on fewer tokens is paired with the reference's first ones.
-``top1_agreement`` is the share of positions where a most probable token is the same; tokens that tie are all most
-probable. In the row of the reference, KL divergence and agreement are those of its own weights computed with another
-attention implementation: the noise floor, below which a distance says nothing. All else in that row is of the
-configured attention. ``kl_reason`` says why a measured row has no KL divergence.
+else ``not enough text``; ``overflow`` where numbers are not finite. A precision that was measured on fewer tokens is
+paired with the reference's first ones. ``top1_agreement`` is the share of positions where a most probable token is the
+same; tokens that tie are all most probable. In the row of the reference, KL divergence and agreement are those of its
+own weights computed with another attention implementation: the noise floor, below which a distance says nothing. All
+else in that row is of the configured attention. ``kl_reason`` says why a measured row has no KL divergence,
+``uncounted`` why it has no words or bytes, and no perplexity of them; ``bos`` is the token that begins every window,
+and whether the tokenizer does the same by itself.
 
 Windows (``w…``) and one pass over each text (``pass-…``) are the library's forward pass. Under ``decode-b…``, with its
 batch size, each token went through the token step of the row's runtime; it is compared with the reference's token step
@@ -66,7 +68,7 @@ COLUMNS = {
         Column("delta_p_rms", "Δp RMS", "percent"),
         *(Column(f"delta_p_{name}", f"Δp {name}, points", "points") for name in ("p1", "p5", "median", "p95", "p99")),
         *interval("path_ratio", "path_ratio_low", "path_ratio_high", "PPL ratio to one pass", "ratio"),
-        *columns("blocks:text kl_reason:text"),
+        *columns("blocks:text kl_reason:text bos:text uncounted:text"),
         QUANTIZED,
     ],
     "tasks": [
@@ -80,6 +82,7 @@ COLUMNS = {
     ],
 }
 REFERENCE = "reference"
+OVERFLOW = "overflow"  # the status of what is not finite
 LOSSES = {
     "same": "shown to lie within the margin",
     "lower": "not a loss",
@@ -101,9 +104,10 @@ def quality(sources: Sources) -> list[dict]:
         entries, others = (by_key(side, "protocols", "corpus", "protocol") for side in (record, reference))
         settings = record["settings"]
         library = passes.get((record["identity"]["model"], record["identity"]["precision"]))
-        for corpus, (compared, name, whole) in product(settings["corpora"], protocols_of(settings)):
+        protocols = protocols_of(settings, begins_with_bos(record))
+        for corpus, (compared, name, whole) in product(settings["corpora"], protocols):
             entry, other = entries.get((corpus, name)), others.get((corpus, name))
-            row = identity(record, entry) | {"corpus": corpus, "protocol": name}
+            row = identity(record, entry) | {"corpus": corpus, "protocol": name, "bos": beginning(record)}
             row[QUANTIZED.name] = record["results"].get(QUANTIZED.name)
             if entry and entry["status"] == "ok":
                 arrays = read_arrays(record["path"], f"{corpus}/{name}/")
@@ -112,12 +116,18 @@ def quality(sources: Sources) -> list[dict]:
                     row |= path_of(arrays, read_arrays(library["path"], f"{corpus}/{whole}/"))
                 if "kl" not in arrays:
                     row["kl_reason"] = entry.get("unpaired") or (NO_REFERENCE if compared else LATER_PROTOCOL)
-                if reference is record:
+                if math.isnan(row["ppl"]):
+                    row |= {"status": OVERFLOW, "reason": f"{row['nll']:.0f} nats a token: no perplexity"}
+                elif reference is record:
                     row |= divergences(arrays) | {"ppl_ratio": 1.0, "ppl_verdict": REFERENCE}
                 elif not other or other["status"] != "ok":
-                    row |= divergences(arrays) | {"reason": NOT_COMPARED}
+                    overflows = other and other["status"] == OVERFLOW
+                    reason = f"not compared: the reference is {other['reason']}" if overflows else NOT_COMPARED
+                    row |= divergences(arrays) | {"reason": reason}
                 else:
                     row |= paired(entry, arrays, other, read_arrays(reference["path"], f"{corpus}/{name}/"))
+            if row["status"] == OVERFLOW:
+                row["ppl_verdict"] = OVERFLOW
             rows.append(row)
     return judged(rows, sources.study["margin_percent"]["perplexity"])
 
@@ -154,14 +164,14 @@ def loss_words(row: Mapping, margin_percent: float) -> str:
     return "a small loss, below the margin by estimate" if small else "a loss, not shown to exceed the margin"
 
 
-def protocols_of(settings: dict) -> list[tuple[bool, str, str]]:
+def protocols_of(settings: dict, bos: bool) -> list[tuple[bool, str, str]]:
     """Return each protocol of a record's settings: whether whole distributions are compared there, its name, and of
     decoded tokens the name of one pass over them."""
     windows = enumerate(settings["protocols"])
-    found = [(number == 0, protocol_name(protocol, settings["bos"]), "") for number, protocol in windows]
+    found = [(number == 0, protocol_name(protocol, bos), "") for number, protocol in windows]
     decode = settings.get("decode", {"batches": []})  # no key of older records
-    names = {batch: protocol_name(decode | {"batch": batch}, settings["bos"]) for batch in decode["batches"]}
-    whole = protocol_name(decode | {"batch": 0}, settings["bos"]) if names else ""
+    names = {batch: protocol_name(decode | {"batch": batch}, bos) for batch in decode["batches"]}
+    whole = protocol_name(decode | {"batch": 0}, bos) if names else ""
     return found + [(batch > 0, name, whole * (batch > 0)) for batch, name in names.items()]
 
 
@@ -184,12 +194,31 @@ def paired(entry: dict, arrays: dict, other: dict, reference: dict) -> dict:
     return differences(arrays, beginning) | divergences(arrays)
 
 
+def begins_with_bos(record: dict) -> bool:
+    """Return whether the windows of a record begin with the beginning-of-text token: as measured, or as configured
+    where nothing was."""
+    return bool(record["results"]["bos"]["token"] if "bos" in record["results"] else record["settings"]["bos"])
+
+
+def beginning(record: dict) -> str:
+    """Return the token that begins the windows of a record, in words."""
+    if (bos := record["results"].get("bos")) is None:
+        return "yes" if begins_with_bos(record) else "none"
+    habit = "as the tokenizer does" if bos["token"] == bos["habit"] else f"the tokenizer adds {bos['habit'] or 'none'}"
+    return f"{bos['token'] or 'none'}, {habit}"
+
+
 def perplexities(entry: dict, arrays: dict[str, np.ndarray]) -> dict:
-    """Return one model's loss in every normalization, with the interval of its token perplexity."""
+    """Return one model's loss in every normalization, with the interval of its token perplexity; what is too large for
+    a float is missing and says so."""
     nll = arrays["nll"].astype(np.float64)
     sizes = {"tokens": len(nll), "words": entry["words"], "utf8_bytes": entry["utf8_bytes"]}
-    ppl = cells(perplexity(nll, arrays["document"]), "ppl")
-    return sizes | {"nll": nll.mean()} | normalizations(nll.sum(), **sizes) | ppl
+    counts = {name: math.nan if size is None else size for name, size in sizes.items()}
+    values = {"nll": nll.mean()} | normalizations(nll.sum(), **counts)
+    values |= cells(perplexity(nll, arrays["document"]), "ppl")
+    reasons = [entry.get("uncounted", ""), *(f"{name} beyond 1e308" for name, x in values.items() if np.isinf(x))]
+    finite = {name: math.nan if np.isinf(x) else x for name, x in values.items()}
+    return sizes | finite | {"uncounted": "; ".join(filter(None, reasons))}
 
 
 def differences(arrays: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict:

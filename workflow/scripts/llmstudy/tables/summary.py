@@ -21,11 +21,13 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from llmstudy.llama import without_bos
 from llmstudy.tables import Sources
-from llmstudy.tables.columns import CONFIGURATION, IDENTITY, KEY, PROTOCOL, SHARED, WORKLOAD, columns, pick, where
+from llmstudy.tables.columns import CONFIGURATION, IDENTITY, KEY, SHARED, WORKLOAD, columns, pick, where
 from llmstudy.tables.probes import COLUMNS as PROBES
 from llmstudy.tables.probes import nearest_workload
 from llmstudy.tables.quality import COLUMNS as QUALITY
+from llmstudy.tables.quality import OVERFLOW
 from llmstudy.tables.speed import COLUMNS as SPEED
 from llmstudy.tables.speed import name_of, ok, outcome
 
@@ -75,8 +77,9 @@ def rows_of(
     speed = speed[speed["again"] == "no"]
     at_headline = where(speed, {name: headline[name] for name in WORKLOAD})
     tried = where(probes, nearest_workload(probes, headline))
-    losses = where(quality, {name: headline[name] for name in PROTOCOL})
-    decoded = where(quality, {"corpus": headline["corpus"], "protocol": headline.get("decode", "")})
+    losses, decoded = (
+        at_protocol(quality, headline["corpus"], headline.get(key, "")) for key in ("protocol", "decode")
+    )
     decoded = decoded[decoded["runtime"] != base]
     rows = []
     for key, own in speed.groupby(CONFIGURATION, sort=False):
@@ -92,11 +95,18 @@ def rows_of(
             row |= measured.iloc[0][OF_PROBES].to_dict()
         if len(measured := ok(graded)):
             row |= nearest(measured, configuration)
+        elif (graded["status"] == OVERFLOW).any():
+            row["ppl_verdict"] = OVERFLOW
         rows.append(row)
     bases = {name_of(tuple(row[name] for name in KEY)): row.get("memory_gib") for row in rows}
     for row in rows:
         row |= memory_of(row.get("memory_gib"), bases.get(row.get("against")), margins["memory"])
     return rows
+
+
+def at_protocol(quality: pd.DataFrame, corpus: str, protocol: str) -> pd.DataFrame:
+    """Return the rows of quality.csv at a corpus and protocol, however the tokenizer of the model begins a text."""
+    return quality[(quality["corpus"] == corpus) & (quality["protocol"].map(without_bos) == without_bos(protocol))]
 
 
 def outcome_of(speed: pd.DataFrame, probes: pd.DataFrame, quality: pd.DataFrame) -> dict:

@@ -61,7 +61,7 @@ def compare(alone: torch.Tensor, beside: torch.Tensor) -> dict:
     FloatingPointError if a logit is not finite."""
     difference = (beside - alone).abs()
     if not difference.isfinite().all():
-        raise FloatingPointError("logits are not finite; the precision overflows")
+        raise FloatingPointError("not finite at the logits")
     return {
         "max_abs_delta_logit": float(difference.max()),
         "mean_abs_delta_logit": float(difference.mean()),

@@ -24,7 +24,7 @@ class Settings(Excerpt):
     thresholds: tuple[float, ...]
     corpus: str
     protocol: Protocol
-    bos: bool
+    bos: bool | None
 
 
 def measure(session: Session) -> dict:

@@ -25,7 +25,7 @@ from llmstudy.measure.footprint import DecoderLinear, decoder_linears
 from llmstudy.measure.reference import divergence
 from llmstudy.measure.scoring import Protocol, score, true_token
 from llmstudy.measure.session import Session, log
-from llmstudy.measure.text import Excerpt, TokenStream, token_stream
+from llmstudy.measure.text import Excerpt, TokenStream, beginning_of, token_stream
 from llmstudy.stats.quality import bootstrap_mean, document_blocks, paired_difference
 
 
@@ -36,7 +36,7 @@ class Settings(Excerpt):
     single_linears: bool
     corpus: str
     protocol: Protocol
-    bos: bool
+    bos: bool | None
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def scored(
     session: Session, model, stream: TokenStream, settings: Settings
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Yield (NLL [rows], log-probabilities fp32 [rows, vocabulary] on the device) of the text in order."""
-    for _, log_probabilities, targets in score(session, model, stream, settings.protocol, settings.bos):
+    bos = beginning_of(session, settings.bos).id
+    for _, log_probabilities, targets in score(session, model, stream, settings.protocol, bos):
         yield -true_token(log_probabilities, targets).cpu().numpy(), log_probabilities
 
 

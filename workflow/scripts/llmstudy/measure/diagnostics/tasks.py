@@ -24,7 +24,9 @@ import numpy as np
 
 from llmstudy.errors import StudyError
 from llmstudy.fetch.tasks import load, open_manager
+from llmstudy.measure.scoring import finite_logits
 from llmstudy.measure.session import Session
+from llmstudy.measure.text import require_rows
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -78,6 +80,9 @@ def wrap(session: Session, model, batch_size: int) -> HFLM:
         def generate_until(self, requests, disable_tqdm=True):
             return super().generate_until(requests, disable_tqdm=True)
 
+        def tok_encode(self, *arguments, **options):
+            return require_rows(session, super().tok_encode(*arguments, **options))
+
     return Quiet(
         pretrained=model,
         tokenizer=session.weights.tokenizer,
@@ -99,7 +104,7 @@ def measure_task(session: Session, model: HFLM, manager, name: str, settings: Se
             f"task {name}: its data set is not in the cache of this machine, and measuring jobs stay off the hub; "
             "where there is a network: snakemake --cores 1 --forcerun fetch_tasks"
         ) from error
-    with session.attention_forced():
+    with session.attention_forced(), finite_logits(model.model):
         results = lm_eval.simple_evaluate(
             model,
             tasks=[*loaded["tasks"].values()],
@@ -152,7 +157,7 @@ def answer_of(task: Task, sample: dict) -> dict:
     else:
         nats, answer = [], str(responses[0])
     if not all(map(math.isfinite, nats)):
-        raise FloatingPointError(f"task {task.task_name}: a log-likelihood is not finite; the precision overflows")
+        raise FloatingPointError(f"task {task.task_name}: a log-likelihood is not finite")
     return {"answer": answer, "loglikelihood": nats}
 
 
