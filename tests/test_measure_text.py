@@ -32,10 +32,12 @@ def test_one_book_gives_prompts_from_different_places(measuring, tokenizer, tmp_
 
 
 def test_calibration_is_no_text_that_quality_begins_with(measuring, tokenizer, tmp_path):
-    book = " ".join(tiny.DOCUMENTS * 4)
+    book = " ".join(tiny.DOCUMENTS * 8)
     session = measuring("quality", corpus=tiny.save_corpus(tmp_path / "corpus", [book]))
     ids = text.calibration_ids(session).flatten().tolist()
-    assert len(ids) >= text.CALIBRATION_TOKENS and ids == tokenizer(book)["input_ids"][-len(ids) :]
+    assert (
+        len(ids) == text.CALIBRATION_ROWS * text.CALIBRATION_TOKENS and ids == tokenizer(book)["input_ids"][-len(ids) :]
+    )
 
 
 def test_a_short_document_goes_on_with_the_next(measuring, tokenizer, tmp_path):
