@@ -107,8 +107,8 @@ def test_a_step_that_is_compiled_again_while_it_is_timed_is_an_error(traced, ope
 
 
 def test_what_is_not_compiled_is_refused(traced, monkeypatch):
-    """By torch, switched off; by the library, which refuses some quantizers; at the limit, after which torch would go on
-    without a word; and a step that breaks into parts."""
+    """By torch, switched off; by the library, which refuses some quantizers; at the limit, after which torch would go
+    on without a word; and a step that breaks into parts."""
     model = llama_with(num_hidden_layers=1)
     with torch._dynamo.config.patch(disable=True), pytest.raises(Unsupported, match="no compiled frames|not compile"):
         CompileRuntime(model, 1, 4, 4).prepare()

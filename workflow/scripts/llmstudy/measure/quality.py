@@ -35,8 +35,8 @@ Scored = Callable[[Take], None]
 
 
 def measure(session: Session) -> dict:
-    """Return ``{"bos": {"token", "habit"}, "quantized_share", "protocols": [{"corpus", "protocol", "words", "utf8_bytes",
-    "uncounted", "status", "reason", "tokens", "mean_nll", "mean_kl", "mean_top1", "unpaired"}]}``.
+    """Return ``{"bos": {"token", "habit"}, "quantized_share", "protocols": [{"corpus", "protocol", "words",
+    "utf8_bytes", "uncounted", "status", "reason", "tokens", "mean_nll", "mean_kl", "mean_top1", "unpaired"}]}``.
 
     ``token`` begins every window, ``habit`` is what the tokenizer adds by itself, null for none. ``uncounted`` says why
     words or bytes are null.

@@ -1,4 +1,4 @@
-"""The library's ``generate`` with a static KV cache and its own compilation of the token step, as its guide tells users.
+"""The library's ``generate`` with a static KV cache and its own compilation of the token step, as its guide says.
 
 ``cache_implementation="static"`` compiles the decode step with ``torch.compile`` (on a GPU in CUDA graphs too); the
 prompt's pass stays as it is. What did not compile as a whole, or compiles again later, is refused: its times would be
