@@ -103,7 +103,7 @@ def test_a_measuring_job_requests_a_gpu_in_its_partition(planned, rule, count):
 @pytest.mark.parametrize("file", ["fetch.smk", "tables.smk", "report.smk"])
 def test_fetching_tables_and_report_stay_where_snakemake_runs(file):
     """Compute nodes often have no network, and a table takes a second."""
-    rules = re.findall(r"^ *rule ?(\w*):\n", RULES[file], re.MULTILINE)
+    rules = re.findall(r"^ *rule ?(\w*):\n|^use rule \w+ as (\w+) with:\n", RULES[file], re.MULTILINE)
     listed = re.search(r"^localrules:\n((?: +\w+,\n)+)", RULES[file], re.MULTILINE)
     local = re.findall(r"\w+", listed[1]) if listed else re.findall("localrule: True", RULES[file])
     assert len(rules) == len(local) > 0
