@@ -19,7 +19,7 @@ EXPECTED = {
     "config.yaml": (1, 6, 6 + 6, 6),  # probes, generations
     # two attention kernels, and a runtime that has one: panels, profile, kernels; probes, generations, outliers,
     # sensitivity, invariance; quality, that of decoding, and the precisions for quality alone
-    "full.yaml": (1, 6 + 12 + 2, 18 + 6 + 1 + 1 + 6, 6 + 6 + 4),
+    "full.yaml": (1, 6 + 18 + 2, 24 + 6 + 1 + 1 + 6, 6 + 6 + 6 + 4),
     "qwen2.5-1.5b.yaml": (1, 1, 7 + 7 + 1, 7 + 6),  # probes, generations, outliers; and for quality alone
     "quick.yaml": (1, 1, 6 + 3, 3),
     "llama2-7b.yaml": (1, 10, 12 + 6, 6),
@@ -86,7 +86,10 @@ def test_without_measuring_tables_are_made_of_the_records_that_are_there(checkou
     [
         (["measure=nothing", "study=nobody"], "measure: nothing, but results/nobody/records has no record of this"),
         (["measure=everything"], "measure: 'everything' is not allowed; allowed: all, nothing"),
-        (["runtimes=[generate,torch-compile]"], "runtimes: 'torch-compile' is not known; allowed: generate, graph"),
+        (
+            ["runtimes=[generate,torch-compile]"],
+            "runtimes: 'torch-compile' is not known; allowed: generate, compile, graph",
+        ),
     ],
 )
 def test_a_mistake_stops_before_any_job_with_its_one_line(checkout, config, line):

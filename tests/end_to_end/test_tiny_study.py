@@ -257,7 +257,7 @@ def test_comments_docstrings_and_a_new_precision_repeat_nothing(study):
     ("module", "change", "rules"),
     [
         ("models/precisions/four_bit", ("\n", "\nCHANGED = 1 + 1\n"), {}),  # no precision of this study
-        ("measure/footprint", (" * ", " / "), {"measure_time": 1, "measure": 4}),
+        ("measure/footprint", (" * ", " / "), {"measure_time": 1, "measure": 6, **QUALITY}),
         ("measure/__init__", ("> context", ">= context"), {"measure_time": 1, "measure": 6, **QUALITY}),
         ("fetch/wikipedia", (" == ", " != "), {"fetch_corpus": 1}),
     ],

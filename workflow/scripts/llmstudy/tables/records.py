@@ -20,7 +20,7 @@ def read_records(paths: Iterable[str]) -> list[dict]:
     found = [records.read(Path(path)) | {"path": Path(path)} for path in paths]
     first: dict[str, dict] = {}
     for record in found:
-        if weights := record["provenance"].get("weights"):
+        if weights := record.get("provenance", {}).get("weights"):
             other = first.setdefault(record["identity"]["model"], record)
             if other["provenance"]["weights"] != weights:
                 raise StudyError(
