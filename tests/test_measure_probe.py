@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import tiny
 import torch
-from llmstudy.errors import Unsupported
+from llmstudy.errors import StudyError, Unsupported
 from llmstudy.measure import measure, probe
+from llmstudy.measure.text import prompt_batch
 from llmstudy.runtimes.generate import GenerateRuntime
 
 WORKLOAD = tiny.WORKLOAD
@@ -77,9 +78,15 @@ def test_a_workload_that_fails_costs_no_other_and_its_runtime_is_closed(measurin
         if workload.batch == 4:
             raise Unsupported("attention 'sdpa-flash': math ran instead")
 
+    def prompts(session, batch, prompt_tokens):
+        if batch == 7:
+            raise StudyError("corpus 'tiny-text': too little text")
+        return prompt_batch(session, batch, prompt_tokens)
+
+    monkeypatch.setattr(probe, "prompt_batch", prompts)
     monkeypatch.setattr(probe.runtimes, "get", lambda name: Full)
     monkeypatch.setattr(probe, "prove_attention", prove)
-    batches = (2, 3, 7, 4, 1)  # there are prompts for 6
+    batches = (2, 3, 7, 4, 1)
     found = measure(measuring("probe", workloads=[WORKLOAD | {"batch": batch} for batch in batches]))["workloads"]
     assert [entry["status"] for entry in found] == ["ok", "oom", "error", "unsupported", "ok"]
     assert "math ran" in found[3]["reason"] and not any("decode" in entry for entry in found[1:4])

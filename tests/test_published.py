@@ -202,6 +202,19 @@ def test_a_checkpoint_is_compared_with_its_original(measuring, original, quantiz
     assert kl.mean() == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=0.02)
 
 
+def test_the_package_of_a_checkpoint_is_no_memory_of_its_model(measuring, original, quantized, monkeypatch):
+    """It is imported before memory counts, of the model's own weights and of a checkpoint beside them."""
+    from llmstudy.measure import session as sessions
+
+    seen = []
+    monkeypatch.setattr(sessions, "import_module", seen.append)
+    checkpoints = {"nf4": str(beside(original, quantized("nf4")))}
+    for model, precision in ((fetched(original), "as-published:nf4"), (fetched(quantized("gptq")), "as-published")):
+        measuring("probe", model=model, precision=precision, checkpoints=checkpoints).import_libraries()
+    measuring("probe", model=fetched(original), precision="as-published").import_libraries()
+    assert seen == ["accelerate", "bitsandbytes", "accelerate", "gptqmodel", "accelerate"]
+
+
 def test_a_checkpoint_of_other_tokens_is_refused(original, quantized, tmp_path):
     folder = tmp_path / "other"
     (folder / "x").mkdir(parents=True)
@@ -322,6 +335,19 @@ def test_attention_that_a_class_has_not_is_unsupported(measuring, tmp_path, kind
         ):
             measuring("probe", model=folder, precision=precision, attention="sdpa").load_model()
         assert measuring("probe", model=folder, precision=precision, attention="eager").load_model()
+
+
+@pytest.mark.parametrize(("runtime", "tokens"), [("generate", 32), ("graph", 36)])
+def test_a_window_bounds_the_cache_that_a_probe_counts_where_the_runtime_cuts_it(measuring, tmp_path, runtime, tokens):
+    from architectures import model_of
+
+    model_of("mistral", sliding_window=32).save_pretrained(tmp_path / "mistral")
+    tiny.save_tokenizer(tmp_path / "mistral")
+    workload = {"batch": 1, "prompt_tokens": 32, "new_tokens": 4}
+    session = measuring("probe", model=fetched(tmp_path / "mistral"), precision="fp32", runtime=runtime)
+    session.job.settings["workloads"] = [workload]
+    entry = measure(session)["workloads"][0]
+    assert entry["status"] == "ok" and entry["kv_cache_bytes"] == 2 * 2 * 2 * 16 * 4 * tokens
 
 
 def of_kind(kind: str, folder: Path) -> Path:

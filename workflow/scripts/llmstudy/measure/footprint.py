@@ -133,10 +133,10 @@ def _share_of_experts(config) -> float:
     return used / count
 
 
-def kv_bytes(model, tokens: float) -> float:
-    """Return the bytes of KV cache for ``tokens`` tokens of one sequence; a layer with a sliding window keeps no more
-    tokens than that. Raise Unsupported if the model has no such cache."""
-    return sum(size * min(tokens, window) for size, window, _ in cache_layers(model))
+def kv_bytes(model, tokens: float, whole: bool = False) -> float:
+    """Return the bytes of KV cache for ``tokens`` tokens of one sequence, of a layer with a sliding window no more
+    tokens than that unless the cache keeps the whole. Raise Unsupported if the model has no such cache."""
+    return sum(size * (tokens if whole else min(tokens, window)) for size, window, _ in cache_layers(model))
 
 
 def cache_layers(model) -> list[tuple[int, float, int]]:

@@ -67,9 +67,10 @@ def measure_workload(session: Session, model, workload: Workload, probe: PeakPro
         entry: dict = {"compile_s": compile_s, "cold_ms": cold["e2e_ms"], "decode": probe.reading()}
     entry["prefill"] = peaks_of_generation(session, model, input_ids, 1, probe)
     tokens = workload.prompt_tokens + workload.new_tokens
-    entry["kv_cache_bytes"] = int(workload.batch * footprint.kv_bytes(model, tokens))
+    facts = runtimes.facts(session.job.identity.runtime)
+    entry["kv_cache_bytes"] = int(workload.batch * footprint.kv_bytes(model, tokens, facts.whole_cache))
     session.free()
-    if not runtimes.facts(session.job.identity.runtime).own_cache:  # else the runtime's has the formula's size
+    if not facts.own_cache:  # else the runtime's has the formula's size
         entry["kv_cache_measured_prefill_bytes"] = measured_kv_bytes(session, model, input_ids)
     session.free()
     return entry | {"attention_kernels": prove_attention(session, model, workload, input_ids)}

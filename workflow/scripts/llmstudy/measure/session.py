@@ -21,6 +21,7 @@ import torch
 
 from llmstudy import runtimes
 from llmstudy.errors import StudyError, Unsupported
+from llmstudy.fetch.inspection import PACKAGES
 from llmstudy.fetch.weights import Weights, open_weights
 from llmstudy.llama import gpus_needed
 from llmstudy.measure import footprint
@@ -101,8 +102,10 @@ class Session:
 
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(self.weights.config())
-        own = {package for one in self.job.configurations for package in precisions.get(one.precision).packages}
-        own |= {"bitsandbytes"} if self.weights.quantization == "bitsandbytes" else set()
+        loaded = [precisions.get(one.precision) for one in self.job.configurations]
+        own = {package for one in loaded for package in one.packages}
+        published = [self.weights_of(one).quantization for one in loaded if one.compute_dtype == "auto"]
+        own |= {PACKAGES.get(method, method).replace("-", "_") for method in published if method}
         for package in ("accelerate", *sorted(own)):
             with suppress(ImportError):
                 import_module(package)

@@ -28,18 +28,20 @@ class Facts:
         attention: the attention kernels that it can take; empty for all. A runtime with an attention of its own is
             labelled with the kernel that it is compared under.
         own_cache: whether it keeps a KV cache of its own instead of the library's.
+        whole_cache: whether that keeps every token of a layer whose attention sees a window alone.
     """
 
     module: str
     name: str
     attention: tuple[str, ...] = ()
     own_cache: bool = False
+    whole_cache: bool = False
 
 
 MODULES = {
     "generate": Facts("generate", "GenerateRuntime"),
     "compile": Facts("compile", "CompileRuntime", attention=("sdpa",), own_cache=True),
-    "graph": Facts("graph", "GraphRuntime", attention=("sdpa",), own_cache=True),
+    "graph": Facts("graph", "GraphRuntime", attention=("sdpa",), own_cache=True, whole_cache=True),
 }
 
 
