@@ -9,22 +9,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from llmstudy.errors import StudyError, Unsupported
+from llmstudy.errors import StudyError, Unsupported, is_out_of_memory
 
 CHECKOUT = Path(__file__).resolve().parents[4]
-
-# CPU allocators raise a plain RuntimeError; these are the words they use.
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation failed, on the device or on the host."""
-    if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "AcceleratorOutOfMemoryError"):
-        return True
-    if isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in _OUT_OF_MEMORY):
-        return True
-    # A capture that memory ended fails a second time when it is closed.
-    return error.__context__ is not None and is_out_of_memory(error.__context__)
 
 
 def is_without_compiler(error: BaseException) -> bool:

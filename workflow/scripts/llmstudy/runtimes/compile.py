@@ -17,8 +17,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, GenerationConfig
 
-from llmstudy.errors import Unsupported
-from llmstudy.runner.failures import is_out_of_memory
+from llmstudy.errors import Unsupported, is_out_of_memory
 from llmstudy.runtimes import PrepareInfo
 from llmstudy.runtimes.generate import GenerateRuntime, greedy
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from llmstudy.errors import Unsupported
+from llmstudy.errors import Unsupported, is_out_of_memory
 from llmstudy.measure.probe import PeakProbe, peaks_of_generation
 from llmstudy.measure.session import Session, log
 from llmstudy.measure.text import prompt_batch
 from llmstudy.runner import record as records
-from llmstudy.runner.failures import classify, is_out_of_memory
+from llmstudy.runner.failures import classify
 from llmstudy.stats.capacity import MemoryModel, Usage, fit_memory
 
 GIB = 2**30
