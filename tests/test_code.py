@@ -108,7 +108,7 @@ def test_everything_that_python_loads_is_followed(tiny_weights, tiny_corpus, tmp
         ("fetch/pypi.py", {"fetch.models", "fetch.corpora"}),
         ("fetch/hub.py", {"fetch.models", "fetch.corpora", "fetch.tasks", "tasks"}),
         ("measure/generations.py", {"generations"}),
-        ("measure/scoring.py", {"quality", "reference", "sensitivity", "outliers"}),
+        ("measure/scoring.py", {"quality", "reference", "sensitivity", "outliers", "generations", "tasks"}),
         ("measure/probe.py", {"probe", "capacity"}),
         ("measure/calls.py", {"probe", "panel", "profile", "capacity"}),
         ("tables/probes.py", {"probes.csv"}),

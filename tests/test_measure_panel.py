@@ -7,8 +7,9 @@ import pytest
 import tiny
 import torch
 from llmstudy import runtimes
-from llmstudy.errors import Unsupported
+from llmstudy.errors import StudyError, Unsupported
 from llmstudy.measure import calls, conditions, device, measure, panel
+from llmstudy.measure.text import prompt_batch
 from llmstudy.runner.job import Configuration, Limits, Workload
 from llmstudy.runner.record import SCHEMA
 from llmstudy.runtimes import PrepareInfo, Timeline
@@ -175,10 +176,16 @@ def test_what_does_not_run_by_its_probe_is_not_loaded_and_a_workload_of_it_not_c
     }
 
 
-def test_a_workload_without_prompts_costs_no_other(prepared, clockwork):
+def test_a_workload_without_prompts_costs_no_other(prepared, clockwork, monkeypatch):
+    def prompts(session, batch, prompt_tokens):
+        if batch == 7:
+            raise StudyError("corpus 'tiny-text': too little text")
+        return prompt_batch(session, batch, prompt_tokens)
+
+    monkeypatch.setattr(panel, "prompt_batch", prompts)
     entries = measure(prepared(named("ab"), workloads=[ONE | {"batch": 7}, ONE]))["entries"]
     assert [entry["status"] for entry in entries] == 3 * ["error"] + 3 * ["ok"]
-    assert "6 documents for batch 7" in entries[0]["reason"]
+    assert "too little text" in entries[0]["reason"]
 
 
 # ------------------------------------------------------------------------------------------------------------- groups
