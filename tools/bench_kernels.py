@@ -3,7 +3,7 @@
     python tools/bench_kernels.py --shape llama-2-7b --output bench.json
 
 Reproduces the tables of docs/performance.md. All models lie in memory together and are called in turn, so that a ratio
-compares calls of the same seconds. MBU: bytes that a step must read / TPOT / bandwidth of a copy in the same process.
+compares calls of the same seconds. MBU: bytes that a step must read / TPOT / bandwidth, the better of copy and read.
 """
 
 from __future__ import annotations

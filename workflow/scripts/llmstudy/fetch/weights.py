@@ -62,9 +62,8 @@ class Weights:
 
         A head that is tied to the embedding is read from it, even if it is stored as well, and the embedding from the
         head if only that is stored. ``name`` and ``shape`` are those of the model; older files leave out its first
-        part. Raise Unsupported if the files, in which the library finds it, hold it under another name or in parts;
-        or if it holds codes, which
-        are no weights without their scales; StudyError if it has another shape.
+        part. Raise Unsupported if the files, in which the library finds it, hold it under another name or in parts, or
+        if it holds codes, which are no weights without their scales; StudyError if it has another shape.
         """
         if name == HEAD and self._config.tie_word_embeddings:
             name = EMBEDDING

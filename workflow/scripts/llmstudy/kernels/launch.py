@@ -139,8 +139,8 @@ def choose(
             tile = _matvec_tile(n_out, in_features, weight_dtype.itemsize, gated)
         return replace(tile, block_k=min(tile.block_k, triton.next_power_of_2(in_features)))
     if weight_dtype == INT4:
-        block_k = 128 if in_features % 128 == 0 else group_of(in_features)
-        return RowsTile(max(8, triton.next_power_of_2(m)), block_n=32, block_k=block_k, warps=4, stages=3)
+        block_m = max(8, triton.next_power_of_2(m))
+        return RowsTile(block_m, block_n=32, block_k=group_of(in_features), warps=4, stages=3)
     if dtype == torch.float32:
         return Tile(block_m=16, block_n=32, block_k=32, warps=4, stages=2)
     if m > PACKED_ROWS:
@@ -185,34 +185,10 @@ def _matvec_tile(n_out: int, in_features: int, itemsize: int, gated: bool) -> Ma
     return MatvecTile(block_n=4 if warps == 4 else 2, block_k=512 * warps, warps=warps)
 
 
-def linear(
-    x: torch.Tensor,
-    operand: LinearOperand,
-    *,
-    out: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    norm: torch.Tensor | None = None,
-    eps: float = 0.0,
-    gated: bool = False,
-    pdl: bool = False,
-    tile: MatvecTile | Tile | None = None,
-) -> torch.Tensor:
-    """Return x times the operand, plus its bias; with SwiGLU and a residual if they are given.
-
-    Args:
-        x: [m, in], contiguous.
-        operand: the weight; if ``gated``, its gate rows above its up rows.
-        out: the result [m, n], allocated if None; n is the operand's rows, half of them if ``gated``.
-        residual: [m, n], added last.
-        norm: an RMSNorm weight [in] to apply to x first, for one row alone; ``eps`` is the norm's.
-        gated: whether to return silu(gate) * up.
-        pdl: whether the launch may overlap the kernel before it, which must then end its reads before it returns.
-        tile: the tile to take in place of ``choose``'s.
-
-    Raises:
-        ValueError: norm, out and x have several dtypes, or several rows come with a norm.
-    """
-    launch = plan(x, operand, out, residual, norm, eps, gated, pdl, tile)
+def linear(x: torch.Tensor, operand: LinearOperand, **options: Any) -> torch.Tensor:
+    """Return x times the operand, plus its bias, with SwiGLU and a residual if they are given; ``plan`` has the options
+    and errors."""
+    launch = plan(x, operand, **options)
     launch.run()
     return launch.out
 
@@ -271,6 +247,7 @@ class Repeated:
 def plan(
     x: torch.Tensor,
     operand: LinearOperand,
+    *,
     out: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     norm: torch.Tensor | None = None,
@@ -279,7 +256,21 @@ def plan(
     pdl: bool = False,
     tile: MatvecTile | Tile | None = None,
 ) -> Launch:
-    """Return the launch of ``linear``."""
+    """Return the launch of ``linear``: which kernel, with which tile and arguments.
+
+    Args:
+        x: [m, in], contiguous.
+        operand: the weight; if ``gated``, its gate rows above its up rows.
+        out: the result [m, n], allocated if None; n is the operand's rows, half of them if ``gated``.
+        residual: [m, n], added last.
+        norm: an RMSNorm weight [in] to apply to x first, for one row alone; ``eps`` is the norm's.
+        gated: whether to return silu(gate) * up.
+        pdl: whether the launch may overlap the kernel before it, which must then end its reads before it returns.
+        tile: the tile to take in place of ``choose``'s.
+
+    Raises:
+        ValueError: norm, out and x have several dtypes, or several rows come with a norm.
+    """
     m, in_features = x.shape
     n_out = operand.weight.shape[0] // (2 if gated else 1)
     if out is None:

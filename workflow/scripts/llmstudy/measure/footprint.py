@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ COMPONENTS = ("embeddings", "linears", "norms", "head", "other")
 # Layers and experts are numbered in a module's path: model.layers.3.mlp.down_proj
 _LAYER = re.compile(r"\.(\d+)\.(?:.*\.)?([^.]+)$")
 _EXPERTS = re.compile(r"\.experts(\.|$)")
+_CACHE_LAYERS: WeakKeyDictionary = WeakKeyDictionary()  # what ``cache_layers`` found of a model
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -142,14 +144,16 @@ def kv_bytes(model, tokens: float, whole: bool = False) -> float:
 def cache_layers(model) -> list[tuple[int, float, int]]:
     """Return for each layer of the library's KV cache (bytes of a token, window in tokens, widths of a key and a value
     together), from the cache of one token: no configuration tells whether a class stores each key-value head once
-    (Falcon has both)."""
+    (Falcon has both). Computed once for a model: a forward pass can take seconds."""
+    if model in _CACHE_LAYERS:
+        return _CACHE_LAYERS[model]
     token = torch.zeros(1, 1, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
     with torch.inference_mode():
         cache = model(token, use_cache=True, logits_to_keep=1).past_key_values
     layers = [layer for layer in getattr(cache, "layers", []) if getattr(layer, "keys", None) is not None]
     if not layers or any(layer.keys.dim() != 4 for layer in layers):
         raise Unsupported(f"model type {model.config.model_type!r} keeps no keys and values for each token")
-    return [
+    _CACHE_LAYERS[model] = [
         (
             layer.keys.nbytes + layer.values.nbytes,
             getattr(layer, "sliding_window", None) or math.inf,
@@ -157,6 +161,7 @@ def cache_layers(model) -> list[tuple[int, float, int]]:
         )
         for layer in layers
     ]
+    return _CACHE_LAYERS[model]
 
 
 def step_flops(model, context: float) -> float:

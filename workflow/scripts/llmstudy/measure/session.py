@@ -155,10 +155,8 @@ class Session:
         """
         if self.device != "cuda" or torch.cuda.device_count() == 1:
             return False
-        size, memory = (
-            pool.weight_bytes(self.job, configuration),
-            torch.cuda.get_device_properties(0).total_memory,
-        )
+        size = pool.weight_bytes(self.job, configuration)
+        memory = torch.cuda.get_device_properties(0).total_memory
         whole = precisions.get(configuration.precision).own or not self.weights.real
         return size > memory if whole else gpus_needed(size, memory) > 1
 

@@ -100,12 +100,19 @@ def _first_call(model: nn.Module, layer: nn.Module, ids: torch.Tensor) -> tuple[
 
 @contextmanager
 def _hessians(linears: dict[str, nn.Module]) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield X Xᵀ of the inputs that each layer gets within this context, float32 [in, in]."""
+    """Yield X Xᵀ of the inputs that each layer gets within this context, float32 [in, in]. Layers that are called with
+    one tensor after each other, as q, k, v are, share theirs."""
     sums: dict[str, torch.Tensor] = {}
+    inputs, owner = None, ""
 
     def add(path: str):
         def hook(module, arguments):
-            rows = arguments[0].flatten(0, -2).float()
+            nonlocal inputs, owner
+            if arguments[0] is inputs:
+                sums[path] = sums[owner]
+                return
+            inputs, owner = arguments[0], path
+            rows = inputs.flatten(0, -2).float()
             sums[path] = torch.addmm(sums[path], rows.T, rows) if path in sums else rows.T @ rows
 
         return hook
