@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import llama_with
+from llmstudy.errors import Unsupported
 from llmstudy.kernels.linear import Int4Linear
 from llmstudy.kernels.quantize import INT4, dequantize, group_scale, quantize, unpack
 from llmstudy.models.gptq import DAMPING, gptq, quantize_decoder
@@ -76,3 +77,24 @@ def test_a_decoder_is_calibrated_layer_after_layer():
     kinds = [type(module) for path, module in calibrated.named_modules() if path.endswith("_proj")]
     assert kinds == [Int4Linear] * 21 and type(calibrated.lm_head) is torch.nn.Linear
     assert error(calibrated) < 0.8 * error(llama_with(Int4Linear.from_weight, **sizes))
+
+
+def test_a_decoder_without_a_list_of_layers_is_unsupported():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50))
+    with pytest.raises(Unsupported, match="GPT2LMHeadModel"):
+        quantize_decoder(model, torch.zeros(1, 4, dtype=torch.int64))
+
+
+def test_layers_of_one_input_share_a_hessian_and_it_is_that_of_their_inputs():
+    from llmstudy.models.gptq import _hessians
+
+    x, other = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 8)
+    linears = {name: torch.nn.Linear(8, 4) for name in "abc"}
+    with _hessians(linears) as found:
+        for one, two in zip(x, other):
+            linears["a"](one), linears["b"](one), linears["c"](two)
+    assert found["a"] is found["b"]
+    for name, inputs in (("a", x), ("c", other)):
+        torch.testing.assert_close(found[name], inputs.flatten(0, -2).T @ inputs.flatten(0, -2))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from llmstudy.errors import Unsupported
 from llmstudy.kernels.linear import Int4Linear
 from llmstudy.kernels.quantize import QuantizedWeight, group_of, group_scale, int4_levels, pack
 
@@ -61,8 +62,13 @@ def quantize_decoder(model: nn.Module, ids: torch.Tensor) -> None:
     Args:
         model: a causal LM of transformers, on one device.
         ids: int64 [sequences, tokens], calibration text.
+
+    Raises:
+        Unsupported: the decoder has no list of layers, or a layer has inputs that no group divides.
     """
-    layers = model.get_decoder().layers
+    layers = getattr(model.get_decoder(), "layers", None)
+    if layers is None:
+        raise Unsupported(f"GPTQ calibrates decoder layers one after the other; {type(model).__name__} lists none")
     calls = [_first_call(model, layers[0], row[None]) for row in ids.to(model.device)]
     for layer in layers:
         linears = {path: module for path, module in layer.named_modules() if isinstance(module, nn.Linear)}

@@ -24,7 +24,7 @@ def load_nearest(request: LoadRequest):
 
 def load_calibrated(request: LoadRequest):
     """Return the model of ``load_nearest`` with weights rounded by GPTQ; also ``Unsupported`` without calibration
-    text, or where the decoder is no chain of layers."""
+    text, or where the decoder has no list of layers."""
     import torch
 
     from llmstudy.models.gptq import quantize_decoder
